@@ -1,0 +1,84 @@
+# Works with GNU make 3.81 (macOS) and later. Everything is installed into .venv, at the versions in constraints.txt.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c '$(SUPPORTED)' 2>/dev/null && echo "$$p" && break; done)
+ARGS ?=
+
+.PHONY: help lab test nbval bench clean FORCE
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make lab     install into $(VENV) (once, some minutes) and open JupyterLab on notebooks/; for JupyterLab:"
+	@echo "             make lab ARGS=\"--no-browser --port 8899\""
+	@echo "make test    ruff, unit tests, browser tests, and every notebook run and compared with its saved outputs"
+	@echo "make nbval   only the notebooks"
+	@echo "make bench   the measurements in tests/bench"
+	@echo "make clean   remove caches and build output ($(VENV) stays; delete that folder to start over)"
+	@echo "PYTHON=...   the Python to make $(VENV) with (3.11, 3.12 or 3.13)"
+
+# --- installation ---------------------------------------------------------------------------------------------------
+# A stamp says what was installed and when, so a second `make lab` asks nobody anything. It holds the folder's name:
+# in a folder that was moved, the editable install points to the old place and is made again.
+
+READY := $(VENV)/.ready
+READY_TEST := $(VENV)/.ready-test
+INSTALL := $(PY) -m pip install --disable-pip-version-check --constraint constraints.txt
+LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
+
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+$(READY): FORCE
+endif
+
+$(PY):
+	@"$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || { \
+		echo "gsm_lab needs Python 3.11, 3.12 or 3.13: install one, or name one with 'make lab PYTHON=...'" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); \
+		echo "That Python cannot make virtual environments (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+
+$(READY): pyproject.toml constraints.txt | $(PY)
+	@echo "Installing gsm_lab into $(VENV): once, some minutes."
+	$(INSTALL) --editable .
+# JupyterLab asks at its first start whether to fetch news, and asks a registry for updates: neither here.
+	@mkdir -p $(LAB_SETTINGS)
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
+		> $(LAB_SETTINGS)/overrides.json
+	@echo "$(CURDIR)" > $@
+
+$(READY_TEST): $(READY)
+	$(INSTALL) --quiet --editable '.[test]'
+	@touch $@
+
+# --- use ------------------------------------------------------------------------------------------------------------
+# On loopback only, with Jupyter's own random token, and with the kernels and commands of $(VENV).
+
+lab: $(READY)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab \
+		--ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks $(shell [ "$$(id -u)" -ne 0 ] || echo --allow-root) $(ARGS)
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+test: $(READY_TEST)
+	$(PY) -m tests.browser --install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest
+	@$(MAKE) --no-print-directory nbval
+
+# Saved outputs must not depend on the machine: one thread, two, and the arithmetic of another CPU.
+NBVAL := $(PY) -m pytest -p tests.nbval_plugin --nbval notebooks
+
+nbval: $(READY_TEST)
+	@if ! ls notebooks/*.ipynb >/dev/null 2>&1; then echo "nbval: there is no notebook in notebooks/"; exit 0; fi; set -ex; \
+		OMP_NUM_THREADS=1 $(NBVAL); \
+		OMP_NUM_THREADS=2 $(NBVAL); \
+		ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(NBVAL)
+
+bench: $(READY_TEST)
+	$(PY) -m pytest tests/bench -m bench -s
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage
+	find gsm_lab tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -1,0 +1,142 @@
+"""What all tests share: the order they run in, a browser, and a real JupyterLab server on loopback."""
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.browser import NONE, find_browser, under_ci
+
+BENCH = Path(__file__).with_name("bench")
+AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+# Without these Chromium looks for updates and asks its maker's hosts at every start.
+CHROMIUM_ARGS = [
+    *(["--no-sandbox"] if AS_ROOT else []),
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what uses a browser or measures time, and run the browser tests last.
+
+    Last, because Playwright's event loop goes on running in the main thread, where nothing can start another one.
+    """
+    for item in items:
+        if "browser_path" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+        if item.path.is_relative_to(BENCH):
+            item.add_marker("bench")
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    """The browser to drive; without one the test is skipped, under CI=true it fails."""
+    path = find_browser()
+    if path is None:
+        (pytest.fail if under_ci() else pytest.skip)(f"{NONE}: a browser test did not run")
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium(browser_path):
+    """A headless Chromium of Playwright's, one for all tests: `chromium.new_page()`, and close the page."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=CHROMIUM_ARGS)
+        yield browser
+        browser.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """A running JupyterLab: put notebooks into `folder`, open `address("name.ipynb")`."""
+
+    url: str
+    token: str
+    folder: Path
+
+    def address(self, path: str = "") -> str:
+        """The address of a notebook (relative to `folder`) in JupyterLab, token included."""
+        return f"{self.url}/lab/tree/{path}?token={self.token}"
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """A real JupyterLab on loopback, on an empty folder, with nobody's settings and this environment's kernel."""
+    home, folder = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("notebooks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(24), folder)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", *(["--allow-root"] if AS_ROOT else [])]
+    command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    command += [f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
+    with _running(command, _environ(home, server.token), server, home / "log"):
+        yield server
+
+
+def _environ(home: Path, token: str) -> dict[str, str]:
+    """The environment of a server that reads and writes no settings but its own, and asks no news question."""
+    settings = home / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    folders = {
+        "JUPYTER_CONFIG_DIR": home / "config",
+        "JUPYTER_DATA_DIR": home / "data",
+        "JUPYTER_RUNTIME_DIR": home / "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": home / "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": home / "workspaces",
+        "IPYTHONDIR": home / "ipython",
+    }
+    # The token goes this way because every user of a machine can read a process's arguments.
+    here = {"JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1"}
+    return {**os.environ, **{name: str(path) for name, path in folders.items()}, **here}
+
+
+@contextlib.contextmanager
+def _running(command: list[str], environ: dict[str, str], server: Lab, log: Path, seconds: float = 120):
+    """Start a Jupyter server, wait until it answers, and end it with all it started."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, env=environ, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        assert _answers(process, server, seconds), "JupyterLab did not start:\n" + log.read_text()
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # it then ends its kernels, which have process groups of their own
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _answers(process: subprocess.Popen, server: Lab, seconds: float) -> bool:
+    """Ask until it answers, it has ended, or the time is up: it says that it runs a little before it listens."""
+    request = urllib.request.Request(f"{server.url}/api/status", headers={"Authorization": f"token {server.token}"})
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status == 200
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    return False

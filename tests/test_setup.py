@@ -1,0 +1,172 @@
+"""The set-up: what two files say must agree, and what no file may say is looked for."""
+
+import functools
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SUPPORTED = ("3.11", "3.12", "3.13")
+ON_CONDA = {"torch": "pytorch-cpu", "kaleido": "python-kaleido"}  # the others have the same name there
+ROOMS = {"notebooks", "gsm_lab", "tests"}
+FOR_TOOLS = {"pyproject.toml", "constraints.txt", "environment.yml", "Makefile", "README.md", "LICENSE"}
+HIDDEN = {".ci", ".gitignore"}
+# cut in two, so that this file does not name them either
+REGISTRIES = (
+    "py|pi.org python|hosted.org download.py|torch.org ana|conda.org ana|conda.com deb|ian.org npm|js.org npm|js.com"
+)
+
+
+def required(*extras: str) -> dict[str, SpecifierSet]:
+    """The direct dependencies and their ranges, by canonical name."""
+    lines = list(PROJECT["dependencies"])
+    for extra in extras:
+        lines += PROJECT["optional-dependencies"][extra]
+    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
+
+
+def pins() -> dict[str, Version]:
+    """constraints.txt, by canonical name; every line pins exactly, for every machine."""
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        text = line.partition("#")[0].strip()
+        if text:
+            name, version = re.fullmatch(r"([\w.-]+)==([\w.!+]+)", text).groups()
+            found[canonicalize_name(name)] = Version(version)
+    return found
+
+
+def conda_lines() -> list:
+    """environment.yml's dependencies: Python first, pip's own section last."""
+    return yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+
+
+@functools.cache
+def files() -> tuple[str, ...]:
+    """What git has or would add, by its path from the top."""
+    try:
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return tuple(path for path in listed.splitlines() if (ROOT / path).is_file())
+
+
+def make(*arguments: str) -> str:
+    """What make would run, without running it."""
+    command = ["make", "--no-print-directory", "--dry-run", "--always-make", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
+
+
+def test_every_range_has_a_lower_and_an_upper_bound():
+    for name, ranges in required("test").items():
+        assert {s.operator for s in ranges} == {">=", "<"}, name
+
+
+def test_conda_and_pip_ask_for_the_same_ranges():
+    _, *lines, last = conda_lines()
+    conda = {r.name: r.specifier for r in map(Requirement, lines)}
+    assert conda.pop("pip") == SpecifierSet()
+    assert conda == {ON_CONDA.get(name, name): ranges for name, ranges in required().items()}
+    assert last == {"pip": ["-e ."]}, "the package itself; all it needs is there by then"
+
+
+def test_conda_names_one_supported_python():
+    # Binder chooses its base image by `python=X.Y`; at a range it takes its own default
+    assert conda_lines()[0] in [f"python={version}" for version in SUPPORTED]
+
+
+def test_supported_pythons_are_the_same_everywhere():
+    ranges = SpecifierSet(PROJECT["requires-python"])
+    assert [v for v in ("3.10", *SUPPORTED, "3.14") if v in ranges] == list(SUPPORTED)
+    check = re.search(r"^SUPPORTED := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)
+    assert "not (3, 11) <= sys.version_info[:2] < (3, 14)" in check
+
+
+def test_pins_lie_in_the_ranges():
+    found = pins()
+    for name, ranges in required("test").items():
+        assert found[name] in ranges, name
+        assert found[name].local is None, f"{name}: a local version exists on one kind of machine only"
+
+
+def test_pins_cover_all_that_an_installation_brings():
+    seen, waiting = set(), [(name, frozenset()) for name in required("test")]
+    while waiting:
+        name, extras = waiting.pop()
+        if (name, extras) in seen or name.startswith(("nvidia-", "cuda-", "triton")):  # torch pins its own
+            continue
+        seen.add((name, extras))
+        for line in importlib.metadata.requires(name) or []:
+            r = Requirement(line)
+            if not r.marker or any(r.marker.evaluate({"extra": extra}) for extra in extras or {""}):
+                waiting.append((canonicalize_name(r.name), frozenset(r.extras)))
+    if sys.platform == "linux":  # elsewhere a few more come along
+        assert {name for name, _ in seen} - pins().keys() == set()
+
+
+def test_no_file_names_a_package_registry():
+    hosts = REGISTRIES.replace("|", "").split()
+    for path in files():
+        text = (ROOT / path).read_bytes().decode(errors="replace").lower()
+        assert [host for host in hosts if host in text] == [], path
+
+
+def test_top_level_holds_only_its_rooms():
+    assert {path.split("/")[0] for path in files()} <= ROOMS | FOR_TOOLS | HIDDEN
+
+
+def test_licence_is_apache_2():
+    assert PROJECT["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "Version 2.0, January 2004" in text
+
+
+@pytest.mark.parametrize("target", ["help", "lab", "test", "nbval", "bench", "clean"])
+def test_make_has(target):
+    assert make(target)
+    assert f"make {target}" in make("help") or target == "help"
+
+
+def test_lab_is_served_on_loopback_with_a_token():
+    line = make("lab", "ARGS=--no-browser --port 8899").strip().splitlines()[-1]
+    assert "-m jupyterlab" in line
+    assert line.count("ip=") == 1 and "--ServerApp.ip=127.0.0.1" in line
+    assert "token" not in line.lower() and "password" not in line.lower()  # Jupyter's own: random, every time
+    assert "--ServerApp.root_dir=notebooks" in line
+    assert line.endswith("--no-browser --port 8899")
+
+
+def test_test_target_runs_every_check():
+    text = make("test")
+    steps = ["tests.browser --install", "ruff check", "ruff format --check", "-m pytest\n", "--nbval notebooks"]
+    assert [step for step in steps if step not in text] == []
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places)
+    for machine in ("OMP_NUM_THREADS=1", "OMP_NUM_THREADS=2", "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41"):
+        assert machine in text
+
+
+def test_ci_runs_make_test():
+    script = (ROOT / ".ci/run").read_text()
+    assert "set -euo pipefail" in script and "export CI=true" in script
+    assert re.search(r"^exec make test\b", script, re.MULTILINE)
+    assert subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT).returncode == 0
+
+
+def test_make_has_installed_the_pins():
+    if Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("not the environment that make installs")
+    installed = {name: Version(importlib.metadata.version(name)).public for name in required("test")}
+    assert installed == {name: str(pins()[name]) for name in installed}
