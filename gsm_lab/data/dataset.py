@@ -1,0 +1,227 @@
+"""`Dataset`: a training and a test set as four checked tensors."""
+
+import copy
+import hashlib
+import operator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_STREAM = 0x7A11  # of the seed, for validation(): apart from that of the batches, and from whatever else uses the seed
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """A training and a test set for classification, wholly in memory.
+
+    Arguments, as torch tensors, numpy arrays or anything `np.asarray` takes:
+        train_x, test_x: [n, ...features], float or integer. Stored as float32 on the CPU; uint8 is divided by 255,
+            every other type keeps its values. [n, height, width] becomes [n, 1, height, width].
+        train_y, test_y: [n], integers 0 .. classes - 1, each of them present in `train_y`. Stored as int64.
+        name: what to call the data in histories and reports.
+
+    float32 and int64 input is shared, not copied. Raises TypeError (kind of data) or ValueError (shape, length, NaN or
+    infinity, labels), naming the argument, what was found and what is valid.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    name: str = "mine"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name is {self.name!r}; valid: a string")
+        raw = {field: _as_array(field, getattr(self, field)) for field in ("train_x", "train_y", "test_x", "test_y")}
+        for part in ("train", "test"):
+            x, y = raw[f"{part}_x"], raw[f"{part}_y"]
+            _check_features(f"{part}_x", x)
+            _check_labels(f"{part}_y", y)
+            if len(x) != len(y):
+                raise ValueError(
+                    f"{part}_x has {len(x)} samples but {part}_y has {len(y)} labels; valid: one label each"
+                )
+        x, test_x = raw["train_x"], raw["test_x"]
+        if x.shape[1:] != test_x.shape[1:]:
+            raise ValueError(f"test_x has samples of shape {test_x.shape[1:]}; valid: that of train_x, {x.shape[1:]}")
+        if (x.dtype == np.uint8) != (test_x.dtype == np.uint8):
+            raise TypeError(
+                f"train_x is {x.dtype} but test_x is {test_x.dtype}, and only uint8 is divided by 255; "
+                "valid: both uint8 or neither"
+            )
+        _check_classes(raw["train_y"], raw["test_y"])
+        for field, array in raw.items():
+            object.__setattr__(self, field, _to_float32(field, array) if field.endswith("_x") else _to_int64(array))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, for example (1, 28, 28)."""
+        return tuple(self.train_x.shape[1:])
+
+    @cached_property
+    def classes(self) -> int:
+        """Number of classes: the largest training label plus one."""
+        return int(self.train_y.max()) + 1
+
+    @property
+    def mean(self) -> float:
+        """Mean of all values of `train_x`."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of all values of `train_x`; 1.0 for constant data, so that dividing by it is harmless."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[float, float]:
+        # In float64 and numpy, piece by piece: the same digits whatever the number of threads, without a float64 copy.
+        pieces = [piece.numpy() for piece in self.train_x.cpu().split(4096)]
+        mean = sum(float(piece.sum(dtype=np.float64)) for piece in pieces) / self.train_x.numel()
+        if min(piece.min() for piece in pieces) == max(piece.max() for piece in pieces):
+            return mean, 1.0
+        squares = sum(float(np.square(piece.astype(np.float64) - mean).sum()) for piece in pieces)
+        return mean, (squares / self.train_x.numel()) ** 0.5
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of shapes and values, not of the name: tells whether data is the same."""
+        sha = hashlib.sha256()
+        for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
+            array = tensor.cpu().numpy()
+            sha.update(repr(array.shape).encode())
+            sha.update(memoryview(array).cast("B"))
+        return sha.hexdigest()[:16]
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The same data on `device`; tensors already there are shared, not copied."""
+        moved = copy.copy(self)  # keeps what is cached: no number depends on the device
+        for field in ("train_x", "train_y", "test_x", "test_y"):
+            object.__setattr__(moved, field, getattr(self, field).to(device))
+        return moved
+
+    def validation(self, n: int, seed: int = 0) -> "Dataset":
+        """Split `n` samples off the training set to serve as test set: to choose settings without the real one.
+
+        Stratified: each class gives its share of the `n`, rounded up or down, but keeps at least one for training.
+        The order of the samples is kept. Raises ValueError unless 1 <= n <= training samples - classes.
+        """
+        labels = self.train_y.cpu().numpy()
+        n, seed = integer("n", n, 1, len(labels) - self.classes), integer("seed", seed, 0)
+        counts = np.bincount(labels)
+        share = n * counts / len(labels)
+        take = np.floor(share).astype(np.int64)
+        for _ in range(n - int(take.sum())):  # largest remainders first, see Hamilton's method of apportionment
+            take[np.where(take < counts - 1, share - take, -np.inf).argmax()] += 1
+        order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,))).permutation(len(labels))
+        held = np.zeros(len(labels), dtype=bool)
+        for label, k in enumerate(take):
+            held[order[labels[order] == label][:k]] = True
+        test, train = torch.from_numpy(held).to(self.train_x.device), torch.from_numpy(~held).to(self.train_x.device)
+        x, y = self.train_x, self.train_y
+        return Dataset(x[train], y[train], x[test], y[test], name=f"{self.name}-validation").to(x.device)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        sizes = f"{len(self.train_y):,} training and {len(self.test_y):,} test samples of {shape}"
+        return f"Dataset({self.name!r}: {sizes}, {self.classes} classes)"
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as an int if it is an integer within low .. high; else TypeError or ValueError naming it."""
+    valid = f"an integer >= {low}" if high is None else f"an integer in {low} .. {high}"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; valid: {valid}") from None
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name} is {number}; valid: {valid}")
+    return number
+
+
+def _as_array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise TypeError(f"{name} has layout {value.layout}; valid: a dense tensor, see Tensor.to_dense()")
+        value = value.detach().cpu()
+        return (value.float() if value.dtype is torch.bfloat16 else value).numpy()  # numpy knows no bfloat16
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # numpy's words for nested lists of unequal length
+        raise ValueError(f"{name} is no rectangular array: {error}") from None
+    if array.dtype.kind not in "biufc":
+        raise TypeError(
+            f"{name} is {type(value).__name__} of dtype {array.dtype}; valid: an array or tensor of numbers"
+        )
+    return array
+
+
+def _check_features(name: str, x: np.ndarray) -> None:
+    if x.dtype.kind not in "iuf":
+        raise TypeError(f'{name} has dtype {x.dtype}; valid: float or integer, see .astype("float32") or .float()')
+    if x.ndim < 2:
+        raise ValueError(f"{name} has shape {x.shape}; valid: at least two dimensions, [n, ...features]")
+    if x.size == 0:
+        raise ValueError(f"{name} is empty, its shape is {x.shape}; valid: at least one sample with one feature")
+
+
+def _check_labels(name: str, y: np.ndarray) -> None:
+    if y.ndim != 1:
+        hint = ""
+        if y.ndim == 2:
+            hint = (
+                "; .reshape(-1) flattens a column" if y.shape[1] == 1 else "; .argmax(1) turns one-hot rows into labels"
+            )
+        raise ValueError(f"{name} has shape {y.shape}; valid: one dimension, [n]{hint}")
+    if y.size == 0:
+        raise ValueError(f"{name} is empty; valid: at least one label")
+    if y.dtype.kind not in "iu":
+        raise TypeError(f'{name} has dtype {y.dtype}; valid: integer labels, see .astype("int64") or .long()')
+    if y.min() < 0:
+        first = int((y < 0).argmax())
+        raise ValueError(f"{name} has label {y[first]} at index {first}; valid: 0 .. classes - 1")
+
+
+def _check_classes(train_y: np.ndarray, test_y: np.ndarray) -> None:
+    relabel = "np.unique(labels, return_inverse=True)[1] numbers them so"
+    top = int(train_y.max())
+    if top >= len(train_y):  # before bincount, which would allocate that many counters
+        raise ValueError(f"train_y has label {top} with {len(train_y)} samples; valid: 0 .. classes - 1; {relabel}")
+    absent = np.flatnonzero(np.bincount(train_y.astype(np.int64)) == 0)
+    if absent.size:
+        listed = ", ".join(map(str, absent[:8])) + (", ..." if absent.size > 8 else "")
+        raise ValueError(f"train_y has labels up to {top} but none of {listed}; valid: each of 0 .. {top}; {relabel}")
+    if test_y.max() > top:
+        first = int((test_y > top).argmax())
+        raise ValueError(f"test_y has label {test_y[first]} at index {first}; valid: those of train_y, 0 .. {top}")
+
+
+def _to_float32(name: str, x: np.ndarray) -> Tensor:
+    # Division, not multiplication by 1/255, and numpy's: correctly rounded, so every CPU gets the same bits.
+    x = np.divide(x, np.float32(255), dtype=np.float32) if x.dtype == np.uint8 else _cast(x)
+    if not (finite := np.isfinite(x)).all():
+        first = np.unravel_index(int(finite.argmin()), x.shape)
+        index = ", ".join(map(str, first))
+        raise ValueError(f"{name} has {x[first]} at index [{index}]; valid: finite numbers within the range of float32")
+    return _to_tensor(x[:, None] if x.ndim == 3 else x)
+
+
+def _to_int64(y: np.ndarray) -> Tensor:
+    return _to_tensor(y.astype(np.int64, copy=False))
+
+
+def _cast(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinity, reported with its index
+        return x.astype(np.float32, copy=False)
+
+
+def _to_tensor(array: np.ndarray) -> Tensor:
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
