@@ -1,0 +1,56 @@
+"""gsm_lab: prune a network while it trains, with Global Sparse Momentum SGD, and look at what happens.
+
+    import gsm_lab as gl
+    run = gl.Run(model="lenet300", data="digits", compression=60)
+    run.train()
+    gl.Playground(run)
+
+The names below are the public surface. They are imported when first used: `import gsm_lab` costs what torch costs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch as _torch  # noqa: F401  (what every name below needs, so that the first use of one is quick)
+
+if TYPE_CHECKING:
+    from gsm_lab import data, expect, figures, knobs, models, optim
+    from gsm_lab.data import Dataset, load
+    from gsm_lab.optim import GSM, cut, param_groups
+    from gsm_lab.playground import Playground
+    from gsm_lab.run import Run
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "GSM": "gsm_lab.optim",
+    "cut": "gsm_lab.optim",
+    "param_groups": "gsm_lab.optim",
+    "Dataset": "gsm_lab.data",
+    "load": "gsm_lab.data",
+    "Run": "gsm_lab.run",
+    "Playground": "gsm_lab.playground",
+}
+_MODULES = ("data", "expect", "figures", "knobs", "models", "optim")
+
+__all__ = [
+    "GSM", "Dataset", "Playground", "Run",
+    "cut", "data", "expect", "figures", "knobs", "load", "models", "optim", "param_groups",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        value = getattr(importlib.import_module(_WHERE[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"gsm_lab.{name}")
+    else:
+        raise AttributeError(f"module 'gsm_lab' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

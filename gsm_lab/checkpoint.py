@@ -1,0 +1,173 @@
+"""Save and resume a run to the bit.
+
+A run's folder holds
+
+    checkpoint.safetensors   the run: weights, momentum, generator, history; as JSON in its header knobs and counters
+    knobs.json               the settings, to read
+    history.csv              a row a step, to read
+
+One file is the truth, written beside its place, flushed, and moved there in one go, so a folder always holds a whole
+run: the old one or the new one. It carries a SHA-256 of its content. Nothing in it is code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from gsm_lab.data import Dataset
+    from gsm_lab.run import Run
+
+FILE = "checkpoint.safetensors"
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A folder that holds no whole run, or one of another model or data set; the message says which and what to do."""
+
+
+def save(run: Run, folder: Path) -> Path:
+    """Write `run` to `folder` (made if need be), replacing what an earlier save left there; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, plain = _state(run)
+    header = json.dumps(plain)
+    content = {"gsm_lab": header, "sha256": _digest(tensors, header)}
+    write_atomically(folder / FILE, safetensors_bytes(tensors, content))
+    write_atomically(folder / "knobs.json", (json.dumps(run.knobs, indent=2) + "\n").encode())
+    write_atomically(folder / "history.csv", run.history.frame().to_csv(index=False).encode())
+    return folder
+
+
+def resume(folder: Path, model: nn.Module | None, data: Dataset | None, loss: Callable[..., Tensor]) -> Run:
+    """The run in `folder`, see `Run.resume`."""
+    from gsm_lab.run import Run
+
+    tensors, plain = _read(folder / FILE)
+    for what, given, own in (("model", model, plain["own_model"]), ("data", data, plain["own_data"])):
+        if own and given is None:
+            raise CheckpointError(
+                f"the run in {folder} has a {what} of its own ({own}); give it: resume(..., {what}=...)"
+            )
+    knobs = {name: value for name, value in plain["knobs"].items() if name not in ("model", "data")}
+    names = plain["knobs"]["model"], plain["knobs"]["data"]
+    run = Run(model if model is not None else names[0], data if data is not None else names[1], loss=loss, **knobs)
+    if run.data.digest != plain["data_digest"]:
+        raise CheckpointError(
+            f"the run in {folder} was trained on other data: digest {plain['data_digest']}, "
+            f"this {run.data.name!r} has {run.data.digest}"
+        )
+    _restore(run, tensors, plain, folder)
+    return run
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment `path` holds either all of the old content or all of the new."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o666 & ~_umask())
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    now = os.umask(0o022)
+    os.umask(now)
+    return now
+
+
+def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    opt = run.opt.state_dict()
+    momentum = {str(i): state["momentum_buffer"] for i, state in opt["state"].items() if "momentum_buffer" in state}
+    arrays, history = run.history.state()
+    tensors = {f"model/{name}": t for name, t in run.model.state_dict().items()}
+    tensors |= {f"momentum/{i}": t for i, t in momentum.items() if t is not None}
+    tensors |= {f"history/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+    tensors["random/run"] = run.random_state
+    own_model = None if isinstance(run.source_model, str) else type(run.source_model).__name__
+    own_data = None if isinstance(run.source_data, str) else run.data.name
+    plain = {
+        "version": VERSION,
+        "knobs": run.knobs,
+        "own_model": own_model,
+        "own_data": own_data,
+        "data_digest": run.data.digest,
+        "history": history,
+        "torch": torch.__version__,
+        **{name: getattr(run, name) for name in _COUNTERS},
+    }
+    # safetensors refuses tensors that share memory (tied weights) and strides; a copy has neither
+    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, plain
+
+
+_COUNTERS = ("steps", "dense_steps", "base", "magnitude")
+
+
+def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder: Path) -> None:
+    part: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        room, rest = name.split("/", 1)
+        part.setdefault(room, {})[rest] = tensor
+    if plain["history"]["layers"] != run.history.layers:
+        raise CheckpointError(
+            f"the run in {folder} has another model: its prunable layers are {plain['history']['layers']}, "
+            f"the given one has {run.history.layers}"
+        )
+    try:
+        run.model.load_state_dict(part["model"])
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {folder} do not fit the model: {error}") from None
+    for name in _COUNTERS:
+        setattr(run, name, plain[name])
+    run.random_state = part["random"]["run"]
+    run.apply_knobs()
+    params = [p for group in run.opt.param_groups for p in group["params"]]
+    for i, buffer in part.get("momentum", {}).items():
+        p = params[int(i)]
+        run.opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
+    arrays = {name: t.numpy() for name, t in part["history"].items()}
+    run.history.restore(arrays, plain["history"])
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no run in {path.parent}: {path.name} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged (cut short?) and cannot be resumed: {error}") from None
+    header = metadata.get("gsm_lab", "")
+    if metadata.get("sha256") != _digest(tensors, header):
+        raise CheckpointError(f"{path} is damaged or not a run of gsm_lab: its content does not match its checksum")
+    plain = json.loads(header)
+    if plain.get("version") != VERSION:
+        raise CheckpointError(f"{path} has format {plain.get('version')!r}; this gsm_lab reads format {VERSION}")
+    return tensors, plain
+
+
+def _digest(tensors: dict[str, Tensor], header: str) -> str:
+    sha = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        sha.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        sha.update(t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
+    return sha.hexdigest()

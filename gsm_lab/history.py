@@ -1,0 +1,203 @@
+"""What happened in a run: a row of numbers a step, a row an evaluation, the events between them, in bounded memory."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gsm_lab.knobs import LIVE
+
+THRESHOLDS = (1e-3, 1e-4)  # below these a weight is near zero
+_PER_LAYER = ("active", "reactivated", "under_1e-3", "under_1e-4")
+
+
+class Rows:
+    """A growing table of fixed columns that thins itself out: at `limit` bytes every second row goes.
+
+    From then on only every second step is taken (then every fourth, ...), so rows stay evenly spaced.
+    """
+
+    def __init__(self, dtype: np.dtype, limit: int) -> None:
+        self.most = max(2, limit // dtype.itemsize)
+        self.every = 1
+        self._rows = np.zeros(min(1024, self.most), dtype)
+        self._used = 0
+        self._seen = 0
+
+    def append(self, row: tuple) -> None:
+        """Take the row, or not, if the table has been thinned out."""
+        wanted = self._seen % self.every == 0
+        self._seen += 1
+        if not wanted:
+            return
+        if self._used == len(self._rows):
+            self._make_room()
+        self._rows[self._used] = row
+        self._used += 1
+
+    def array(self) -> np.ndarray:
+        """The rows, a structured array (a view: copy what is to be kept)."""
+        return self._rows[: self._used]
+
+    def _make_room(self) -> None:
+        if len(self._rows) < self.most:
+            grown = np.zeros(min(2 * len(self._rows), self.most), self._rows.dtype)
+            grown[: self._used] = self._rows
+            self._rows = grown
+            return
+        kept = self._rows[: self._used : 2].copy()
+        self._rows[: len(kept)] = kept
+        self._used, self.every = len(kept), 2 * self.every
+
+    def state(self) -> tuple[np.ndarray, dict[str, int]]:
+        """Rows and counters, from which `restore` continues alike."""
+        return self.array(), {"every": self.every, "seen": self._seen}
+
+    def restore(self, rows: np.ndarray, every: int, seen: int) -> None:
+        """Continue from a `state()`."""
+        room = min(self.most, max(1024, 1 << int(np.ceil(np.log2(max(len(rows), 1))))))
+        self._rows = np.zeros(max(room, len(rows)), self._rows.dtype)
+        self._rows[: len(rows)] = rows
+        self._used, self.every, self._seen = len(rows), every, seen
+
+
+class History:
+    """The record of one run.
+
+    Args:
+        layers: name and number of weights of each prunable tensor, in the order of the flat mask.
+        limit: bytes that rows may take; beyond that they are thinned out evenly (see `Rows`).
+    """
+
+    def __init__(self, layers: dict[str, int], limit: int = 40_000_000) -> None:
+        self.layers = layers
+        count = (np.int32, (len(layers),))
+        numbers = [(name, np.float32) for name in ("epoch", "loss", "threshold", "lr_scheduled")]
+        self.steps = Rows(np.dtype([("step", np.int32), *numbers, *((c, *count) for c in _PER_LAYER)]), limit)
+        accuracies = [("live_accuracy", np.float32), ("cut_accuracy", np.float32)]
+        self.evaluations = Rows(np.dtype([("step", np.int32), *accuracies, ("kept", *count)]), limit // 10)
+        self.events: list[dict[str, Any]] = []
+        self.reactivations = 0  # of all steps, also where rows were thinned out
+        self._bounds = np.cumsum([0, *layers.values()])
+        self._before: np.ndarray | None = None  # who was active one step earlier, bool [N]
+        self._flags = np.empty(int(self._bounds[-1]), dtype=bool)
+        self._magnitude = np.empty(max(layers.values(), default=0), dtype=np.float32)
+
+    def record(
+        self,
+        step: int,
+        epoch: float,
+        loss: float,
+        threshold: float,
+        lr: float,
+        active: np.ndarray,
+        weights: list[np.ndarray],
+    ) -> None:
+        """Take down one step.
+
+        Args:
+            step: how many gated steps there have been, this one included.
+            epoch: passes over the training set since the gate closed.
+            loss: of this step's batch, before the update.
+            threshold: the smallest T = |g * w| that was active.
+            lr: learning rate in force, schedule included.
+            active: who received a gradient, bool [N]; kept by reference until the next call.
+            weights: the layers' values after the step, float32, each contiguous.
+        """
+        reactivated = np.zeros(len(self.layers), np.int32)
+        if self._before is not None:
+            reactivated = self._count(np.greater(active, self._before, out=self._flags))
+            self.reactivations += int(reactivated.sum())
+        self._before = active
+        near = [self._near_zero(w) for w in weights]
+        counts = (self._count(active), reactivated, [n[0] for n in near], [n[1] for n in near])
+        self.steps.append((step, epoch, loss, threshold, lr, *counts))
+
+    def evaluated(self, step: int, live: float, cut: float, kept: list[int]) -> None:
+        """Take down an evaluation: accuracies 0..1 as the model is and as if cut, weights of each layer that stay."""
+        self.evaluations.append((step, live, cut, kept))
+
+    def moved(self, step: int, knob: str, old: Any, new: Any) -> None:
+        """Take down that a knob moved after `step` steps. Moves of one knob between two steps are one."""
+        for event in reversed(self.events):
+            if event["step"] != step:
+                break
+            if event["knob"] == knob:
+                event["new"] = new
+                return
+        self.events.append({"step": step, "knob": knob, "old": old, "new": new})
+
+    def frame(self) -> pd.DataFrame:
+        """One row a step.
+
+        Columns: step, epoch, loss, threshold, lr_scheduled; active, reactivated, under_1e-3, under_1e-4 (weights, in
+        total and as `active/NAME` by layer); live_accuracy, cut_accuracy, `kept/NAME` at evaluations, NaN between them;
+        every live knob as it was in that step.
+        """
+        rows = self.steps.array()
+        columns: dict[str, np.ndarray] = {
+            name: rows[name].copy() for name in ("step", "epoch", "loss", "threshold", "lr_scheduled")
+        }
+        columns |= {name: rows[name].sum(axis=1) for name in _PER_LAYER}
+        for name in _PER_LAYER:
+            columns |= {f"{name}/{layer}": rows[name][:, i].copy() for i, layer in enumerate(self.layers)}
+        frame = pd.DataFrame(columns)
+        evaluations = self.evaluation_frame()
+        place = np.searchsorted(columns["step"], evaluations["step"], side="right") - 1
+        evaluations = evaluations[place >= 0].drop(columns="step").set_axis(place[place >= 0])
+        frame = frame.join(evaluations[~evaluations.index.duplicated(keep="last")])
+        for name in LIVE:
+            frame[name] = self.knob_values(name, frame["step"].to_numpy())
+        return frame
+
+    def evaluation_frame(self) -> pd.DataFrame:
+        """One row an evaluation: step, live_accuracy, cut_accuracy, and `kept/NAME`, weights of a layer that stay."""
+        rows = self.evaluations.array()
+        kept = {f"kept/{layer}": rows["kept"][:, i].copy() for i, layer in enumerate(self.layers)}
+        last = {name: rows[name].copy() for name in ("step", "live_accuracy", "cut_accuracy")} | kept
+        return pd.DataFrame(last).drop_duplicates("step", keep="last")
+
+    def knob_values(self, name: str, steps: np.ndarray) -> np.ndarray:
+        """The value of a live knob in each of `steps`; the first event of each knob, at step 0, says where it began."""
+        moves = [(e["step"], e["new"]) for e in self.events if e["knob"] == name]
+        if not moves:
+            return np.full(len(steps), np.nan)
+        # a knob that moved after step k is in force from step k + 1 on
+        which = np.searchsorted([step for step, _ in moves], steps, side="left") - 1
+        return np.asarray([new for _, new in moves])[np.maximum(which, 0)]
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and plain values from which `restore` continues to the bit."""
+        arrays, plain = {}, {"events": self.events, "reactivations": self.reactivations, "layers": self.layers}
+        for table in ("steps", "evaluations"):
+            rows, plain[table] = getattr(self, table).state()
+            arrays |= {f"{table}/{column}": np.ascontiguousarray(rows[column]) for column in rows.dtype.names}
+        if self._before is not None:
+            arrays["before"] = np.packbits(self._before)
+        return arrays, plain
+
+    def restore(self, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
+        """Continue from a `state()` of a history with the same layers."""
+        self.events, self.reactivations = plain["events"], plain["reactivations"]
+        for table in ("steps", "evaluations"):
+            target: Rows = getattr(self, table)
+            rows = np.zeros(len(arrays[f"{table}/step"]), target.array().dtype)
+            for column in rows.dtype.names:
+                rows[column] = arrays[f"{table}/{column}"]
+            target.restore(rows, **plain[table])
+        self._before = None
+        if "before" in arrays:
+            self._before = np.unpackbits(arrays["before"], count=len(self._flags)).astype(bool)
+
+    def _count(self, flags: np.ndarray) -> np.ndarray:
+        bounds = self._bounds
+        return np.array([np.count_nonzero(flags[a:b]) for a, b in itertools.pairwise(bounds)], np.int32)
+
+    def _near_zero(self, w: np.ndarray) -> tuple[int, int]:
+        size = w.size
+        magnitude = np.abs(w.reshape(-1), out=self._magnitude[:size])
+        flags = self._flags[:size]
+        return tuple(np.count_nonzero(np.less(magnitude, t, out=flags)) for t in THRESHOLDS)

@@ -1,0 +1,219 @@
+"""Every setting of a run, declared once: widgets, command line, the checkpoints' header and the docs come from here.
+
+A knob is *live* (it may move while training goes on) or it *restarts* the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting.
+
+    `low` and `high` are the ends of its slider. What is valid reaches from `least` to `most` (to below `most` where
+    `open_end`), or is one of `choices`. `scale` says how a slider moves: "linear"; "log"; "log0", log with zero at the
+    left end; "log1m", log in 1 - value, as fits a momentum; "choice".
+    """
+
+    name: str
+    default: Any
+    help: str
+    live: bool
+    label: str = ""
+    unit: str = ""
+    scale: str = "linear"
+    low: float = 0.0
+    high: float = 1.0
+    least: float = 0.0
+    most: float = math.inf
+    open_end: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether values are whole numbers."""
+        return isinstance(self.default, int)
+
+    @property
+    def valid(self) -> str:
+        """What is valid, in words."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        kind = "a whole number" if self.whole else "a number"
+        if math.isinf(self.most):
+            return f"{kind} >= {self.least:g}"
+        return f"{kind} from {self.least:g} to {'below ' if self.open_end else ''}{self.most:g}"
+
+    def check(self, value: Any) -> Any:
+        """The value in the knob's own type; numbers may come as text. Raises ValueError saying what is valid."""
+        if self.choices:
+            if value in self.choices:
+                return value
+        else:
+            number = _number(value)
+            beyond = number is not None and (number > self.most or (self.open_end and number == self.most))
+            if number is not None and math.isfinite(number) and number >= self.least and not beyond:
+                if not self.whole:
+                    return number
+                if number == int(number):
+                    return int(number)
+        raise ValueError(f"{self.name} must be {self.valid}, got {value!r}")
+
+    def position(self, value: float) -> float:
+        """Where `value` stands on the slider, 0 (left) to 1; values beyond its ends stand at the ends."""
+        low, high = self._ends()
+        x = self._to_scale(value) if self.scale != "log0" or value > 0 else -math.inf
+        return min(1.0, max(0.0, (x - low) / (high - low)))
+
+    def at(self, position: float) -> Any:
+        """The value at a slider position 0..1, rounded to two or three significant digits, or to a whole number."""
+        low, high = self._ends()
+        x = low + min(1.0, max(0.0, position)) * (high - low)
+        if self.scale == "log0" and position <= 0:
+            return 0.0
+        if self.scale == "log1m":
+            return round(1.0 - _significant(10.0**-x, 2), 6)
+        value = 10.0**x if self.scale.startswith("log") else x
+        value = value if self.whole else _significant(value, 3 if self.scale == "linear" else 2)
+        value = round(value) if self.whole or value >= 20 else value
+        return self.check(min(max(value, self.low), self.high))
+
+    def _to_scale(self, value: float) -> float:
+        if self.scale == "log1m":
+            return -math.log10(max(1.0 - value, 1e-12))
+        return math.log10(max(value, 1e-300)) if self.scale.startswith("log") else value
+
+    def _ends(self) -> tuple[float, float]:
+        return self._to_scale(self.low), self._to_scale(self.high)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _significant(x: float, digits: int) -> float:
+    return float(f"{x:.{digits - 1}e}")
+
+
+_ALL = (
+    Knob("model", "lenet300", "network to train", False, scale="choice", choices=("lenet300", "lenet5", "resnet56")),
+    Knob("data", "digits", "data set", False, scale="choice", choices=("digits", "mnist", "fashion_mnist")),
+    Knob(
+        "compression", 60.0, "C = N / Q: one weight in C receives its gradient, and survives the cut", True,
+        "compression C", "x", "log", 1, 300, least=1,
+    ),
+    Knob(
+        "momentum", 0.9, "beta: at the same learning rate, more makes passive weights decay faster", True,
+        "momentum β", "", "log1m", 0, 0.999, most=1, open_end=True,
+    ),
+    Knob(
+        "weight_decay", 3e-3, "eta: pulls every weight towards zero; passive weights feel nothing else", True,
+        "weight decay η", "per step", "log0", 1e-5, 3e-2, most=1,
+    ),
+    Knob(
+        "lr", 0.1, "alpha: step size, before the schedule lowers it", True,
+        "learning rate α", "", "log", 1e-3, 1, most=100,
+    ),
+    Knob(
+        "hold", 0.6, "share of the run at full learning rate; then a cosine takes it to 1% (1: no schedule)", True,
+        "hold", "of the run", "linear", 0, 1, most=1,
+    ),
+    Knob("epochs", 150, "gated epochs the schedule is laid out for", True, "epochs", "epochs", "log", 1, 500, least=1),
+    Knob(
+        "evaluate_every", 50, "steps from one look at the test accuracy, live and cut, to the next", True,
+        "evaluate every", "steps", "log", 1, 1000, least=1,
+    ),
+    Knob("batch_size", 64, "samples a step", False, "batch size", "samples", "log", 8, 512, least=1),
+    Knob(
+        "pretrain", 15, "dense epochs before the gate closes (momentum 0.9, cosine)", False,
+        "pretrain", "epochs", "linear", 0, 50,
+    ),
+    Knob("pretrain_lr", 0.05, "learning rate of the dense epochs", False, "dense rate", "", "log", 1e-3, 1, most=100),
+    Knob(
+        "pretrain_decay", 5e-4, "weight decay of the dense epochs", False,
+        "dense decay", "per step", "log0", 1e-5, 3e-2, most=1,
+    ),
+    Knob("seed", 0, "initial weights and batch order", False, "seed", "", "linear", 0, 99, most=2**31 - 1),
+)  # fmt: skip
+
+KNOBS: dict[str, Knob] = {knob.name: knob for knob in _ALL}
+LIVE: tuple[str, ...] = tuple(name for name, knob in KNOBS.items() if knob.live)
+
+# Settings that work, by (data, model), where they differ from the defaults, which are for LeNet-300-100 on digits.
+_MNIST_LENET300 = {
+    "batch_size": 256, "pretrain": 12, "pretrain_lr": 0.1, "lr": 0.3, "weight_decay": 1e-3, "epochs": 60,
+    "evaluate_every": 234,
+}  # fmt: skip
+_MNIST_LENET5 = {
+    "batch_size": 128, "pretrain": 6, "pretrain_lr": 0.05, "lr": 0.2, "weight_decay": 1e-3, "compression": 125.0,
+    "epochs": 12, "evaluate_every": 468,
+}  # fmt: skip
+RECIPES: dict[tuple[str, str], dict[str, Any]] = {
+    ("mnist", "lenet300"): _MNIST_LENET300,
+    ("fashion_mnist", "lenet300"): _MNIST_LENET300,
+    ("mnist", "lenet5"): _MNIST_LENET5,
+    ("fashion_mnist", "lenet5"): _MNIST_LENET5,
+    ("digits", "lenet5"): {"lr": 0.03, "pretrain_lr": 0.02, "epochs": 60},
+}
+
+
+def knob(name: str) -> Knob:
+    """The knob called `name`. Raises ValueError listing all of them."""
+    if name not in KNOBS:
+        raise ValueError(f"there is no knob {name!r}; the knobs are {', '.join(KNOBS)}")
+    return KNOBS[name]
+
+
+def checked(settings: dict[str, Any], live_only: bool = False) -> dict[str, Any]:
+    """Some settings, each checked. With `live_only` a knob that restarts the run is refused. Raises ValueError."""
+    for name in settings:
+        if live_only and not knob(name).live:
+            raise ValueError(f"{name} restarts the run; use reset({name}=...) instead (live: {', '.join(LIVE)})")
+    return {name: knob(name).check(value) for name, value in settings.items()}
+
+
+def resolve(settings: dict[str, Any], data: str, model: str) -> dict[str, Any]:
+    """All knobs: those given, else what works for this data and model (`RECIPES`), else the defaults."""
+    given = checked({name: value for name, value in settings.items() if name not in ("data", "model")})
+    recipe = RECIPES.get((data, model), {})
+    return {
+        name: {"data": data, "model": model}.get(name) or given.get(name, recipe.get(name, k.default))
+        for name, k in KNOBS.items()
+    }
+
+
+def half_life(lr: float, momentum: float, weight_decay: float) -> float:
+    """Steps in which a passive weight halves, ln 2 (1 - momentum) / (lr * weight_decay); inf where nothing decays.
+
+    Holds once momentum has settled and while `oscillates` is false.
+    """
+    rate = lr * weight_decay
+    return math.log(2) * (1.0 - momentum) / rate if rate > 0 else math.inf
+
+
+def oscillates(lr: float, momentum: float, weight_decay: float) -> bool:
+    """Whether a passive weight swings through zero: lr * weight_decay > (1 - sqrt(momentum))^2, complex roots of eq. 6.
+
+    It then shrinks by sqrt(momentum) a step, the fastest there is for this momentum.
+    """
+    return lr * weight_decay > (1.0 - math.sqrt(momentum)) ** 2
+
+
+def table(names: Iterable[str] = KNOBS) -> str:
+    """The knobs as a Markdown table."""
+    rows = ["| knob | default | valid | moves | what it is |", "|---|---|---|---|---|"]
+    for name in names:
+        k = knob(name)
+        default = f"{k.default:g}" if isinstance(k.default, float) else k.default
+        rows.append(f"| `{name}` | {default} | {k.valid} | {'live' if k.live else 'restarts'} | {k.help} |")
+    return "\n".join(rows)

@@ -1,0 +1,371 @@
+"""`Run`: a model, its batches, the optimizer and a history. The only place where training happens."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsm_lab import data as datasets
+from gsm_lab import knobs as settings
+from gsm_lab import models
+from gsm_lab.history import History
+from gsm_lab.optim import GSM, cut, keep_masks, param_groups
+
+FLOOR = 0.01  # of the learning rate, where the cosine ends and stays: training past the planned end still trains
+_EVALUATED_AT_ONCE = 2000  # samples; bounds memory
+
+
+class Run:
+    """A training run: dense epochs if asked for, then GSM; repeatable to the bit from its settings on one machine.
+
+    Args:
+        model: "lenet300", "lenet5", "resnet56", or an `nn.Module` that maps [n, ...] to logits [n, classes]. A module
+            is used as it is, on the device it is on, and fed the data as it is (the named ones standardise inputs).
+        data: "digits", "mnist", "fashion_mnist", or a `Dataset`.
+        loss: from (logits [n, classes], labels [n]) to a scalar; cross entropy unless given.
+        **knobs: any of `gsm_lab.knobs.KNOBS`. What is not given takes the value that works for this data and model.
+
+    Attributes:
+        model, data, opt, history: as they are now. source_model, source_data: as they were given.
+        steps: gated steps so far. knobs: every setting in force. base: test accuracy of the dense model when the gate
+        closed, None before; magnitude: what it scored cut to Q without GSM.
+
+    Raises:
+        ValueError: a knob or argument out of range, with its name, the value and what is valid.
+        FloatingPointError: from `step` and `train`, when a gradient is not finite; no weight has changed.
+
+    `pretrain` epochs happen before the first step, at constant gate and with their own momentum; they are no steps.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module = "lenet300",
+        data: str | datasets.Dataset = "digits",
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        **knobs: Any,
+    ) -> None:
+        if not isinstance(model, str | nn.Module):
+            raise TypeError(f"model must be one of {', '.join(models.MODELS)} or an nn.Module, got {model!r}")
+        if not isinstance(data, str | datasets.Dataset):
+            raise TypeError(f"data must be one of {', '.join(datasets.NAMES)} or a Dataset, got {type(data).__name__}")
+        settings.checked(knobs)
+        self.loss = loss
+        self._given = dict(knobs)
+        self.source_model, self.source_data = model, data
+        self._initial = copy.deepcopy(model.state_dict()) if isinstance(model, nn.Module) else None
+        self._start()
+
+    def _start(self) -> None:
+        data = datasets.load(self.source_data) if isinstance(self.source_data, str) else self.source_data
+        name = self.source_model if isinstance(self.source_model, str) else type(self.source_model).__name__
+        knobs = settings.resolve(self._given, data.name, name)
+        if isinstance(self.source_model, str):
+            model = models.build(name, data.shape, data.classes, data.mean, data.std, knobs["seed"])
+        else:
+            model = self.source_model
+            model.load_state_dict(self._initial)
+        weights = models.prunable(model)
+        groups = param_groups(model)
+        batches = datasets.Batches(data.to(next(model.parameters()).device), knobs["batch_size"], knobs["seed"])
+        opt = GSM(groups, knobs["lr"], knobs["momentum"], weight_decay=knobs["weight_decay"], fused=_can_fuse(model))
+        self.model, self.data, self.batches, self.opt = model, batches.dataset, batches, opt
+        self.knobs = knobs
+        self.history = History({layer: p.numel() for layer, p in weights.items()})
+        self._layers = list(weights.values())
+        self.steps = self.dense_steps = 0
+        self.base: float | None = None
+        self.magnitude: float | None = None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(knobs["seed"])
+            self.random_state = torch.get_rng_state()
+        for knob in settings.LIVE:
+            self.history.moved(0, knob, None, knobs[knob])
+        self.apply_knobs()
+
+    # -- where it stands -------------------------------------------------------------------------------------------
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps per epoch."""
+        return len(self.batches)
+
+    @property
+    def planned(self) -> int:
+        """Gated steps the schedule is laid out for."""
+        return self.knobs["epochs"] * self.epoch_steps
+
+    @property
+    def dense_left(self) -> int:
+        """Dense steps still to do before the gate closes."""
+        return 0 if self.base is not None else self.knobs["pretrain"] * self.epoch_steps - self.dense_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has run to its end (training can go on, at 1% of the learning rate)."""
+        return self.knobs["hold"] < 1 and self.steps >= self.planned
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next gated step: full for `hold` of the plan, then a cosine down to 1%."""
+        held = self.knobs["hold"] * self.planned
+        if self.steps <= held or self.knobs["hold"] >= 1:
+            return self.knobs["lr"]
+        return self.knobs["lr"] * _cosine((self.steps - held) / (self.planned - held))
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def step(self, n: int = 1) -> None:
+        """Do `n` gated steps (and, before the first ever, the dense epochs)."""
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise ValueError(f"n must be a whole number of steps >= 0, got {n!r}")
+        if n:
+            self.pretrain()
+        with self._own_random_numbers():
+            for _ in range(n):
+                self._gated_step()
+
+    def pretrain(self, most: int | None = None) -> int:
+        """Do the dense steps that are left, `most` at the most, then close the gate; returns how many are left."""
+        if self.base is not None:
+            return 0
+        todo = self.dense_left if most is None else min(most, self.dense_left)
+        with self._own_random_numbers():
+            for _ in range(todo):
+                self._dense_step()
+        if self.dense_left <= 0:
+            self._close_gate()
+        return self.dense_left
+
+    def train(self, epochs: float | None = None, progress: bool = True) -> None:
+        """Train for `epochs` gated epochs, by default to the end of the plan, then evaluate.
+
+        Shows a progress bar with rate and time left unless `progress` is False. An interrupt (Ctrl-C, or a notebook's
+        stop button) ends it between two steps with KeyboardInterrupt; the run can be saved, or go on.
+        """
+        if epochs is not None and not (math.isfinite(epochs) and epochs >= 0):
+            raise ValueError(f"epochs must be a finite number >= 0, got {epochs!r}")
+        steps = max(0, self.planned - self.steps) if epochs is None else round(epochs * self.epoch_steps)
+        from tqdm.auto import tqdm
+
+        dense = self.dense_left
+        with tqdm(total=dense + steps, unit="step", disable=not progress) as bar, _interruptible() as interrupted:
+            done = 0
+            while done < dense + steps and not interrupted:
+                n = min(self.epoch_steps, dense + steps - done, 50)
+                if self.base is None:
+                    bar.set_description("dense")
+                    before = self.dense_left
+                    n = before - self.pretrain(n)
+                else:
+                    bar.set_description(f"gate closed, C = {self.knobs['compression']:g}")
+                    with self._own_random_numbers():
+                        for _ in range(n):
+                            self._gated_step()
+                done += n
+                bar.update(n)
+                rows = self.history.steps.array()
+                if len(rows):
+                    bar.set_postfix(loss=f"{rows['loss'][-1]:.3f}", refresh=False)
+        if interrupted:
+            raise KeyboardInterrupt
+        if self.base is not None and self.steps:
+            self._evaluate_now()
+
+    def set(self, **knobs: Any) -> None:
+        """Move live knobs; they act from the next step on, and the history takes the move down.
+
+        Raises ValueError, before anything moves, for a value that is not valid or a knob that restarts the run.
+        """
+        moved = settings.checked(knobs, live_only=True)
+        for name, value in moved.items():
+            if value != self.knobs[name]:
+                self.history.moved(self.steps, name, self.knobs[name], value)
+                self.knobs[name] = value
+        self.apply_knobs()
+
+    def reset(self, **knobs: Any) -> None:
+        """Begin again with the settings in force now; any knob may change, `model` and `data` (by name) too.
+
+        With another model or data set, knobs that were not given take what works there. A model given as a module goes
+        back to the weights it came with. Raises ValueError (or DataNotFound) before anything changes.
+        """
+        settings.checked(knobs)
+        model, data = knobs.pop("model", self.source_model), knobs.pop("data", self.source_data)
+        same = model is self.source_model and data is self.source_data
+        in_force = {name: value for name, value in self.knobs.items() if name not in ("model", "data")}
+        before = self._given, self.source_model, self.source_data
+        self._given = (in_force if same else self._given | {"seed": self.knobs["seed"]}) | knobs
+        self.source_model, self.source_data = model, data
+        try:
+            self._start()
+        except Exception:
+            self._given, self.source_model, self.source_data = before
+            raise
+
+    # -- looking at it ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, cut: bool = False) -> float:
+        """Accuracy on the test set, 0..1; with `cut` what the model would score if it were cut now. Changes nothing."""
+        replaced = {}
+        if cut:
+            masks = keep_masks(self.model, nonzeros=self.opt.nonzeros)
+            replaced = {name: p * masks[name] for name, p in models.prunable(self.model).items()}
+        return self._accuracy(replaced)
+
+    def cut(self) -> int:
+        """Set all weights outside the Q of largest magnitude to exact zero; returns how many stay."""
+        return cut(self.model, nonzeros=self.opt.nonzeros)
+
+    def _accuracy(self, replaced: dict[str, Tensor]) -> float:
+        training = self.model.training
+        self.model.eval()
+        x, y = self.data.test_x, self.data.test_y
+        try:
+            right = sum(
+                int((torch.func.functional_call(self.model, replaced, (a,)).argmax(1) == b).sum())
+                for a, b in zip(x.split(_EVALUATED_AT_ONCE), y.split(_EVALUATED_AT_ONCE), strict=True)
+            )
+        finally:
+            self.model.train(training)
+        return right / len(y)
+
+    def _evaluate_now(self) -> None:
+        with torch.no_grad():
+            masks = keep_masks(self.model, nonzeros=self.opt.nonzeros)
+            kept = [int(mask.sum()) for mask in masks.values()]
+            replaced = {name: p * masks[name] for name, p in models.prunable(self.model).items()}
+            live, as_cut = self._accuracy({}), self._accuracy(replaced)
+        if self.steps == 0:
+            self.base, self.magnitude = live, as_cut
+        self.history.evaluated(self.steps, live, as_cut, kept)
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def _forward_backward(self, batch: int) -> float:
+        x, y = self.batches.batch(batch)
+        self.model.train()
+        self.opt.zero_grad()
+        loss = self.loss(self.model(x), y)
+        loss.backward()
+        return loss.item()
+
+    def _dense_step(self) -> None:
+        total = self.knobs["pretrain"] * self.epoch_steps
+        for group in self.opt.param_groups:
+            group["lr"] = self.knobs["pretrain_lr"] * _cosine(self.dense_steps / total)
+        self._forward_backward(self.dense_steps)
+        self.opt.step()
+        self.dense_steps += 1
+
+    def _close_gate(self) -> None:
+        """The dense epochs are over: forget their momentum, put the knobs in force, and see what they reached."""
+        self.opt.state.clear()
+        self.base = math.nan  # the dense phase is over from here on
+        self.apply_knobs()
+        self._evaluate_now()
+
+    def _gated_step(self) -> None:
+        lr = self.lr
+        for group in self.opt.param_groups:
+            group["lr"] = lr
+        loss = self._forward_backward(self.dense_steps + self.steps)
+        self.opt.step()
+        self.steps += 1
+        self.history.record(
+            self.steps,
+            self.steps / self.epoch_steps,
+            loss,
+            self.opt.threshold,
+            lr,
+            self.opt.active_mask().numpy(),
+            [p.detach().float().cpu().contiguous().numpy() for p in self._layers],
+        )
+        if self.steps % self.knobs["evaluate_every"] == 0:
+            self._evaluate_now()
+
+    def apply_knobs(self) -> None:
+        """Hand the knobs to the optimizer: those of the dense epochs while these last, the live ones after."""
+        dense = self.base is None and self.knobs["pretrain"] > 0
+        self.opt.compression = 1.0 if dense else self.knobs["compression"]
+        self.opt.param_groups[0]["weight_decay"] = self.knobs["pretrain_decay" if dense else "weight_decay"]
+        for group in self.opt.param_groups:
+            group["momentum"] = 0.9 if dense else self.knobs["momentum"]
+
+    @contextlib.contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Dropout and the like draw from the run's own stream, and the program's is left alone."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self.random_state)
+        try:
+            yield
+        finally:
+            self.random_state = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
+    # -- keeping it ------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write all of the run to `folder`, atomically; returns the folder. See `gsm_lab.checkpoint`."""
+        from gsm_lab import checkpoint
+
+        return checkpoint.save(self, Path(folder))
+
+    @classmethod
+    def resume(
+        cls,
+        folder: str | Path,
+        model: nn.Module | None = None,
+        data: datasets.Dataset | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    ) -> Run:
+        """The run that `save` wrote; it goes on to the bit as if it had never stopped.
+
+        A model or data set of one's own is not in the folder and has to be given again (and a loss).
+
+        Raises CheckpointError (a ValueError) when the folder holds no whole run, or model or data are not those it had.
+        """
+        from gsm_lab import checkpoint
+
+        return checkpoint.resume(Path(folder), model, data, loss)
+
+    def __repr__(self) -> str:
+        name = self.source_model if isinstance(self.source_model, str) else type(self.source_model).__name__
+        return (
+            f"Run({name} on {self.data.name}, {self.steps:,} steps of {self.epoch_steps} an epoch, "
+            f"Q = {self.opt.nonzeros:,} of {self.opt.weights:,} weights)"
+        )
+
+
+def _cosine(share: float) -> float:
+    """From 1 at 0 to FLOOR at 1, and FLOOR from there on."""
+    return FLOOR + (1.0 - FLOOR) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
+
+
+def _can_fuse(model: nn.Module) -> bool:
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters())
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """While open, an interrupt is put into the list that is yielded instead of being raised in the middle of a step."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
