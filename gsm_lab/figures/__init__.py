@@ -1,0 +1,6 @@
+"""Figures: tables and histories in, `plotly.graph_objects.Figure` out; nothing here trains."""
+
+from gsm_lab.figures.dashboard import PANELS, curves, dashboard, marks, title_texts, update
+from gsm_lab.figures.style import line, static
+
+__all__ = ["PANELS", "curves", "dashboard", "line", "marks", "static", "title_texts", "update"]

@@ -1,0 +1,221 @@
+"""The four plots of a run: loss and accuracy, weights near zero, re-activations, density by layer.
+
+`dashboard(history)` draws a finished figure; the playground keeps one figure alive and feeds it `curves(history)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from gsm_lab.figures.style import COLOURS, finish, line
+from gsm_lab.history import History
+from gsm_lab.knobs import KNOBS
+
+POINTS = 400  # a line; more cannot be seen, and makes a live figure slow
+LAYERS_SHOWN = 8
+MARKS_SHOWN = 12
+PANELS = ("loss and accuracy", "weights near zero", "re-activated per step", "density by layer")
+_CORNERS = ((1, 1), (1, 2), (2, 1), (2, 2))
+_LEFT = (0.0, 0.575)  # where the columns begin, as share of the width
+_MARKED = ("compression", "momentum", "weight_decay", "lr", "hold", "epochs")
+_SHORT = {"compression": "C", "momentum": "β", "weight_decay": "η", "lr": "α"}
+
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def curves(history: History, points: int = POINTS) -> Curves:
+    """The lines of the four plots by name: x in steps, y, both float32 of at most `points` entries.
+
+    Loss and re-activations are means over stretches of steps, everything else is what it was at the end of a stretch.
+    Shares and accuracies are in percent.
+    """
+    rows, looks = history.steps.array(), history.evaluations.array()
+    weights = max(1, sum(history.layers.values()))
+    last, mean = _stretches(len(rows), points)
+    step = rows["step"][last].astype(np.float32)
+    share = np.float32(100.0 / weights)
+    c = history.knob_values("compression", rows["step"][last]) if len(last) else np.empty(0)
+    lines: Curves = {
+        "loss": (step, mean(rows["loss"])),
+        "under 1e-3": (step, rows["under_1e-3"][last].sum(axis=1) * share),
+        "under 1e-4": (step, rows["under_1e-4"][last].sum(axis=1) * share),
+        "target": (step, 100.0 - 100.0 / c),
+        "re-activated": (step, mean(rows["reactivated"].sum(axis=1))),
+    }
+    seen, _ = _stretches(len(looks), points)
+    at = looks["step"][seen].astype(np.float32)
+    lines["live accuracy"] = (at, 100 * looks["live_accuracy"][seen])
+    lines["cut accuracy"] = (at, 100 * looks["cut_accuracy"][seen])
+    for i, (name, size) in _shown_layers(history.layers):
+        lines[f"layer {name}"] = (at, looks["kept"][seen][:, i] * np.float32(100.0 / size))
+    return {name: (x, np.asarray(y, np.float32)) for name, (x, y) in lines.items()}
+
+
+def _stretches(count: int, points: int) -> tuple[np.ndarray, Any]:
+    """Up to `points` stretches of equal length: the last row of each, and a function that averages over them."""
+    length = max(1, -(-count // points))
+    last = np.minimum(np.arange(length - 1, count + length - 1, length), count - 1) if count else np.empty(0, int)
+
+    def mean(column: np.ndarray) -> np.ndarray:
+        starts = np.arange(0, count, length)
+        return np.add.reduceat(column.astype(np.float64), starts) / np.diff([*starts, count]) if count else column
+
+    return last, mean
+
+
+def _shown_layers(layers: dict[str, int]) -> list[tuple[int, tuple[str, int]]]:
+    """All layers, or some evenly spread over the depth of a deep network."""
+    every = list(enumerate(layers.items()))
+    if len(every) <= LAYERS_SHOWN:
+        return every
+    return [every[round(i * (len(every) - 1) / (LAYERS_SHOWN - 1))] for i in range(LAYERS_SHOWN)]
+
+
+def title_texts(history: History) -> tuple[str, str, str, str]:
+    """What each of the four plots shows at this moment, in words and numbers."""
+    rows, looks = history.steps.array(), history.evaluations.array()
+    if not len(looks):
+        return tuple(f"<b>{name[0].upper()}{name[1:]}</b>" for name in PANELS)
+    live, cut = 100 * float(looks["live_accuracy"][-1]), 100 * float(looks["cut_accuracy"][-1])
+    first = f"Accuracy {live:.1f}%, after the cut {cut:.1f}%"
+    if not len(rows):
+        return tuple(f"<b>{text}</b>" for text in (first, *("Nothing yet: press Play",) * 3))
+    row, weights = rows[-1], sum(history.layers.values())
+    target = 100.0 - 100.0 / float(history.knob_values("compression", rows["step"][-1:])[0])
+    second = f"{100 * row['under_1e-4'].sum() / weights:.1f}% of weights are near zero, {target:.1f}% have to be"
+    third = f"{rows['reactivated'][-50:].sum(axis=1).mean():,.0f} weights a step come back"
+    kept = {name: looks["kept"][-1][i] / size for i, (name, size) in enumerate(history.layers.items())}
+    dense, sparse = max(kept, key=kept.get), min(kept, key=kept.get)
+    fourth = (
+        f"{_layer(dense)} keeps {100 * kept[dense]:.2g}% of its weights, {_layer(sparse)} {100 * kept[sparse]:.2g}%"
+    )
+    return tuple(f"<b>{text}</b>" for text in (first, second, third, fourth))
+
+
+def marks(history: History) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A vertical line through all four plots wherever a knob moved, and its label on the two upper ones.
+
+    Returns (shapes, annotations) for the layout. Moves less than 5% of the run apart share a line and a label.
+    """
+    moves = [e for e in history.events if e["old"] is not None and e["knob"] in _MARKED]
+    places: dict[int, list[str]] = {}
+    steps = history.steps.array()["step"]
+    near = 0.05 * float(steps[-1]) if len(steps) else 0
+    for event in moves:
+        at = next((s for s in places if event["step"] - s <= near), event["step"])
+        text = f"{_SHORT.get(event['knob'], event['knob'])} {event['new']:g}"
+        same = [t for t in places.get(at, []) if t.split()[0] != text.split()[0]]
+        places[at] = [*same, text]
+    shapes, labels = [], []
+    for at, texts in list(places.items())[-MARKS_SHOWN:]:
+        for axis in ("", "2", "3", "4"):
+            y = {"": "y", "2": "y3", "3": "y4", "4": "y5"}[axis]
+            shapes.append(
+                {"type": "line", "xref": f"x{axis}", "yref": f"{y} domain", "x0": at, "x1": at, "y0": 0, "y1": 1,
+                 "line": {"color": "#777777", "width": 1.5, "dash": "2px,3px"}}
+            )  # fmt: skip
+            if axis in ("", "2"):
+                labels.append(
+                    {"xref": f"x{axis}", "yref": f"{y} domain", "x": at, "y": 0.02, "text": "<br>".join(texts),
+                     "showarrow": False, "xanchor": "left", "yanchor": "bottom", "align": "left",
+                     "font": {"size": 11, "color": "#444444"}, "bgcolor": "rgba(255,255,255,0.75)"}
+                )  # fmt: skip
+    return shapes, labels
+
+
+def dashboard(history: History, height: int = 640, slots: int = 0) -> go.Figure:
+    """The four plots of a history. With `slots`, at least so many density lines are there, the spare ones hidden."""
+    figure = make_subplots(
+        rows=2, cols=2, specs=[[{"secondary_y": True}, {}], [{}, {}]], subplot_titles=title_texts(history),
+        horizontal_spacing=0.15, vertical_spacing=0.2,
+    )  # fmt: skip
+    lines = curves(history)
+
+    def add(name: str, corner: int, i: int, hover: str, legend: str, *, right: bool = False, **more: Any) -> None:
+        x, y = lines[name]
+        style = line(i) | more
+        trace = go.Scatter(
+            x=x, y=y, name=name, legend=legend, hovertemplate=f"step %{{x}}: {hover}<extra></extra>", **style
+        )
+        row, col = _CORNERS[corner]
+        figure.add_trace(trace, row=row, col=col, **({"secondary_y": right} if corner == 0 else {}))
+
+    add("loss", 0, 0, "training loss %{y:.3g}", "legend", line={"color": COLOURS[0], "width": 1.5}, mode="lines")
+    add("live accuracy", 0, 1, "test accuracy %{y:.2f}% as it is", "legend", right=True)
+    add("cut accuracy", 0, 2, "test accuracy %{y:.2f}% if cut now", "legend", right=True)
+    add("under 1e-3", 1, 3, "%{y:.2f}% of weights with |w| < 1e-3", "legend2")
+    add("under 1e-4", 1, 4, "%{y:.2f}% of weights with |w| < 1e-4", "legend2")
+    grey = {"color": "#000000", "dash": "dot", "width": 1.5, "shape": "hv"}
+    add("target", 1, 2, "%{y:.2f}% = 1 − 1/C have to go", "legend2", mode="lines", line=grey)
+    add("re-activated", 2, 5, "%{y:,.0f} weights passive the step before", "legend3", mode="lines", fill="tozeroy",
+        line={"color": "#444444", "width": 1.5}, fillcolor="rgba(120,120,120,0.3)")  # fmt: skip
+    for i, (_, (name, _size)) in enumerate(_shown_layers(history.layers)):
+        add(f"layer {name}", 3, i, f"%{{y:.3g}}% of {_layer(name)} would stay", "legend4")
+        figure.data[-1].name = _layer(name)
+    for i in range(len(_shown_layers(history.layers)), slots):
+        figure.add_trace(go.Scatter(x=[], y=[], visible=False, legend="legend4", **line(i)), row=2, col=2)
+    _axes(figure)
+    finish(figure, height)
+    shapes, labels = marks(history)
+    figure.update_layout(shapes=shapes, annotations=[*figure.layout.annotations, *labels])
+    return figure
+
+
+def update(figure: go.Figure, history: History) -> None:
+    """Bring a `dashboard` with spare slots up to date, in place; for a live figure, inside its `batch_update()`."""
+    lines = curves(history)
+    layers = [name for _, (name, _) in _shown_layers(history.layers)]
+    names = ["loss", "live accuracy", "cut accuracy", "under 1e-3", "under 1e-4", "target", "re-activated"]
+    names += [f"layer {name}" for name in layers]
+    for trace, name in zip(figure.data, names, strict=False):
+        trace.x, trace.y = lines[name]
+    for i, trace in enumerate(figure.data[7:]):
+        trace.visible = i < len(layers)
+        if i < len(layers):
+            trace.name = _layer(layers[i])
+    shapes, labels = marks(history)
+    titles = [{**title.to_plotly_json(), "text": text} for title, text in
+              zip(figure.layout.annotations[:4], title_texts(history), strict=True)]  # fmt: skip
+    figure.layout.annotations = [*titles, *labels]
+    if len(shapes) != len(figure.layout.shapes) or (shapes and shapes[-1]["x0"] != figure.layout.shapes[-1].x0):
+        figure.layout.shapes = shapes
+
+
+def _axes(figure: go.Figure) -> None:
+    figure.update_xaxes(title_text="step", rangemode="tozero", title_standoff=4, matches="x")
+    log = {"type": "log", "nticks": 6, "exponentformat": "power"}
+    percent = {"range": [0, 101], "tickmode": "linear", "dtick": 20}
+    figure.update_yaxes(title_text="training loss (log)", **log, row=1, col=1, secondary_y=False)
+    figure.update_yaxes(title_text="test accuracy, %", **percent, showgrid=False, row=1, col=1, secondary_y=True)
+    figure.update_yaxes(title_text="share of all weights, %", **percent, row=1, col=2)
+    figure.update_yaxes(title_text="weights per step", rangemode="tozero", row=2, col=1)
+    figure.update_yaxes(title_text="weights kept by the cut, % (log)", **log, row=2, col=2)
+    look = {
+        "orientation": "h",
+        "yanchor": "bottom",
+        "xanchor": "left",
+        "font": {"size": 12},
+        "bgcolor": "rgba(0,0,0,0)",
+    }
+    for corner, legend in enumerate(("legend", "legend2", "legend3", "legend4")):
+        row, col = divmod(corner, 2)
+        figure.update_layout({legend: {"x": _LEFT[col], "y": (1.0, 0.4)[row], **look}})
+    figure.update_layout(showlegend=True)
+    figure.data[6].showlegend = False  # alone in its plot, whose axis says it
+    for corner, title in enumerate(figure.layout.annotations[:4]):
+        row, col = divmod(corner, 2)
+        title.update(x=_LEFT[col], y=(1.055, 0.455)[row], xanchor="left", yanchor="bottom", font={"size": 15})
+
+
+def _layer(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def settings_line(knobs: dict[str, Any]) -> str:
+    """The settings of a run in one line, for captions."""
+    shown = ("compression", "momentum", "weight_decay", "lr", "batch_size", "pretrain", "epochs", "seed")
+    return ", ".join(f"{KNOBS[name].label or name} {knobs[name]:g}" for name in shown if name in knobs)

@@ -1,0 +1,47 @@
+"""One look for all figures, readable in greyscale: every trace differs in dash and in marker, not only in colour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+# Okabe and Ito's colours without the yellow, which disappears on white; sorted so that neighbours differ in lightness.
+COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#666666")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px,2px", "2px,6px")
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "triangle-down", "cross")
+MARKERS_SHOWN = 9  # along a line, however many points it has
+FONT = "Open Sans, Helvetica, Arial, sans-serif"
+
+
+def line(i: int, **more: Any) -> dict[str, Any]:
+    """Arguments of a `Scatter` for the i-th line of a plot: colour, dash and marker of its own."""
+    i %= len(COLOURS)
+    return {
+        "mode": "lines+markers",
+        "line": {"color": COLOURS[i], "dash": DASHES[i], "width": 2},
+        "marker": {"symbol": SYMBOLS[i], "size": 8, "maxdisplayed": MARKERS_SHOWN, "color": COLOURS[i]},
+        **more,
+    }
+
+
+def finish(figure: go.Figure, height: int) -> go.Figure:
+    """Template, fonts and margins; a zoom survives an update of the data."""
+    figure.update_layout(
+        template="plotly_white",
+        height=height,
+        autosize=True,
+        margin={"l": 64, "r": 56, "t": 64, "b": 44, "autoexpand": False},
+        font={"family": FONT, "size": 13, "color": "#222222"},
+        hovermode="closest",
+        uirevision="keep",
+    )
+    grey = {"showline": True, "linecolor": "#888888", "ticks": "outside", "gridcolor": "#e6e6e6", "zeroline": False}
+    figure.update_xaxes(**grey)
+    figure.update_yaxes(**grey)
+    return figure
+
+
+def static(figure: go.Figure, width: int = 1150) -> bytes:
+    """The figure as PNG, for readers without a kernel. Needs a Chromium or Chrome, which kaleido drives."""
+    return figure.to_image(format="png", width=width, height=figure.layout.height)

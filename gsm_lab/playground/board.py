@@ -1,0 +1,325 @@
+"""The playground's widget: buttons, knobs with their read-outs, presets, one figure of four plots, the state line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from gsm_lab import figures
+from gsm_lab.figures.dashboard import LAYERS_SHOWN
+from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
+from gsm_lab.optim import budget
+from gsm_lab.player import Player
+from gsm_lab.playground.controls import ChoiceControl, KnobControl
+from gsm_lab.playground.presets import PRESETS, Preset
+from gsm_lab.playground.view import STYLE, Viewer
+from gsm_lab.run import Run
+
+LIVE = ("compression", "momentum", "weight_decay", "lr")
+RESTARTS = ("model", "data", "batch_size", "seed")
+PARTS = ("buttons", "readouts", "presets", "figure", "state")
+_BUTTONS = {
+    "play": ("Play", "play", "success", "train until Pause"),
+    "pause": ("Pause", "pause", "", "stop after this step"),
+    "step": ("Step", "step-forward", "", "pause, then one step"),
+    "step_50": ("Step 50", "fast-forward", "", "pause, then 50 steps"),
+    "reset": ("Reset", "undo", "", "begin again with the same seed and the knobs as they are"),
+    "new_seed": ("New seed", "random", "", "begin again with other initial weights and another order of the batches"),
+}
+
+
+class Playground(widgets.VBox):
+    """Play, pause, step and reset a run, and drag its knobs while it trains.
+
+    Args:
+        run: what to play with; by default LeNet-300-100 on the digits at 60x, at a constant learning rate. Its knobs
+            stand where the run has them.
+        hide: names of controls and parts not to show, for teachers: any of the knobs compression, momentum,
+            weight_decay, lr, model, data, batch_size, seed; the buttons play, pause, step, step_50, reset, new_seed;
+            the parts buttons, readouts, presets, figure, state. What is hidden still works from code.
+
+    Everything works without a mouse: `play()`, `pause()`, `step(n)`, `reset()`, `set(momentum=0.99)`, `state`,
+    `load_state(line)`, `picture()`. A new playground closes the one before.
+
+    Raises:
+        ValueError: a name in `hide` that is none of these.
+    """
+
+    player: Player | None = None
+
+    def __init__(self, run: Run | None = None, hide: Iterable[str] = ()) -> None:
+        self.run = Run(hold=1.0) if run is None else run
+        hide = [hide] if isinstance(hide, str) else list(hide)
+        known = (*LIVE, *RESTARTS, *_BUTTONS, *PARTS)
+        if unknown := [name for name in hide if name not in known]:
+            raise ValueError(f"hide has {unknown[0]!r}; valid: {', '.join(known)}")
+        knobs = self.run.knobs
+        self.controls: dict[str, KnobControl | ChoiceControl] = {
+            name: (ChoiceControl if KNOBS[name].choices else KnobControl)(KNOBS[name], knobs[name], self._moved)
+            for name in (*LIVE, *RESTARTS)
+        }
+        self.buttons = {name: self._button(name, *look) for name, look in _BUTTONS.items()}
+        self.status, self.failure, self.budget, self.half_life, self.state_note = (widgets.HTML() for _ in range(5))
+        self.status.add_class("gsm-status")
+        self.explanation = widgets.HTML(_explained(PRESETS[0]))
+        self.figure = go.FigureWidget(figures.dashboard(self.run.history, slots=LAYERS_SHOWN))
+        self.figure._config = {"responsive": True, "displaylogo": False}
+        self.state_line = widgets.Text(placeholder="paste a state here, or press Copy state", continuous_update=True)
+        self.viewer = Viewer()
+        super().__init__(self._laid_out(set(hide)))
+        self.add_class("gsm-playground")
+        self.player = Player(self.run, self._draw, watched=False)
+        self.viewer.on_msg(self._heard)
+        self._show_readouts()
+
+    # -- without a mouse -------------------------------------------------------------------------------------------
+
+    def play(self) -> None:
+        """Train until `pause()`, an error, the end of the run's schedule, or nobody watching."""
+        self.player.play()
+
+    def pause(self) -> None:
+        """Stop; returns when the step in progress is done."""
+        self.player.pause()
+
+    def step(self, n: int = 1) -> None:
+        """Pause and do `n` steps; returns when they are done and drawn."""
+        self.player.step(n)
+        self._draw()
+
+    def set(self, **knobs: Any) -> None:
+        """Move live knobs, as their controls would. Raises ValueError, before anything moves, for what is not valid."""
+        checked(knobs, live_only=True)
+        with self._between_steps():
+            self.run.set(**knobs)
+        self._show_knobs()
+
+    def reset(self, **knobs: Any) -> None:
+        """Pause and begin again, with the same seed unless another is given; any knob may change."""
+        self.player.pause()
+        with self._between_steps():
+            self.run.reset(**knobs)
+        self.player.error, self.player.note = None, ""
+        self._show_knobs()
+        self._draw()
+
+    @property
+    def state(self) -> str:
+        """All settings as one line of JSON, for `load_state` here or elsewhere."""
+        return json.dumps({"gsm_lab": 1, "knobs": self.run.knobs})
+
+    def load_state(self, line: str) -> None:
+        """Begin again with the settings of a `state`. Raises ValueError, before anything changes, if it is none."""
+        self.reset(**_read_state(line))
+
+    def picture(self) -> Any:
+        """The four plots as they are, as a PNG for readers without a kernel (an `IPython.display.Image`)."""
+        from IPython.display import Image
+
+        with self.player.exclusive():
+            figure = figures.dashboard(self.run.history)
+        return Image(figures.static(figure))
+
+    def close(self) -> None:
+        """End the training thread and remove the widget."""
+        if self.player is not None:
+            self.player.close()
+        super().close()
+
+    def __repr__(self) -> str:
+        return f"Playground({self.run.knobs['model']} on {self.run.knobs['data']})"
+
+    # -- with one: callbacks leave a message for the player's thread -------------------------------------------------
+
+    def _button(self, name: str, text: str, icon: str, style: str, tooltip: str) -> widgets.Button:
+        button = widgets.Button(description=text, icon=icon, button_style=style, tooltip=tooltip)
+        button.layout.width = "auto"
+        button.add_class(f"gsm-button-{name}")
+        button.on_click(lambda _: self._pressed(name))
+        return button
+
+    def _pressed(self, name: str) -> None:
+        if name == "play":
+            self.player.play()
+            return
+        self.player.playing = False
+        actions = {
+            "pause": lambda: None,
+            "step": lambda: self.run.step(1),
+            "step_50": lambda: self.run.step(50),
+            "reset": lambda: self._restart({}),
+            "new_seed": lambda: self._restart({"seed": self.run.knobs["seed"] + 1}),
+        }
+        self.player.error, self.player.note = None, ""
+        self.player.post(actions[name])
+
+    def _moved(self, name: str, value: Any) -> None:
+        if KNOBS[name].live:
+            self.player.post(lambda: self.run.set(**{name: value}))
+        else:
+            self.player.playing = False
+            self.player.post(lambda: self._restart({name: value}, self.controls[name]))
+
+    def _restart(self, knobs: dict[str, Any], control: KnobControl | ChoiceControl | None = None) -> None:
+        """On the player's thread; a setting that cannot be had (no data, too large a batch) is said at its control."""
+        try:
+            self.run.reset(**knobs)
+            self.player.error, self.player.note = None, ""
+        except (ValueError, OSError) as error:
+            if control is None:
+                raise
+            control.show(self.run.knobs[control.knob.name])
+            control.complain(str(error))
+            return
+        self._show_knobs()
+
+    def _chosen(self, preset: Preset) -> None:
+        self.explanation.value = _explained(preset)
+        self.player.post(lambda: (self.run.set(**preset.knobs), self._show_knobs()))
+
+    def _copied(self, _: Any) -> None:
+        self.state_line.value = self.state
+        self.viewer.send({"copy": self.state})
+
+    def _loaded(self, _: Any) -> None:
+        try:
+            knobs = _read_state(self.state_line.value)
+        except ValueError as error:
+            _set(self.state_note, f"<span class='gsm-wrong' role='alert'>{escape(str(error))}</span>")
+            return
+        _set(self.state_note, "")
+        self.player.playing = False
+        self.player.post(lambda: self._restart(knobs))
+
+    def _heard(self, _: Any, content: dict[str, Any], buffers: Any = None) -> None:
+        if "seen" in content:
+            self.player.acknowledge(content["seen"])
+        if content.get("opened"):  # what a page shows when it is opened again is what the figure began with
+            self.player.watched = True
+            self.figure._widget_layout = self.figure.layout.to_plotly_json()
+            self.player.refresh()
+
+    # -- showing ---------------------------------------------------------------------------------------------------
+
+    def _between_steps(self) -> Any:
+        return self.player.exclusive()
+
+    def _draw(self) -> int:
+        """Send what has changed; on the player's thread, or on the caller's while that one rests."""
+        with self.player.lock:
+            self._show_readouts()
+            with self.figure.batch_update():
+                figures.update(self.figure, self.run.history)
+        self.viewer.frame += 1
+        return self.viewer.frame
+
+    def _show_knobs(self) -> None:
+        for name, control in self.controls.items():
+            if control.value != self.run.knobs[name] or control.note.value:
+                control.show(self.run.knobs[name])
+        self._show_readouts()
+
+    def _show_readouts(self) -> None:
+        run, player = self.run, self.player
+        opt, k = run.opt, run.knobs
+        q = budget(opt.weights, compression=k["compression"])
+        _set(self.budget, f"<b>Q = {q:,} of {opt.weights:,} weights ({k['compression']:g}×)</b> receive their gradient")
+        _set(self.half_life, _half_life_text(run.lr, k))
+        _set(self.status, _status_text(run, player))
+        error = player.error
+        text = f"Training stopped after step {run.steps:,}. {type(error).__name__}: {error}" if error else ""
+        _set(self.failure, f"<div class='gsm-error' role='alert'>{escape(text)}</div>" if text else "")
+
+    def _laid_out(self, hide: set[str]) -> list[widgets.Widget]:
+        def row(children: list[widgets.Widget], **layout: str) -> widgets.HBox:
+            return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", width="100%", **layout))
+
+        grid = widgets.Layout(
+            width="100%", grid_template_columns="repeat(auto-fit, minmax(430px, 1fr))", grid_gap="2px 28px"
+        )
+        presets = [widgets.Button(description=p.name, tooltip=p.explanation) for p in PRESETS]
+        for button, preset in zip(presets, PRESETS, strict=True):
+            button.layout.width = "auto"
+            button.on_click(lambda _, preset=preset: self._chosen(preset))
+        copy, load = widgets.Button(description="Copy state", icon="copy"), widgets.Button(description="Load state")
+        copy.on_click(self._copied)
+        load.on_click(self._loaded)
+        self.preset_buttons, self.copy_button, self.load_button = presets, copy, load
+        for name, button in (("copy", copy), ("load", load)):
+            button.layout.width = "auto"
+            button.add_class(f"gsm-button-{name}")
+        self.state_line.layout.flex, self.state_line.layout.width = "1 1 300px", "auto"
+        self.state_line.add_class("gsm-state")
+        self.figure.layout.autosize = True
+        buttons = [b for name, b in self.buttons.items() if name not in hide]
+        parts = {
+            "buttons": row([*buttons, self.status]),
+            "live": widgets.GridBox([self.controls[n] for n in LIVE if n not in hide], layout=grid),
+            "readouts": row([self.budget, self.half_life], grid_gap="4px 40px"),
+            "restarts": row([self.controls[n] for n in RESTARTS if n not in hide], grid_gap="2px 24px"),
+            "presets": widgets.VBox([row([widgets.HTML("<b>Presets</b>"), *presets]), self.explanation]),
+            "failure": self.failure,
+            "figure": self.figure,
+            "state": widgets.VBox([row([copy, load, self.state_line]), self.state_note]),
+        }
+        shown = [part for name, part in parts.items() if name not in hide]
+        return [widgets.HTML(STYLE), *shown, self.viewer]
+
+
+def _set(widget: widgets.HTML, text: str) -> None:
+    if widget.value != text:
+        widget.value = text
+
+
+def _explained(preset: Preset) -> str:
+    return f"<b>{escape(preset.name)}</b>: {escape(preset.explanation)}"
+
+
+def _half_life_text(lr: float, k: dict[str, Any]) -> str:
+    steps = half_life(lr, k["momentum"], k["weight_decay"])
+    formula = "ln 2 · (1 − β) / (α · η)"
+    if math.isinf(steps):
+        return "<b>A passive weight stays where it is</b> (no decay)"
+    if oscillates(lr, k["momentum"], k["weight_decay"]):
+        return "<b>A passive weight swings through zero</b>: α · η is above (1 − √β)²"
+    return f"<b>A passive weight halves every {_number(steps)} steps</b> = {formula}"
+
+
+def _number(x: float) -> str:
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+
+
+def _status_text(run: Run, player: Player) -> str:
+    playing = player.playing
+    if run.base is None and run.dense_left and playing:
+        return f"dense epochs first: {run.dense_left:,} steps until the gate closes"
+    parts = [f"step {run.steps:,}", f"epoch {run.steps / run.epoch_steps:.1f}"]
+    if run.lr != run.knobs["lr"]:
+        parts.append(f"α in force {run.lr:.2g}")
+    if playing and player.rate:
+        parts.append(f"{player.rate:,.0f} steps/s")
+    word = "playing" if playing else "paused"
+    if player.note and not playing:
+        word += f" ({player.note})"
+    return f"<b>{escape(word)}</b> · " + " · ".join(parts)
+
+
+def _read_state(line: str) -> dict[str, Any]:
+    """The knobs in a state line, checked. Raises ValueError."""
+    try:
+        state = json.loads(line)
+        knobs = state["knobs"]
+        if state["gsm_lab"] != 1 or not isinstance(knobs, dict):
+            raise ValueError
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f'a state is one line like {{"gsm_lab": 1, "knobs": {{"compression": 60}}}}, got {line[:60]!r}'
+        ) from None
+    own = [name for name in ("model", "data") if name in knobs and knobs[name] not in KNOBS[name].choices]
+    return checked({name: value for name, value in knobs.items() if name not in own})
