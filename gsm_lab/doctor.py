@@ -1,0 +1,73 @@
+"""What `gsm-lab doctor` looks at: lines of (state, what it is), the state being "ok", "missing" or "wrong"."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def needed() -> list[tuple[str, str]]:
+    """Python and the packages gsm_lab cannot do without."""
+    return [_python(), *_packages()]
+
+
+def surroundings() -> Iterator[tuple[str, str]]:
+    """What is useful and not needed everywhere: threads, a browser, MNIST."""
+    import pooch
+    import torch
+
+    from gsm_lab.data.sources import ENVIRONMENT, FILES
+
+    yield "ok", f"{torch.get_num_threads()} threads for training, {os.cpu_count()} processors"
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    yield (
+        ("ok", f"browser {browser}") if browser else ("missing", "a Chromium or Chrome (only for pictures of figures)")
+    )
+    own = os.environ.get(ENVIRONMENT)
+    folders = [Path(own) / "mnist", Path(own)] if own else []
+    for folder in (*folders, Path(pooch.os_cache("gsm_lab")) / "mnist"):
+        if all((folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in FILES):
+            yield "ok", f"mnist in {folder}"
+            return
+    yield "missing", "mnist (`gsm-lab data mnist` fetches it; digits needs nothing)"
+
+
+def _python() -> tuple[str, str]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    fits = (3, 11) <= sys.version_info[:2] < (3, 14)
+    return "ok" if fits else "wrong", f"Python {version} (>=3.11,<3.14)"
+
+
+def _packages() -> Iterator[tuple[str, str]]:
+    """What gsm_lab depends on, against the ranges it asks for."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.requirements import Requirement
+
+    for line in _requirements():
+        wanted = Requirement(line)
+        ranges = line.removeprefix(wanted.name)
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            yield "missing", f"{wanted.name} ({ranges})"
+        else:
+            fits = wanted.specifier.contains(found, prereleases=True)
+            yield "ok" if fits else "wrong", f"{wanted.name} {found} ({ranges})"
+
+
+def _requirements() -> list[str]:
+    """The dependencies as pyproject.toml has them: in a clone from there, else from the installed package."""
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    if project.is_file():
+        import tomllib
+
+        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    from importlib.metadata import requires
+
+    return [line for line in requires("gsm_lab") or [] if "extra ==" not in line]
