@@ -187,7 +187,10 @@ def update(figure: go.Figure, history: History) -> None:
 
 def _axes(figure: go.Figure) -> None:
     figure.update_xaxes(title_text="step", rangemode="tozero", title_standoff=4, matches="x")
-    log = {"type": "log", "nticks": 6, "exponentformat": "power"}
+    figure.layout.xaxis.matches = None  # it is the one the others follow
+    figure.update_xaxes(domain=[_LEFT[0], _LEFT[0] + 0.425], col=1)  # secondary_y would leave a gap at the right
+    figure.update_xaxes(domain=[_LEFT[1], _LEFT[1] + 0.425], col=2)
+    log = {"type": "log", "dtick": "D2", "exponentformat": "power"}
     percent = {"range": [0, 101], "tickmode": "linear", "dtick": 20}
     figure.update_yaxes(title_text="training loss (log)", **log, row=1, col=1, secondary_y=False)
     figure.update_yaxes(title_text="test accuracy, %", **percent, showgrid=False, row=1, col=1, secondary_y=True)
