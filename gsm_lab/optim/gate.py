@@ -1,0 +1,104 @@
+"""The gate: from the gradients of the prunable tensors to gradients in which only the top Q of |g * w| are left."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsm_lab.optim.selection import chosen, top_q
+
+_pass_above = torch.ops.aten.threshold_backward.grad_input  # (grad, x, limit): grad where x > limit or NaN, else 0
+
+
+class Gate:
+    """The metric T = |dL/dw * w| of a fixed list of tensors, and the gradients that pass its global top Q.
+
+    Args:
+        weights: the competing tensors; the flat order of everything here is theirs, row-major within each.
+
+    Attributes:
+        threshold: the smallest T that passed at the last `close` (float32; 0.0 before, and while the gate is open).
+    """
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.weights = weights
+        self.count = sum(p.numel() for p in weights)
+        self._buffer: Tensor | None = None
+        self.shut()
+
+    def shut(self) -> None:
+        """Nothing passed: how it is before the first step, and after one that was refused."""
+        self.threshold, self._mask = 0.0, torch.zeros(self.count, dtype=torch.bool)
+        self._open = False
+
+    def open(self) -> None:
+        """Let every gradient pass, until `close`."""
+        if not self._open:
+            self.threshold, self._mask = 0.0, torch.ones(self.count, dtype=torch.bool)
+            self._open = True
+
+    def close(self, q: int, may_be_written: bool) -> tuple[list[tuple[Tensor, Tensor]], bool]:
+        """Form T from the current weights and gradients, choose the exact top `q`, and gate.
+
+        Args:
+            q: how many gradients pass, 0 < q < count (fewer where fewer T are positive).
+            may_be_written: whether the caller's use of the result may write into it.
+
+        Returns:
+            (tensor, gated gradient) for each tensor that has a gradient; and whether every T that passed is finite. The
+            gated gradients are valid until the next call.
+        """
+        plain = self._measure()
+        metric = self._numpy if self._numpy is not None else self._buffer.cpu().numpy()
+        top = top_q(metric, q)
+        self.threshold, self._open = top.threshold, False
+        if may_be_written or top.ties_left_out or not (plain and top.finite):
+            self._mask = torch.from_numpy(chosen(metric, top))
+            gated = [(p, p.grad.masked_fill(~self.mask(p), 0.0)) for p in self.weights if p.grad is not None]
+            return gated, top.finite
+        # One pass turns the buffer from T into the gated gradient. The kernel passes what is greater than a number, and
+        # "greater than the next number below the threshold" is "at least the threshold".
+        self._mask = None
+        below = float(np.nextafter(np.float32(top.threshold), np.float32(0.0)))
+        pairs = [(p, p.grad, t) for p, t in zip(self.weights, self._parts, strict=True) if p.grad is not None]
+        return [(p, _pass_above(grad, t, below, grad_input=t)) for p, grad, t in pairs], True
+
+    def active(self) -> Tensor:
+        """Which weights passed at the last step: bool [N], on the CPU; all False before the first."""
+        if self._mask is None:  # a T that passed is positive, so its gradient is not zero
+            self._mask = self._buffer.cpu() != 0
+        return self._mask
+
+    def mask(self, p: Tensor) -> Tensor:
+        """`active` for one of the tensors: bool, of its shape, on its device."""
+        start = 0
+        for other in self.weights:
+            if other is p:
+                return self.active()[start : start + p.numel()].view(p.shape).to(p.device)
+            start += other.numel()
+        raise ValueError(f"p, a tensor of shape {tuple(p.shape)}, is not among this optimizer's prunable tensors")
+
+    def _measure(self) -> bool:
+        """Fill the buffer with T; returns whether it can stand in for the gradients: all float32, contiguous, there."""
+        device = self.weights[0].device
+        if self._buffer is None or self._buffer.device != device:
+            self._allocate(device)
+        plain = True
+        for p, t in zip(self.weights, self._parts, strict=True):
+            grad = p.grad
+            if grad is None:
+                t.zero_()
+            elif grad.dtype == torch.float32 and grad.device == device and grad.is_contiguous() and p.is_contiguous():
+                torch.mul(p, grad, out=t)
+            else:
+                t.copy_(p.float() * grad.float())
+                plain = False
+        self._buffer.abs_()
+        return plain
+
+    def _allocate(self, device: torch.device) -> None:
+        self._buffer = torch.empty(self.count, dtype=torch.float32, device=device)
+        self._numpy = self._buffer.numpy() if device.type == "cpu" else None
+        sizes = [p.numel() for p in self.weights]
+        self._parts = [t.view(p.shape) for p, t in zip(self.weights, self._buffer.split(sizes), strict=True)]

@@ -1,0 +1,231 @@
+"""Global Sparse Momentum SGD (Ding et al., NeurIPS 2019): `torch.optim.SGD` whose gradient passes a gate.
+
+    T(w) = |dL/dw * w|                       first-order Taylor estimate of the loss change if w were removed (eq. 5)
+    B    = 1 for the Q greatest T of the whole model, else 0
+    Z   <- momentum * Z + weight_decay * W + B o dL/dW                                                        (eq. 6)
+    W   <- W - lr * Z
+
+Active weights (B = 1) see the loss, passive ones only decay; with momentum they decay fast enough to be cut at the end
+without a loss of accuracy. Everything but B is PyTorch's own SGD.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsm_lab.optim.gate import Gate
+from gsm_lab.optim.selection import budget
+
+
+class GSM(torch.optim.SGD):
+    """SGD in which only the Q prunable weights of greatest |gradient * weight| receive their gradient.
+
+    Args:
+        params: what any optimizer takes; `param_groups(model)` is the usual choice. In a plain list every tensor of two
+            or more dimensions competes; a group with `prunable=False` gets plain SGD.
+        lr, momentum, weight_decay, and all else: as in `torch.optim.SGD`.
+        compression: C = N / Q, at least 1; at 1 this is SGD, bit for bit. Can be changed at any step.
+        nonzeros: Q itself; give one of the two (without either, compression is 1).
+
+    Attributes:
+        nonzeros: Q in force.
+        threshold: the smallest T that was active in the last step (float32; 0.0 before the first, and at Q = N).
+
+    Raises:
+        ValueError: an argument out of range.
+        FloatingPointError: from `step()`, when a gradient holds NaN or inf; it names the parameter, and no weight has
+            changed. (Under a `GradScaler` an overflow skips the step before it comes to that.)
+
+    Ties at the threshold go to the weight that comes first. T is formed in float32 whatever the parameters' type.
+    `p.grad` is never written to. A parameter whose `grad` is None takes no part in a step but counts towards N.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        compression: float | None = None,
+        nonzeros: int | None = None,
+        **sgd: Any,
+    ) -> None:
+        if compression is None and nonzeros is None:
+            compression = 1.0
+        self._first = {"compression": compression, "nonzeros": nonzeros}  # for the groups that super() is about to add
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **sgd)
+        self._start_fresh()
+        self._change(**self._first)
+
+    # -- what competes ---------------------------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> int:
+        """N, the number of prunable weights."""
+        return self._gate().count
+
+    @property
+    def nonzeros(self) -> int:
+        """Q, how many weights receive their gradient in a step."""
+        return budget(self.weights, **self._own())
+
+    @nonzeros.setter
+    def nonzeros(self, q: int) -> None:
+        self._change(compression=None, nonzeros=q)
+
+    @property
+    def compression(self) -> float:
+        """C = N / Q as it was set, or N / Q where Q was."""
+        c = self._own()["compression"]
+        return self.weights / max(1, self.nonzeros) if c is None else c
+
+    @compression.setter
+    def compression(self, c: float) -> None:
+        self._change(compression=c, nonzeros=None)
+
+    @property
+    def threshold(self) -> float:
+        """The smallest T that was active in the last step (float32); 0.0 before the first step, and at Q = N."""
+        return self._gate().threshold
+
+    def active(self, p: Tensor) -> Tensor:
+        """Which entries of the prunable tensor `p` received their gradient in the last step: bool, of p's shape.
+
+        All False before the first step and after one that was refused. Raises ValueError when `p` is none of the
+        optimizer's prunable tensors.
+        """
+        return self._gate().mask(p)
+
+    def active_mask(self) -> Tensor:
+        """`active` of all prunable tensors, flattened and joined in the order of the groups: bool [N], on the CPU."""
+        return self._gate().active()
+
+    # -- the step --------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step; `closure` as in `torch.optim.SGD` (it is called once, before the gate looks at the gradients)."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gated = self._close_gate()
+        given = [p.grad for p, _ in gated]
+        try:
+            for p, grad in gated:
+                p.grad = grad
+            _sgd_step(self)
+        finally:
+            for (p, _), grad in zip(gated, given, strict=True):
+                p.grad = grad
+        return loss
+
+    @torch.no_grad()
+    def _close_gate(self) -> list[tuple[Tensor, Tensor]]:
+        """The gated gradients to use in place of the tensors' own; nothing but the gate's own memory is changed."""
+        gate, writes = self._gate(), self._writes_gradients()
+        q = budget(gate.count, **self._own())
+        for p in self._others:
+            self._refuse_non_finite(p)
+        if q < gate.count:
+            gated, finite = gate.close(q, may_be_written=writes)
+        else:
+            gated, finite = [(p, p.grad.clone()) for p in gate.weights if writes and p.grad is not None], False
+            gate.open()
+        if not finite:  # where the gradients are finite, T overflowed float32: it ranks first, as it should
+            for p in gate.weights:
+                self._refuse_non_finite(p)
+        return gated + [(p, p.grad.clone()) for p in self._others if p.grad is not None] if writes else gated
+
+    def _gate(self) -> Gate:
+        """The gate over what competes now: the tensors of two or more dimensions in prunable groups, once each."""
+        key = [(len(g["params"]), g["prunable"]) for g in self.param_groups]
+        if key != self._gate_key:
+            all_of_them = dict.fromkeys(p for g in self.param_groups for p in g["params"])
+            competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
+            self._gate_now, self._gate_key = Gate(list(competing)), key
+            self._others = [p for p in all_of_them if p not in competing]
+        return self._gate_now
+
+    def _writes_gradients(self) -> bool:
+        """Whether SGD's foreach kernels (the default on accelerators) run with Nesterov: they write into gradients."""
+        return any(
+            g["nesterov"]
+            and not g["fused"]
+            and (g["foreach"] or (g["foreach"] is None and any(p.device.type != "cpu" for p in g["params"])))
+            for g in self.param_groups
+        )
+
+    def _refuse_non_finite(self, p: Tensor) -> None:
+        if p.grad is None:
+            return
+        grad = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
+        # the sum is one pass without a temporary, but may overflow where all is finite: it only raises suspicion
+        if not math.isfinite(grad.sum().item()) and not torch.isfinite(grad).all():
+            self._gate().shut()
+            raise FloatingPointError(
+                f"the gradient of {self._name(p)} holds {_first_non_finite(grad)}; no weight was changed. "
+                "Lower the learning rate, or look for a division by zero in the loss"
+            )
+
+    def _name(self, p: Tensor) -> str:
+        """What the parameter is called, from `names` (or torch's `param_names`), else by its place."""
+        for g, group in enumerate(self.param_groups):
+            for i, other in enumerate(group["params"]):
+                if other is p:
+                    names = group.get("names") or group.get("param_names") or ()
+                    place = f"parameter {i} of group {g} (shape {tuple(p.shape)})"
+                    return f"{names[i]!r}, {place}" if i < len(names) else place
+        raise KeyError("not a parameter of this optimizer")
+
+    # -- the budget lives in the parameter groups, so that state_dict() carries it -----------------------------------
+
+    def _own(self) -> dict[str, Any]:
+        group = self.param_groups[0]
+        return {"compression": group["compression"], "nonzeros": group["nonzeros"]}
+
+    def _change(self, **given: Any) -> None:
+        budget(self.weights, **given)  # refuses what is out of range, before anything is changed
+        for group in self.param_groups:
+            group.update(given)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; it competes unless it says `prunable=False`. Where `compression` was set, Q follows N."""
+        param_group.setdefault("prunable", True)
+        param_group.update(self._own() if self.param_groups else self._first)
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also takes the state of a plain SGD: what that does not say (budget, what competes) stays as it is."""
+        before = self.__dict__.get("param_groups", [])
+        super().__setstate__(state)
+        for group, own in zip_longest(self.param_groups, before, fillvalue={}):
+            for name in {"prunable", "compression", "nonzeros", "names"} & own.keys():
+                group.setdefault(name, own[name])
+        self._start_fresh()
+
+    def _start_fresh(self) -> None:
+        self._gate_key: list[tuple[int, bool]] | None = None
+        # fused SGD asks GradScaler for the scaled gradients; the gate must see, and check, the true ones
+        self._step_supports_amp_scaling = False
+
+
+def _first_non_finite(grad: Tensor) -> str:
+    place = int((~torch.isfinite(grad)).reshape(-1).to(torch.uint8).argmax())
+    return f"{float(grad.reshape(-1)[place])} at flat position {place:,}"
+
+
+def _sgd_step(optimizer: torch.optim.SGD) -> None:
+    """SGD's step without the hooks: torch wraps `step` of every class that has an instance, and ours has run them."""
+    step = torch.optim.SGD.step
+    if getattr(step, "hooked", False):
+        step = step.__wrapped__
+    step(optimizer)

@@ -1,0 +1,156 @@
+"""The exact global top Q: the Q greatest of N non-negative numbers, and the threshold that separates them.
+
+The definition, which every path here equals (and which the tests hold it against):
+
+    order = argsort(metric, descending, stable)      # ties: the lower position wins
+    chosen = the first Q of order whose metric is positive
+
+Sorting N numbers costs many times an SGD step. Instead a strided sample gives a value that almost surely lies below the
+threshold; one pass gathers the few numbers above it, and only those are partitioned. If the sample misled us, the pass
+is repeated over every positive number, so the answer never depends on luck.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from numbers import Real
+from typing import NamedTuple
+
+import numpy as np
+
+_SMALLEST = np.float32(np.finfo(np.float32).smallest_subnormal)
+SAMPLE = 4096  # a partition of so few costs some microseconds; at Q = N/60 the bound lets 1.3 Q entries through
+
+
+def budget(weights: int, compression: float | None = None, nonzeros: int | None = None) -> int:
+    """Q, how many of `weights` weights (N) stay: `nonzeros` as it is, or N / compression rounded down, at least 1.
+
+    Args:
+        weights: N, the number of prunable weights.
+        compression: C = N / Q, at least 1. Give this or `nonzeros`, not both.
+        nonzeros: Q itself, from 1 to N.
+
+    Raises:
+        ValueError: neither or both given, a compression that is not a finite number of at least 1, or a Q outside 1..N.
+    """
+    if (compression is None) == (nonzeros is None):
+        raise ValueError(
+            f"give exactly one of compression and nonzeros, got compression={compression!r}, nonzeros={nonzeros!r}"
+        )
+    if compression is not None:
+        if not _is_number(compression) or not 1 <= compression < math.inf:
+            raise ValueError(f"compression must be a finite number >= 1 (1 prunes nothing), got {compression!r}")
+        # N / (N / Q) may come out one rounding error below Q
+        return min(weights, max(1, int(weights / compression * (1 + 1e-12))))
+    if not _is_number(nonzeros) or not 1 <= nonzeros <= max(weights, 1) or nonzeros != int(nonzeros):
+        raise ValueError(
+            f"nonzeros must be a whole number from 1 to {weights:,}, all prunable weights, got {nonzeros!r}"
+        )
+    return min(int(nonzeros), weights)
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, Real) and not isinstance(x, bool)
+
+
+class Top(NamedTuple):
+    """The result of `top_q`: which entries are chosen follows from it, see `chosen`.
+
+    `threshold`: the smallest chosen value (0.0 where nothing is positive, NaN or inf where so many are);
+    `ties_left_out`: how many entries equal the threshold (NaN equals NaN) and yet are not chosen;
+    `finite`: whether every chosen value is a finite number.
+    """
+
+    threshold: float
+    ties_left_out: int
+    finite: bool
+
+
+def top_q(metric: np.ndarray, q: int) -> Top:
+    """The threshold of the exact top `q` of a flat metric.
+
+    Exactly `q` entries are chosen unless fewer than `q` are positive. Of equal values at the threshold, those of lower
+    position are chosen.
+
+    Args:
+        metric: float32 [N], contiguous, as `abs` returns it: each entry >= 0, inf, or NaN (which ranks first).
+        q: how many to choose, 0 < q <= N.
+    """
+    bound = _lower_bound(metric, q)
+    candidates = _runs_above(metric, bound)
+    if candidates.size >= q:
+        top = _top_of(candidates, q)
+        if not top.threshold < bound:  # whatever reaches the bound is among the candidates, so nothing was missed
+            return top
+    return _top_of(metric[~(metric <= 0)], q)
+
+
+def _top_of(candidates: np.ndarray, q: int) -> Top:
+    """`top_q` by partition, of candidates among which the top `q` are; it reorders them."""
+    rest = max(candidates.size - q, 0)
+    if not candidates.size:
+        return Top(0.0, 0, True)
+    # As integers, the bits of such floats have the same order (NaN last) and are partitioned at twice the speed.
+    candidates.view(np.int32).partition(rest)
+    threshold = candidates[rest]
+    finite = np.count_nonzero(np.less(candidates[rest:], np.inf)) == candidates.size - rest
+    if threshold != threshold:
+        return Top(math.nan, np.count_nonzero(np.isnan(candidates[:rest])), False)
+    return Top(float(threshold), rest - np.count_nonzero(np.less(candidates, threshold)), finite)
+
+
+def chosen(metric: np.ndarray, top: Top) -> np.ndarray:
+    """Which entries belong to the top Q: bool [N]."""
+    threshold = np.float32(top.threshold)
+    if threshold == 0:
+        return ~(metric <= 0)
+    mask = ~(metric < threshold) if threshold > 0 else np.isnan(metric)
+    if top.ties_left_out:
+        tied = np.flatnonzero(metric == threshold if threshold > 0 else mask)
+        mask[tied[tied.size - top.ties_left_out :]] = False
+    return mask
+
+
+_ALL_BELOW = np.uint64(0x0101010101010101)  # eight times True
+
+
+def _runs_above(metric: np.ndarray, bound: np.float32) -> np.ndarray:
+    """All entries that are not below `bound`, and some others: runs of eight entries are kept or dropped together.
+
+    Eight comparison results are one 64-bit word; finding the words that are not all "below", and copying whole runs,
+    costs a fraction of finding the entries one by one. ("Not below" rather than "at least", so that NaN comes along.)
+    """
+    whole = metric.size // 8 * 8
+    words = np.less(metric, bound)[:whole].view(np.uint64)
+    runs = metric[:whole].reshape(-1, 8).compress(words != _ALL_BELOW, axis=0).reshape(-1)
+    return runs if whole == metric.size else np.concatenate((runs, metric[whole:]))
+
+
+def _lower_bound(metric: np.ndarray, q: int) -> np.float32:
+    """A positive number that the q-th greatest most likely reaches, from a strided sample."""
+    stride, place = _sampling(metric.size, q)
+    if place < 0:
+        return _SMALLEST
+    sample = metric.view(np.int32)[::stride].copy()
+    sample.partition(place)
+    bound = sample[place].view(np.float32)
+    return bound if bound > 0 else _SMALLEST
+
+
+@lru_cache(maxsize=64)
+def _sampling(size: int, q: int) -> tuple[int, int]:
+    """The stride of the sample, and the place of the bound in it when sorted (negative: the sample is of no use).
+
+    Of m sampled entries the number that belong to the top q is about binomial with mean m q / N; two and a half
+    standard deviations more than that are taken. Too high a bound, in one step of a hundred, costs a second look.
+    """
+    stride = size // SAMPLE
+    if stride < 2:
+        return 1, -1
+    stride += 1 - stride % 2  # odd, so that power-of-two layer widths do not confine the sample to a few columns
+    while stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:  # nor widths such as 300 or 784 with their factors
+        stride += 2
+    sampled = -(-size // stride)
+    mean = sampled * q / size
+    return stride, sampled - math.ceil(mean + 2.5 * math.sqrt(mean) + 2.0)
