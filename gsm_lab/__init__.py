@@ -33,7 +33,7 @@ _WHERE = {
     "Run": "gsm_lab.run",
     "Playground": "gsm_lab.playground",
 }
-_MODULES = ("data", "expect", "figures", "knobs", "models", "optim")
+_MODULES = ("data", "expect", "figures", "knobs", "models", "optim", "playground")
 
 __all__ = [
     "GSM", "Dataset", "Playground", "Run",
@@ -53,4 +53,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
     from gsm_lab.data import Dataset
@@ -55,10 +56,13 @@ def resume(folder: Path, model: nn.Module | None, data: Dataset | None, loss: Ca
     from gsm_lab.run import Run
 
     tensors, plain = _read(folder / FILE)
-    for what, given, own in (("model", model, plain["own_model"]), ("data", data, plain["own_data"])):
+    own_loss = None if loss is cross_entropy else loss
+    for what, given in (("model", model), ("data", data), ("loss", own_loss)):
+        own = plain[f"own_{what}"]
         if own and given is None:
             raise CheckpointError(
-                f"the run in {folder} has a {what} of its own ({own}); give it: resume(..., {what}=...)"
+                f"the {what} of the run in {folder} is not in it ({own}, not one of gsm_lab's); "
+                f"give it again: resume(..., {what}=...)"
             )
     knobs = {name: value for name, value in plain["knobs"].items() if name not in ("model", "data")}
     names = plain["knobs"]["model"], plain["knobs"]["data"]
@@ -101,20 +105,25 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors |= {f"momentum/{i}": t for i, t in momentum.items() if t is not None}
     tensors |= {f"history/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
     tensors["random/run"] = run.random_state
+    if run._initial is not None:
+        tensors |= {f"initial/{name}": t for name, t in run._initial.items()}
     own_model = None if isinstance(run.source_model, str) else type(run.source_model).__name__
     own_data = None if isinstance(run.source_data, str) else run.data.name
+    own_loss = None if run.loss is cross_entropy else getattr(run.loss, "__name__", type(run.loss).__name__)
     plain = {
         "version": VERSION,
         "knobs": run.knobs,
         "own_model": own_model,
         "own_data": own_data,
+        "own_loss": own_loss,
+        "given": run._given,
         "data_digest": run.data.digest,
         "history": history,
         "torch": torch.__version__,
         **{name: getattr(run, name) for name in _COUNTERS},
     }
     # safetensors refuses tensors that share memory (tied weights) and strides; a copy has neither
-    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, plain
+    return {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, plain
 
 
 _COUNTERS = ("steps", "dense_steps", "base", "magnitude")
@@ -136,7 +145,10 @@ def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder
         raise CheckpointError(f"the weights in {folder} do not fit the model: {error}") from None
     for name in _COUNTERS:
         setattr(run, name, plain[name])
-    run.random_state = part["random"]["run"]
+    run.random_state = part["random"]["run"].clone()
+    run._given = plain["given"]
+    if run._initial is not None:
+        run._initial = part.get("initial", run._initial)  # absent where a model was given in place of a named one
     run.apply_knobs()
     params = [p for group in run.opt.param_groups for p in group["params"]]
     for i, buffer in part.get("momentum", {}).items():

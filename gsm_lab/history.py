@@ -21,7 +21,7 @@ class Rows:
     """
 
     def __init__(self, dtype: np.dtype, limit: int) -> None:
-        self.most = max(2, limit // dtype.itemsize)
+        self.most = max(2, limit // dtype.itemsize // 2 * 2)  # even, or the row after a thinning stands off the grid
         self.every = 1
         self._rows = np.zeros(min(1024, self.most), dtype)
         self._used = 0
@@ -121,12 +121,15 @@ class History:
         self.evaluations.append((step, live, cut, kept))
 
     def moved(self, step: int, knob: str, old: Any, new: Any) -> None:
-        """Take down that a knob moved after `step` steps. Moves of one knob between two steps are one."""
-        for event in reversed(self.events):
+        """Take down that a knob moved after `step` steps. Moves of one knob between two steps are one, or none."""
+        for i in reversed(range(len(self.events))):
+            event = self.events[i]
             if event["step"] != step:
                 break
             if event["knob"] == knob:
                 event["new"] = new
+                if event["old"] == new:  # there and back
+                    del self.events[i]
                 return
         self.events.append({"step": step, "knob": knob, "old": old, "new": new})
 

@@ -47,7 +47,8 @@ class Knob:
         kind = "a whole number" if self.whole else "a number"
         if math.isinf(self.most):
             return f"{kind} >= {self.least:g}"
-        return f"{kind} from {self.least:g} to {'below ' if self.open_end else ''}{self.most:g}"
+        most = f"{self.most:,}" if self.whole else f"{self.most:g}"
+        return f"{kind} from {self.least:g} to {'below ' if self.open_end else ''}{most}"
 
     def check(self, value: Any) -> Any:
         """The value in the knob's own type; numbers may come as text. Raises ValueError saying what is valid."""
@@ -97,7 +98,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: an int beyond every float
         return None
 
 
@@ -110,7 +111,7 @@ _ALL = (
     Knob("data", "digits", "data set", False, scale="choice", choices=("digits", "mnist", "fashion_mnist")),
     Knob(
         "compression", 60.0, "C = N / Q: one weight in C receives its gradient, and survives the cut", True,
-        "compression C", "x", "log", 1, 300, least=1,
+        "compression C", "×", "log", 1, 3000, least=1,
     ),
     Knob(
         "momentum", 0.9, "beta: at the same learning rate, more makes passive weights decay faster", True,
@@ -185,11 +186,9 @@ def checked(settings: dict[str, Any], live_only: bool = False) -> dict[str, Any]
 def resolve(settings: dict[str, Any], data: str, model: str) -> dict[str, Any]:
     """All knobs: those given, else what works for this data and model (`RECIPES`), else the defaults."""
     given = checked({name: value for name, value in settings.items() if name not in ("data", "model")})
-    recipe = RECIPES.get((data, model), {})
-    return {
-        name: {"data": data, "model": model}.get(name) or given.get(name, recipe.get(name, k.default))
-        for name, k in KNOBS.items()
-    }
+    recipe = RECIPES.get((data, model.lower()), {})  # a LeNet300 of one's own is a "lenet300" too
+    defaults = {name: k.default for name, k in KNOBS.items()}
+    return defaults | recipe | given | {"data": data, "model": model}
 
 
 def half_life(lr: float, momentum: float, weight_decay: float) -> float:

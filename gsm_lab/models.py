@@ -131,5 +131,5 @@ def build(name: str, shape: tuple[int, ...], classes: int, mean: float, std: flo
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)} or an nn.Module, got {name!r}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every accelerator, too
         return MODELS[name](shape, classes, mean, std)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,12 @@ from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
 from gsm_lab import models
 from gsm_lab.history import History
-from gsm_lab.optim import GSM, cut, keep_masks, param_groups
+from gsm_lab.interrupts import interruptible
+from gsm_lab.optim import GSM, budget, cut, keep_masks, param_groups
 
 FLOOR = 0.01  # of the learning rate, where the cosine ends and stays: training past the planned end still trains
 _EVALUATED_AT_ONCE = 2000  # samples; bounds memory
+_STEPS_A_LOOK = 10  # of the progress bar
 
 
 class Run:
@@ -43,8 +43,9 @@ class Run:
     Raises:
         ValueError: a knob or argument out of range, with its name, the value and what is valid.
         FloatingPointError: from `step` and `train`, when a gradient is not finite; no weight has changed.
+        KeyboardInterrupt: from `step`, `pretrain` and `train`, at an interrupt, between two steps: the run can go on.
 
-    `pretrain` epochs happen before the first step, at constant gate and with their own momentum; they are no steps.
+    `pretrain` epochs happen before the first step, with the gate open and their own momentum; they are no steps.
     """
 
     def __init__(
@@ -59,26 +60,26 @@ class Run:
             raise TypeError(f"model must be one of {', '.join(models.MODELS)} or an nn.Module, got {model!r}")
         if not isinstance(data, str | datasets.Dataset):
             raise TypeError(f"data must be one of {', '.join(datasets.NAMES)} or a Dataset, got {type(data).__name__}")
-        settings.checked(knobs)
         self.loss = loss
-        self._given = dict(knobs)
-        self.source_model, self.source_data = model, data
+        self._given = settings.checked(knobs)
         self._initial = copy.deepcopy(model.state_dict()) if isinstance(model, nn.Module) else None
-        self._start()
+        self._start(model, data, self._given)
 
-    def _start(self) -> None:
-        data = datasets.load(self.source_data) if isinstance(self.source_data, str) else self.source_data
-        name = self.source_model if isinstance(self.source_model, str) else type(self.source_model).__name__
-        knobs = settings.resolve(self._given, data.name, name)
-        if isinstance(self.source_model, str):
+    def _start(self, source_model: str | nn.Module, source_data: str | datasets.Dataset, given: dict[str, Any]) -> None:
+        """Begin at step 0. What can fail comes first, so that a run that cannot begin again stays as it was."""
+        data = datasets.load(source_data) if isinstance(source_data, str) else source_data
+        name = source_model if isinstance(source_model, str) else type(source_model).__name__
+        knobs = settings.resolve(given, data.name, name)
+        model = source_model
+        if isinstance(model, str):
             model = models.build(name, data.shape, data.classes, data.mean, data.std, knobs["seed"])
-        else:
-            model = self.source_model
-            model.load_state_dict(self._initial)
         weights = models.prunable(model)
         groups = param_groups(model)
         batches = datasets.Batches(data.to(next(model.parameters()).device), knobs["batch_size"], knobs["seed"])
         opt = GSM(groups, knobs["lr"], knobs["momentum"], weight_decay=knobs["weight_decay"], fused=_can_fuse(model))
+        if self._initial is not None and model is source_model:
+            model.load_state_dict(self._initial)
+        self.source_model, self.source_data = source_model, source_data
         self.model, self.data, self.batches, self.opt = model, batches.dataset, batches, opt
         self.knobs = knobs
         self.history = History({layer: p.numel() for layer, p in weights.items()})
@@ -86,9 +87,7 @@ class Run:
         self.steps = self.dense_steps = 0
         self.base: float | None = None
         self.magnitude: float | None = None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(knobs["seed"])
-            self.random_state = torch.get_rng_state()
+        self.random_state = torch.Generator().manual_seed(knobs["seed"]).get_state()
         for knob in settings.LIVE:
             self.history.moved(0, knob, None, knobs[knob])
         self.apply_knobs()
@@ -104,6 +103,11 @@ class Run:
     def planned(self) -> int:
         """Gated steps the schedule is laid out for."""
         return self.knobs["epochs"] * self.epoch_steps
+
+    @property
+    def nonzeros(self) -> int:
+        """Q = N / compression: how many weights get their gradient once the gate has closed, and survive the cut."""
+        return budget(self.opt.weights, compression=self.knobs["compression"])
 
     @property
     def dense_left(self) -> int:
@@ -129,22 +133,15 @@ class Run:
         """Do `n` gated steps (and, before the first ever, the dense epochs)."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise ValueError(f"n must be a whole number of steps >= 0, got {n!r}")
-        if n:
-            self.pretrain()
-        with self._own_random_numbers():
-            for _ in range(n):
-                self._gated_step()
+        with interruptible() as interrupted:
+            if n:
+                self._dense_steps(self.dense_left, interrupted)
+            self._repeat(self._gated_step, n, interrupted)
 
     def pretrain(self, most: int | None = None) -> int:
         """Do the dense steps that are left, `most` at the most, then close the gate; returns how many are left."""
-        if self.base is not None:
-            return 0
-        todo = self.dense_left if most is None else min(most, self.dense_left)
-        with self._own_random_numbers():
-            for _ in range(todo):
-                self._dense_step()
-        if self.dense_left <= 0:
-            self._close_gate()
+        with interruptible() as interrupted:
+            self._dense_steps(self.dense_left if most is None else min(most, self.dense_left), interrupted)
         return self.dense_left
 
     def train(self, epochs: float | None = None, progress: bool = True) -> None:
@@ -159,28 +156,24 @@ class Run:
         from tqdm.auto import tqdm
 
         dense = self.dense_left
-        with tqdm(total=dense + steps, unit="step", disable=not progress) as bar, _interruptible() as interrupted:
-            done = 0
+        with tqdm(total=dense + steps, unit="step", disable=not progress) as bar, interruptible() as interrupted:
+            done, shown = 0, ""
             while done < dense + steps and not interrupted:
-                n = min(self.epoch_steps, dense + steps - done, 50)
+                n = min(dense + steps - done, _STEPS_A_LOOK)
+                phase = "dense" if self.base is None else f"gate closed, C = {self.knobs['compression']:g}"
+                if phase != shown:
+                    bar.set_description(shown := phase)
                 if self.base is None:
-                    bar.set_description("dense")
-                    before = self.dense_left
-                    n = before - self.pretrain(n)
+                    n = self._dense_steps(min(n, self.dense_left), interrupted)
                 else:
-                    bar.set_description(f"gate closed, C = {self.knobs['compression']:g}")
-                    with self._own_random_numbers():
-                        for _ in range(n):
-                            self._gated_step()
+                    n = self._repeat(self._gated_step, n, interrupted)
                 done += n
                 bar.update(n)
                 rows = self.history.steps.array()
                 if len(rows):
                     bar.set_postfix(loss=f"{rows['loss'][-1]:.3f}", refresh=False)
-        if interrupted:
-            raise KeyboardInterrupt
-        if self.base is not None and self.steps:
-            self._evaluate_now()
+            if self.steps % self.knobs["evaluate_every"] and not interrupted:  # else the last step has done it
+                self._evaluate_now()
 
     def set(self, **knobs: Any) -> None:
         """Move live knobs; they act from the next step on, and the history takes the move down.
@@ -200,18 +193,12 @@ class Run:
         With another model or data set, knobs that were not given take what works there. A model given as a module goes
         back to the weights it came with. Raises ValueError (or DataNotFound) before anything changes.
         """
-        settings.checked(knobs)
+        knobs = settings.checked(knobs)
         model, data = knobs.pop("model", self.source_model), knobs.pop("data", self.source_data)
-        same = model is self.source_model and data is self.source_data
+        same = model == self.source_model and data == self.source_data
         in_force = {name: value for name, value in self.knobs.items() if name not in ("model", "data")}
-        before = self._given, self.source_model, self.source_data
-        self._given = (in_force if same else self._given | {"seed": self.knobs["seed"]}) | knobs
-        self.source_model, self.source_data = model, data
-        try:
-            self._start()
-        except Exception:
-            self._given, self.source_model, self.source_data = before
-            raise
+        self._start(model, data, (in_force if same else self._given | {"seed": self.knobs["seed"]}) | knobs)
+        self._given |= knobs
 
     # -- looking at it ---------------------------------------------------------------------------------------------
 
@@ -220,30 +207,33 @@ class Run:
         """Accuracy on the test set, 0..1; with `cut` what the model would score if it were cut now. Changes nothing."""
         replaced = {}
         if cut:
-            masks = keep_masks(self.model, nonzeros=self.opt.nonzeros)
+            masks = keep_masks(self.model, nonzeros=self.nonzeros)
             replaced = {name: p * masks[name] for name, p in models.prunable(self.model).items()}
         return self._accuracy(replaced)
 
     def cut(self) -> int:
         """Set all weights outside the Q of largest magnitude to exact zero; returns how many stay."""
-        return cut(self.model, nonzeros=self.opt.nonzeros)
+        return cut(self.model, nonzeros=self.nonzeros)
 
     def _accuracy(self, replaced: dict[str, Tensor]) -> float:
-        training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         x, y = self.data.test_x, self.data.test_y
         try:
-            right = sum(
-                int((torch.func.functional_call(self.model, replaced, (a,)).argmax(1) == b).sum())
-                for a, b in zip(x.split(_EVALUATED_AT_ONCE), y.split(_EVALUATED_AT_ONCE), strict=True)
-            )
+            with torch.random.fork_rng(devices=[]):  # for models that draw numbers even now: always the same ones
+                torch.default_generator.manual_seed(self.knobs["seed"])
+                right = sum(
+                    int((torch.func.functional_call(self.model, replaced, (a,)).argmax(1) == b).sum())
+                    for a, b in zip(x.split(_EVALUATED_AT_ONCE), y.split(_EVALUATED_AT_ONCE), strict=True)
+                )
         finally:
-            self.model.train(training)
+            for module, training in modes:
+                module.training = training
         return right / len(y)
 
     def _evaluate_now(self) -> None:
         with torch.no_grad():
-            masks = keep_masks(self.model, nonzeros=self.opt.nonzeros)
+            masks = keep_masks(self.model, nonzeros=self.nonzeros)
             kept = [int(mask.sum()) for mask in masks.values()]
             replaced = {name: p * masks[name] for name, p in models.prunable(self.model).items()}
             live, as_cut = self._accuracy({}), self._accuracy(replaced)
@@ -252,6 +242,21 @@ class Run:
         self.history.evaluated(self.steps, live, as_cut, kept)
 
     # -- one step --------------------------------------------------------------------------------------------------
+
+    def _repeat(self, one_step: Callable[[], None], n: int, interrupted: list[int]) -> int:
+        """Do `n` steps, fewer where interrupted; returns how many."""
+        with self._own_random_numbers():
+            for done in range(n):
+                if interrupted:
+                    return done
+                one_step()
+        return n
+
+    def _dense_steps(self, n: int, interrupted: list[int]) -> int:
+        done = self._repeat(self._dense_step, n, interrupted)
+        if self.base is None and self.dense_left <= 0:
+            self._close_gate()
+        return done
 
     def _forward_backward(self, batch: int) -> float:
         x, y = self.batches.batch(batch)
@@ -270,11 +275,10 @@ class Run:
         self.dense_steps += 1
 
     def _close_gate(self) -> None:
-        """The dense epochs are over: forget their momentum, put the knobs in force, and see what they reached."""
-        self.opt.state.clear()
-        self.base = math.nan  # the dense phase is over from here on
-        self.apply_knobs()
+        """The dense epochs are over: see what they reached, forget their momentum, and put the knobs in force."""
         self._evaluate_now()
+        self.opt.state.clear()
+        self.apply_knobs()
 
     def _gated_step(self) -> None:
         lr = self.lr
@@ -344,7 +348,7 @@ class Run:
         name = self.source_model if isinstance(self.source_model, str) else type(self.source_model).__name__
         return (
             f"Run({name} on {self.data.name}, {self.steps:,} steps of {self.epoch_steps} an epoch, "
-            f"Q = {self.opt.nonzeros:,} of {self.opt.weights:,} weights)"
+            f"Q = {self.nonzeros:,} of {self.opt.weights:,} weights)"
         )
 
 
@@ -354,18 +358,6 @@ def _cosine(share: float) -> float:
 
 
 def _can_fuse(model: nn.Module) -> bool:
-    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters())
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """While open, an interrupt is put into the list that is yielded instead of being raised in the middle of a step."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, before)
+    """Whether fused SGD may be used: on a CPU it leaves 16-bit weights as they are (PyTorch issue 191763)."""
+    full = (torch.float32, torch.float64)
+    return all(p.is_cuda or (p.device.type == "cpu" and p.dtype in full) for p in model.parameters())

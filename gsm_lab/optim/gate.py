@@ -67,7 +67,7 @@ class Gate:
     def active(self) -> Tensor:
         """Which weights passed at the last step: bool [N], on the CPU; all False before the first."""
         if self._mask is None:  # a T that passed is positive, so its gradient is not zero
-            self._mask = self._buffer.cpu() != 0
+            self._mask = self._buffer.bool().cpu()
         return self._mask
 
     def mask(self, p: Tensor) -> Tensor:

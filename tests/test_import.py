@@ -1,0 +1,67 @@
+"""`import gsm_lab` is torch and little else; the public names come when they are used."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gsm_lab as gl
+
+ROOT = Path(__file__).parents[1]
+PUBLIC = (  # of the project's plan: what users, notebooks and checks rely on
+    "Dataset", "GSM", "Playground", "Run", "cut", "data", "expect", "figures", "knobs", "load", "models", "optim",
+    "param_groups",
+)  # fmt: skip
+
+
+def modules_after(code: str) -> set[str]:
+    """What a fresh process has imported."""
+    code += "\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_it_imports_torch_and_nothing_of_weight() -> None:
+    more = modules_after("import gsm_lab") - modules_after("import torch")
+    assert more == {"gsm_lab"}
+
+
+def test_the_optimizer_alone_needs_torch_and_numpy() -> None:
+    more = modules_after("from gsm_lab import GSM, cut, param_groups") - modules_after("import torch, numpy")
+    assert {name.split(".")[0] for name in more} == {"gsm_lab"}
+    assert all(name == "gsm_lab" or name.startswith("gsm_lab.optim") for name in more)
+
+
+def test_a_run_needs_no_widgets_and_no_figures() -> None:
+    loaded = {name.split(".")[0] for name in modules_after("import gsm_lab; gsm_lab.Run; gsm_lab.load('digits')")}
+    assert not {"ipywidgets", "plotly", "anywidget", "kaleido", "IPython", "requests"} & loaded
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names(name: str) -> None:
+    value = getattr(gl, name)
+    assert getattr(gl, name) is value and name in gl.__all__ and name in dir(gl)
+    if isinstance(value, type(gl)):
+        assert value is importlib.import_module(f"gsm_lab.{name}") and value.__doc__
+    else:
+        assert value.__module__.startswith("gsm_lab.") and value.__doc__
+
+
+def test_all_is_what_there_is() -> None:
+    assert set(PUBLIC) <= set(gl.__all__) <= set(dir(gl))
+    assert dir(gl) == sorted(dir(gl)) and "__version__" in dir(gl)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(AttributeError, match=r"module 'gsm_lab' has no attribute 'prune'; it has .*Run"):
+        gl.prune  # noqa: B018
+    assert not hasattr(gl, "__path_to_nowhere__")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert f'version = "{gl.__version__}"' in (ROOT / "pyproject.toml").read_text()
