@@ -7,6 +7,7 @@ returns at once whatever thread it runs in, and a knob that moved is in force fr
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 import weakref
@@ -17,7 +18,8 @@ from gsm_lab.run import Run
 
 UNWATCHED = 15.0  # seconds without an acknowledged frame after which a player pauses
 FRAME = 0.2  # seconds from one frame to the next, at least
-_SLICE = 20  # dense steps at a time, so that pausing stays quick
+_SHARE = 0.2  # of the time that the browser may take to draw while nobody touches anything; the rest is for training
+_SLOWEST = 1.0  # seconds from one frame to the next that it comes to, at most
 
 _current: weakref.ReferenceType[Player] | None = None
 _taking_over = threading.Lock()
@@ -27,7 +29,7 @@ class Player:
     """A thread that trains `run` while it plays. A new player closes the one before: one per kernel.
 
     Args:
-        run: what to drive. Nobody else may step it meanwhile, except inside `with player.lock`.
+        run: what to drive. Nobody else may step it meanwhile, except inside `with player.exclusive()`.
         draw: called on the player's thread, at most five times a second and never twice at once, whenever there is
             something new to show. It returns the number of the frame it sent, or None if it sent none.
         watched: whether a viewer acknowledges frames (`acknowledge`). If so, no frame is sent before the last one was
@@ -42,10 +44,16 @@ class Player:
         self.closed = False
         self.error: Exception | None = None
         self.note = ""  # why it paused by itself
-        self.rate = 0.0  # steps a second, smoothed
+        self.rate = 0.0  # steps a second, drawing included, smoothed
+        self._took = 0.0  # seconds a step, smoothed
+        self._stepped_at: float | None = None  # None where the last step was before a pause
+        self._left = math.inf  # steps until it pauses by itself
+        self._waiting = 0  # threads that want to come between two steps
         self._posted: deque[Callable[[], object]] = deque()
         self._wake = threading.Condition()
         self._stale = True  # there is something that no frame has shown
+        self._hurry = False  # somebody did something and wants to see it
+        self._painting = 0.0  # seconds from sending the last frame to seeing it
         self._sent = self._seen = 0
         self._sent_at = self._seen_at = time.monotonic()
         with _taking_over:
@@ -59,16 +67,20 @@ class Player:
     # -- what anybody may ask, from any thread ---------------------------------------------------------------------
 
     def post(self, action: Callable[[], object]) -> None:
-        """Have `action` done by the player's thread, under the lock, before the next step."""
+        """Have `action` done by the player's thread, under the lock, before the next step.
+
+        Raises RuntimeError if the player is closed, as `play` does.
+        """
+        self._must_be_open()
         self._posted.append(action)
         self._notify()
 
-    def play(self) -> None:
-        """Train until `pause`, an error, the end of the schedule, or nobody watching."""
-        if self.closed:
-            raise RuntimeError("this player was closed, because another one was made; run the cell again")
+    def play(self, steps: int | None = None) -> None:
+        """Train until `pause`, an error, nobody watching, or: `steps` steps if given, else the end of the schedule."""
+        self._must_be_open()
         self.error, self.note = None, ""
-        self._seen_at = time.monotonic()
+        self._left = math.inf if steps is None else steps
+        self._seen_at, self._stepped_at = time.monotonic(), None
         self.playing = True
         self._notify()
 
@@ -76,11 +88,12 @@ class Player:
         """Stop after the step that is being done; returns when it is done (at once on the player's own thread)."""
         self.playing = False
         self._notify()
-        with self.lock:
+        with self._let_in():
             pass
 
     def step(self, n: int = 1) -> None:
         """Pause, then do `n` steps here and now; what training raises is raised."""
+        self._must_be_open()
         self.pause()
         with self.exclusive():
             self.error, self.note = None, ""
@@ -96,20 +109,42 @@ class Player:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Between two steps, with all that was posted done; what is done inside is drawn afterwards."""
-        with self.lock:
+        with self._let_in():
             self._do_posted()
             yield
         self.refresh()
 
     def refresh(self) -> None:
         """Draw again, also if nothing happened (a view was opened)."""
-        self._stale = True
+        self._stale = self._hurry = True
         self._notify()
 
     def acknowledge(self, frame: int) -> None:
         """A viewer has seen this frame."""
-        self._seen, self._seen_at = max(self._seen, frame), time.monotonic()
+        now = time.monotonic()
+        if self._seen < self._sent <= frame:
+            self._painting = now - self._sent_at
+        self._seen, self._seen_at = max(self._seen, frame), now
         self._notify()
+
+    @contextlib.contextmanager
+    def _let_in(self) -> Iterator[None]:
+        """The lock; the thread, which takes it again right after each step, lets go first."""
+        with self._wake:
+            self._waiting += 1
+        try:
+            self.lock.acquire()
+        finally:
+            with self._wake:
+                self._waiting -= 1
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def _must_be_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("this player was closed, because another one was made; run the cell again")
 
     # -- the thread ------------------------------------------------------------------------------------------------
 
@@ -119,38 +154,48 @@ class Player:
             self._do_posted()
             if self.playing and not self.closed:
                 self._advance()
-        due = self._draw_due()
-        if due <= 0:
+        if self._draw_due() <= 0:
             self._draw()
-        if not self.playing:
-            with self._wake:
-                if not self._posted and not self.closed and not self.playing:
-                    self._wake.wait(min(1.0, max(due, 0.01)) if self._stale else 1.0)
+        with self._wake:
+            if self.playing or self._posted or self.closed:
+                if self._waiting:
+                    self._wake.wait(0.001)
+            elif (rest := self._draw_due()) > 0:
+                self._wake.wait(rest)
 
     def _do_posted(self) -> None:
         while self._posted:
-            self._stale = True
+            self._stale = self._hurry = True
             try:
                 self._posted.popleft()()
             except Exception as error:
                 self._stop(error)
 
     def _advance(self) -> None:
-        before = time.perf_counter()
         try:
-            if self.run.base is None:
-                self.run.pretrain(_SLICE)
+            if self.run.base is None:  # one dense step at a time too: a pause has not to wait for all of them
+                self.run.pretrain(1)
             else:
                 self.run.step(1)
-                took = time.perf_counter() - before
-                self.rate += 0.03 * (1.0 / max(took, 1e-6) - self.rate) if self.rate else 1.0 / max(took, 1e-6)
+                self._left -= 1
+                self._clock()
         except Exception as error:
             self._stop(error)
         self._stale = True
-        if self.run.finished:
+        if self._left <= 0:
+            self.playing = False
+        elif self.run.finished and math.isinf(self._left):
             self._pause_with("the schedule has come to its end; Reset to begin again")
         elif self.watched and time.monotonic() - self._seen_at > UNWATCHED:
             self._pause_with(f"nobody was watching for {UNWATCHED:.0f} seconds")
+
+    def _clock(self) -> None:
+        now = time.monotonic()
+        if self._stepped_at is not None:
+            took = now - self._stepped_at
+            self._took += (0.03 if self._took else 1.0) * (took - self._took)
+            self.rate = 1.0 / max(self._took, 1e-6)
+        self._stepped_at = now
 
     def _stop(self, error: Exception) -> None:
         self.error, self.playing = error, False
@@ -166,10 +211,11 @@ class Player:
         since = time.monotonic() - self._sent_at
         if self.watched and self._seen < self._sent and since < 2.0:  # after two seconds try again: it may be gone
             return max(0.01, min(FRAME, 2.0 - since))
-        return max(0.0, FRAME - since)
+        pace = FRAME if self._hurry or not self.playing else max(FRAME, min(self._painting / _SHARE, _SLOWEST))
+        return max(0.0, pace - since)
 
     def _draw(self) -> None:
-        self._stale = False
+        self._stale = self._hurry = False
         self._sent_at = time.monotonic()
         try:
             sent = self.draw()

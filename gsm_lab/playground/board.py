@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any
 
 import ipywidgets as widgets
-import plotly.graph_objects as go
 
 from gsm_lab import figures
 from gsm_lab.figures.dashboard import LAYERS_SHOWN
@@ -18,7 +17,7 @@ from gsm_lab.optim import budget
 from gsm_lab.player import Player
 from gsm_lab.playground.controls import ChoiceControl, KnobControl
 from gsm_lab.playground.presets import PRESETS, Preset
-from gsm_lab.playground.view import STYLE, Viewer
+from gsm_lab.playground.view import STYLE, Figure, Viewer
 from gsm_lab.run import Run
 
 LIVE = ("compression", "momentum", "weight_decay", "lr")
@@ -68,7 +67,7 @@ class Playground(widgets.VBox):
         self.status, self.failure, self.budget, self.half_life, self.state_note = (widgets.HTML() for _ in range(5))
         self.status.add_class("gsm-status")
         self.explanation = widgets.HTML(_explained(PRESETS[0]))
-        self.figure = go.FigureWidget(figures.dashboard(self.run.history, slots=LAYERS_SHOWN))
+        self.figure = Figure(figures.dashboard(self.run.history, slots=LAYERS_SHOWN))
         self.figure._config = {"responsive": True, "displaylogo": False}
         self.state_line = widgets.Text(placeholder="paste a state here, or press Copy state", continuous_update=True)
         self.viewer = Viewer()
@@ -130,6 +129,7 @@ class Playground(widgets.VBox):
         """End the training thread and remove the widget."""
         if self.player is not None:
             self.player.close()
+        _close(self.children)
         super().close()
 
     def __repr__(self) -> str:
@@ -145,64 +145,78 @@ class Playground(widgets.VBox):
         return button
 
     def _pressed(self, name: str) -> None:
-        if name == "play":
-            self.player.play()
-            return
-        self.player.playing = False
+        steps = {"play": None, "step": 1, "step_50": 50}
         actions = {
             "pause": lambda: None,
-            "step": lambda: self.run.step(1),
-            "step_50": lambda: self.run.step(50),
             "reset": lambda: self._restart({}),
             "new_seed": lambda: self._restart({"seed": self.run.knobs["seed"] + 1}),
         }
-        self.player.error, self.player.note = None, ""
-        self.player.post(actions[name])
+        if name in steps:
+            self._ask(lambda: self.player.play(steps[name]))
+        else:
+            self._ask(lambda: self.player.post(actions[name]), pause=True)
+
+    def _ask(self, request: Callable[[], None], pause: bool = False) -> None:
+        """Ask the player for something; one that another playground has closed says so instead."""
+        if pause:
+            self.player.playing = False
+        try:
+            request()
+        except RuntimeError as error:
+            self._fail(str(error))
 
     def _moved(self, name: str, value: Any) -> None:
         if KNOBS[name].live:
-            self.player.post(lambda: self.run.set(**{name: value}))
-        else:
-            self.player.playing = False
-            self.player.post(lambda: self._restart({name: value}, self.controls[name]))
+            self._ask(lambda: self.player.post(lambda: self.run.set(**{name: value})))
+            return
+        control = self.controls[name]
 
-    def _restart(self, knobs: dict[str, Any], control: KnobControl | ChoiceControl | None = None) -> None:
-        """On the player's thread; a setting that cannot be had (no data, too large a batch) is said at its control."""
+        def refused(reason: str) -> None:
+            control.show(self.run.knobs[name])
+            control.complain(reason)
+
+        self._ask(lambda: self.player.post(lambda: self._restart({name: value}, refused)), pause=True)
+
+    def _restart(self, knobs: dict[str, Any], refused: Callable[[str], None] | None = None) -> None:
+        """On the player's thread; a setting that cannot be had (no data, too large a batch) is said where it was made.
+
+        Without such a place the reason is raised.
+        """
         try:
             self.run.reset(**knobs)
-            self.player.error, self.player.note = None, ""
         except (ValueError, OSError) as error:
-            if control is None:
+            if refused is None:
                 raise
-            control.show(self.run.knobs[control.knob.name])
-            control.complain(str(error))
+            refused(str(error))
             return
+        self.player.error, self.player.note = None, ""
         self._show_knobs()
 
     def _chosen(self, preset: Preset) -> None:
         self.explanation.value = _explained(preset)
-        self.player.post(lambda: (self.run.set(**preset.knobs), self._show_knobs()))
+        self._ask(lambda: self.player.post(lambda: (self.run.set(**preset.knobs), self._show_knobs())))
 
     def _copied(self, _: Any) -> None:
         self.state_line.value = self.state
         self.viewer.send({"copy": self.state})
 
     def _loaded(self, _: Any) -> None:
+        def refused(reason: str) -> None:
+            _set(self.state_note, f"<span class='gsm-wrong' role='alert'>{escape(reason)}</span>")
+
         try:
             knobs = _read_state(self.state_line.value)
         except ValueError as error:
-            _set(self.state_note, f"<span class='gsm-wrong' role='alert'>{escape(str(error))}</span>")
+            refused(str(error))
             return
         _set(self.state_note, "")
-        self.player.playing = False
-        self.player.post(lambda: self._restart(knobs))
+        self._ask(lambda: self.player.post(lambda: self._restart(knobs, refused)), pause=True)
 
     def _heard(self, _: Any, content: dict[str, Any], buffers: Any = None) -> None:
         if "seen" in content:
             self.player.acknowledge(content["seen"])
         if content.get("opened"):  # what a page shows when it is opened again is what the figure began with
             self.player.watched = True
-            self.figure._widget_layout = self.figure.layout.to_plotly_json()
             self.player.refresh()
 
     # -- showing ---------------------------------------------------------------------------------------------------
@@ -216,8 +230,8 @@ class Playground(widgets.VBox):
             self._show_readouts()
             with self.figure.batch_update():
                 figures.update(self.figure, self.run.history)
-        self.viewer.frame += 1
-        return self.viewer.frame
+            self.viewer.frame += 1
+            return self.viewer.frame
 
     def _show_knobs(self) -> None:
         for name, control in self.controls.items():
@@ -233,12 +247,14 @@ class Playground(widgets.VBox):
         _set(self.half_life, _half_life_text(run.lr, k))
         _set(self.status, _status_text(run, player))
         error = player.error
-        text = f"Training stopped after step {run.steps:,}. {type(error).__name__}: {error}" if error else ""
+        self._fail(f"Training stopped after step {run.steps:,}. {type(error).__name__}: {error}" if error else "")
+
+    def _fail(self, text: str) -> None:
         _set(self.failure, f"<div class='gsm-error' role='alert'>{escape(text)}</div>" if text else "")
 
     def _laid_out(self, hide: set[str]) -> list[widgets.Widget]:
         def row(children: list[widgets.Widget], **layout: str) -> widgets.HBox:
-            return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", width="100%", **layout))
+            return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", align_items="center", **layout))
 
         grid = widgets.Layout(
             width="100%", grid_template_columns="repeat(auto-fit, minmax(430px, 1fr))", grid_gap="2px 28px"
@@ -270,6 +286,12 @@ class Playground(widgets.VBox):
         }
         shown = [part for name, part in parts.items() if name not in hide]
         return [widgets.HTML(STYLE), *shown, self.viewer]
+
+
+def _close(children: Iterable[widgets.Widget]) -> None:
+    for child in children:
+        _close(getattr(child, "children", ()))
+        child.close()
 
 
 def _set(widget: widgets.HTML, text: str) -> None:

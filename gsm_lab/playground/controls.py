@@ -25,6 +25,10 @@ def _notch(position: float) -> float:
     return round(position * NOTCHES) / NOTCHES
 
 
+def _row(children: list[widgets.Widget]) -> widgets.HBox:
+    return widgets.HBox(children, layout=widgets.Layout(align_items="center"))
+
+
 class KnobControl(widgets.VBox):
     """A slider with an entry beside it, kept in step; a wrong entry turns red and says why, and changes nothing.
 
@@ -47,14 +51,14 @@ class KnobControl(widgets.VBox):
         )
         self.entry = widgets.Text(value=formatted(value), continuous_update=False, tooltip=knob.valid)
         self.note = widgets.HTML()
-        self.label.layout.width = "225px" if knob.live else "auto"
+        self.label.layout.width = "244px" if knob.live else "auto"
         self.slider.layout.flex, self.slider.layout.min_width = "1 1 auto", "60px"
         self.entry.layout.width, self.note.layout.display = "86px", "none"
         self.slider.add_class(f"gsm-slider-{knob.name}")
         self.entry.add_class(f"gsm-entry-{knob.name}")
         self.label.tooltip = knob.help
         row = [self.label, self.slider, self.entry] if knob.live else [self.label, self.entry]
-        super().__init__([widgets.HBox(row), self.note])
+        super().__init__([_row(row), self.note])
         self.slider.observe(self._slid, "value")
         self.entry.observe(self._entered, "value")
 
@@ -116,7 +120,7 @@ class ChoiceControl(widgets.VBox):
         self.select.add_class(f"gsm-select-{knob.name}")
         self.note = widgets.HTML()
         self.note.layout.display = "none"
-        super().__init__([widgets.HBox([self.label, self.select]), self.note])
+        super().__init__([_row([self.label, self.select]), self.note])
         self.select.observe(self._selected, "value")
 
     @property
@@ -132,8 +136,9 @@ class ChoiceControl(widgets.VBox):
         """Stand at `value` without telling anybody."""
         self._quiet = True
         try:
-            if value in self.select.options:
-                self.select.value = value
+            if value not in self.select.options:  # back from a state to a model or data set of one's own, or from it
+                self.select.options = (*self.select.options, value)
+            self.select.value = value
         finally:
             self._quiet = False
         self.complain("")

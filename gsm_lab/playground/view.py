@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 import anywidget
+import plotly.graph_objects as go
 import traitlets
 
 _SCRIPT = """
@@ -37,6 +41,20 @@ STYLE = """<style>
 .gsm-playground .widget-html-content { line-height: 1.45; }
 .gsm-status { font-variant-numeric: tabular-nums; }
 </style>"""
+
+
+class Figure(go.FigureWidget):
+    """A figure that gives a page opened again what it shows now; plotly's gives what it began with."""
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """What a page asks for when it is opened."""
+        if key is None and hasattr(self, "_layout_obj"):  # else plotly is still making it
+            # Past traitlets, which would also send it to the pages that have it.
+            self._trait_values |= {
+                "_widget_data": deepcopy(self._data),
+                "_widget_layout": deepcopy(self._layout_obj._props),
+            }
+        return super().get_state(key, drop_defaults)
 
 
 class Viewer(anywidget.AnyWidget):

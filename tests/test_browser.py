@@ -1,0 +1,308 @@
+"""The playground in a real JupyterLab and a real Chromium. The tests follow each other on one notebook and kernel."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+SECONDS = 40  # that something may take before a test gives up on it
+SHOTS = os.environ.get("GSM_LAB_SHOTS")  # a folder to put pictures in, to be looked at
+
+# The kernel says how it is doing through a file, so that it can be asked also when no page is open.
+TELL = """
+import json, os, threading, time
+def tell():
+    while True:
+        run, player = pg.run, pg.player
+        said = {"at": time.time(), "steps": run.steps, "knobs": run.knobs, "playing": player.playing,
+                "note": player.note, "error": repr(player.error), "base": run.base}
+        with open("said.part", "w") as file:
+            json.dump(said, file)
+        os.replace("said.part", "said.json")
+        time.sleep(0.1)
+threading.Thread(target=tell, daemon=True).start()
+"""
+
+
+def write_notebook(path: Path, code: str) -> None:
+    """A notebook with a playground `pg`, which then runs `code` from a file: a long cell would push the plots away.
+
+    It opens without asking for a kernel.
+    """
+    path.with_suffix(".py").write_text(code)
+    cells = ["import gsm_lab as gl\npg = gl.Playground()\npg", f"%run -i {path.stem}.py"]
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}},
+    )
+    nbformat.write(notebook, path)
+
+
+def open_notebook(page: Any, address: str) -> None:
+    """Open a notebook, and wait until its kernel is ready for cells."""
+    page.goto(address)
+    idle = "window.jupyterapp && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')"
+    page.wait_for_function(idle, timeout=60_000)
+    page.wait_for_timeout(1000)  # it says so a little too early
+
+
+def command(page: Any, name: str, **args: str) -> None:
+    """Have JupyterLab do something, without waiting for it."""
+    page.evaluate(f"void window.jupyterapp.commands.execute({json.dumps(name)}, {json.dumps(args)})")
+
+
+def wait_for(condition: Callable[[], Any], page: Any = None, seconds: float = SECONDS) -> Any:
+    """Ask until it is so; the page, if there is one, goes on meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came"
+        page.wait_for_timeout(50) if page else time.sleep(0.1)
+    return found
+
+
+@dataclass
+class Place:
+    """A page with a playground in it, and what its kernel says."""
+
+    page: Any
+    address: str
+    said: Path
+    requests: list[str]
+
+    def kernel(self) -> dict[str, Any]:
+        return json.loads(self.said.read_text())
+
+    def until(self, condition: Callable[[dict[str, Any]], Any], seconds: float = SECONDS) -> dict[str, Any]:
+        """What the kernel says once it is so."""
+        wait_for(lambda: condition(self.kernel()), self.page, seconds)
+        return self.kernel()
+
+    def lines(self) -> list[int]:
+        """How many points each line of the plots has, in the page."""
+        return self.page.evaluate(
+            "[...document.querySelector('.gsm-playground .js-plotly-plot').data]"
+            ".filter(t => t.visible !== false).map(t => t.x ? t.x.length : 0)"
+        )
+
+    def last_step(self) -> float:
+        """Where the drawn line of the re-activated ends, in the page, in steps."""
+        return self.page.evaluate("document.querySelector('.gsm-playground .js-plotly-plot').data[6].x.at(-1) ?? 0")
+
+    def drawn(self) -> str:
+        """The path that is on the screen for the loss."""
+        return self.page.evaluate(
+            "document.querySelector('.gsm-playground .scatterlayer .trace path.js-line')?.getAttribute('d') ?? ''"
+        )
+
+    def shot(self, name: str) -> None:
+        if SHOTS:
+            self.page.screenshot(path=f"{SHOTS}/{name}.png")
+
+    def type(self, name: str, text: str) -> None:
+        """Type into an entry, by keyboard."""
+        self.page.focus(f".gsm-entry-{name} input")
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(text)
+        self.page.keyboard.press("Enter")
+
+
+def new_page(browser: Any, requests: list[str]) -> Any:
+    page = browser.new_page(viewport={"width": 1500, "height": 1250})
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda socket: requests.append(socket.url))
+    return page
+
+
+@pytest.fixture(scope="module")
+def place(chromium: Any, lab: Any) -> Iterator[Place]:
+    write_notebook(lab.folder / "board.ipynb", TELL)
+    requests: list[str] = []
+    place = Place(new_page(chromium, requests), lab.address("board.ipynb"), lab.folder / "said.json", requests)
+    open_notebook(place.page, place.address)
+    command(place.page, "application:toggle-left-area")
+    command(place.page, "notebook:run-all-cells")
+    place.page.wait_for_selector(".gsm-playground .main-svg", timeout=60_000)
+    wait_for(place.said.exists, place.page)
+    yield place
+    place.page.close()
+
+
+def test_by_keyboard_alone(place: Place) -> None:
+    page = place.page
+    place.shot("idle")
+    before = place.drawn()
+    page.focus(".gsm-button-play")
+    page.keyboard.press("Enter")
+    place.until(lambda said: said["playing"] and said["steps"] > 30)
+    page.wait_for_selector(".gsm-status:has-text('playing')")
+    wait_for(lambda: place.drawn() not in ("", before) and place.last_step() > 20, page)
+    first = place.drawn()
+    reached = place.kernel()["steps"]
+    wait_for(lambda: place.drawn() != first and place.last_step() > reached, page)
+    # Tab leads from one to the next: the buttons, then slider and entry of each knob, ...
+    stops = []
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        stops.append(
+            page.evaluate("(document.activeElement.closest('[class*=gsm-slider-], [class*=gsm-entry-], "
+                          "[class*=gsm-button-]')?.className.match(/gsm-(slider|entry|button)-\\w+/) ?? [''])[0]")
+        )  # fmt: skip
+    assert stops[:5] == [f"gsm-button-{name}" for name in ("pause", "step", "step_50", "reset", "new_seed")]
+    knobs = [f"gsm-{kind}-{name}" for name in ("compression", "momentum", "weight_decay", "lr")
+             for kind in ("slider", "entry")]  # fmt: skip
+    assert stops[5:13] == knobs
+    # A key on the slider moves the knob in the kernel.
+    page.focus(".gsm-slider-compression .noUi-handle")
+    old = place.kernel()["knobs"]["compression"]
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    entry = ".gsm-entry-compression input"
+    place.until(lambda said: page.input_value(entry) == f"{said['knobs']['compression']:g}" != f"{old:g}")
+    assert place.kernel()["playing"]
+    wait_for(lambda: len(page.query_selector_all(".gsm-playground .shapelayer path")) >= 4, page)
+    page.wait_for_timeout(500)
+    place.shot("playing")
+    page.focus(".gsm-button-pause")
+    page.keyboard.press("Enter")
+    reached = place.until(lambda said: not said["playing"])["steps"]
+    page.wait_for_selector(f".gsm-status:has-text('step {reached:,}')")
+    assert "paused" in page.text_content(".gsm-status")
+    assert place.kernel()["steps"] == reached
+    page.focus(".gsm-button-step_50")
+    page.keyboard.press("Space")
+    place.until(lambda said: said["steps"] == reached + 50)
+    wait_for(lambda: place.last_step() == reached + 50, page)
+
+
+def test_invalid_entry(place: Place) -> None:
+    page = place.page
+    before = place.kernel()["knobs"]["momentum"]
+    place.type("momentum", "1.2")
+    note = page.wait_for_selector(".gsm-invalid .gsm-wrong")
+    assert "momentum must be a number from 0 to below 1, got '1.2'" in note.text_content()
+    colours = page.evaluate(
+        "(e => [getComputedStyle(e).borderTopColor, getComputedStyle(e).color])"
+        "(document.querySelector('.gsm-invalid input'))"
+    )
+    assert colours == ["rgb(176, 0, 32)"] * 2
+    place.shot("invalid")
+    assert place.kernel()["knobs"]["momentum"] == before
+    place.type("momentum", "0.95")
+    page.wait_for_selector(".gsm-invalid", state="detached")
+    place.until(lambda said: said["knobs"]["momentum"] == 0.95)
+
+
+CONTRAST = """() => {
+  const paint = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = c => { paint.clearRect(0, 0, 1, 1); paint.fillStyle = c; paint.fillRect(0, 0, 1, 1);
+                      return [...paint.getImageData(0, 0, 1, 1).data]; };
+  const line = v => v <= 0.03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = c => { const [r, g, b] = rgba(c).map(v => line(v / 255));
+                       return .2126 * r + .7152 * g + .0722 * b; };
+  const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+                          if (rgba(c)[3] > 250) return c; } return 'white'; };
+  const seen = {};
+  const texts = 'b, span[class^=gsm], input, button, select, .widget-html-content, .gsm-error';
+  for (const e of document.querySelector('.gsm-playground').querySelectorAll(texts)) {
+    if (!e.checkVisibility() || e.closest('.js-plotly-plot')) continue;
+    const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x);
+    const name = e.tagName + '.' + e.className + ' ' + String(e.textContent || e.value || '').slice(0, 30);
+    seen[name] = (a + .05) / (b + .05);
+  }
+  return seen;
+}"""
+
+
+def readable(page: Any) -> None:
+    """The contrast of all text outside the plots, which are a white card: at least 4:1."""
+    ratios = page.evaluate(CONTRAST)
+    assert len(ratios) > 30
+    assert not {what: round(ratio, 2) for what, ratio in ratios.items() if ratio < 4}
+
+
+def test_error_is_shown(place: Place) -> None:
+    page = place.page
+    place.type("lr", "100")
+    page.click(".gsm-button-play")
+    shown = page.wait_for_selector(".gsm-error", timeout=1000 * SECONDS)
+    assert re.search(r"Training stopped after step [\d,]+\. FloatingPointError: .*fc", shown.text_content())
+    said = place.until(lambda said: not said["playing"])
+    assert "FloatingPointError" in said["error"]
+    wait_for(lambda: place.last_step() == said["steps"], page)
+    place.shot("error")
+
+
+def test_themes_are_readable(place: Place) -> None:
+    page = place.page
+    place.type("momentum", "7")
+    page.wait_for_selector(".gsm-invalid .gsm-wrong")
+    readable(page)
+    for theme in ("Dark", "Light"):
+        command(page, "apputils:change-theme", theme=f"JupyterLab {theme}")
+        page.wait_for_selector(f"body[data-jp-theme-light={'false' if theme == 'Dark' else 'true'}]", state="attached")
+        page.wait_for_timeout(500)  # colours fade
+        place.shot(f"theme-{theme.lower()}")
+        readable(page)
+    page.click(".gsm-button-reset")
+    page.wait_for_selector(".gsm-error", state="detached")
+    page.wait_for_selector(".gsm-invalid", state="detached")
+    place.type("lr", "0.1")
+    place.until(lambda said: said["steps"] == 0 and said["knobs"]["lr"] == 0.1)
+
+
+def test_page_opened_again_shows_what_is(place: Place, chromium: Any) -> None:
+    page = place.page
+    place.type("lr", "0.08")
+    page.click(".gsm-button-step_50")
+    place.until(lambda said: said["steps"] == 50)
+    wait_for(lambda: place.last_step() == 50, page)
+    lines = place.lines()
+    assert min(lines) > 1
+    command(page, "docmanager:save")
+    wait_for(lambda: "widget-view" in (place.said.parent / "board.ipynb").read_text(), page)
+    place.page = other = new_page(chromium, place.requests)  # a second page on the same kernel, which stays as it is
+    try:
+        other.goto(place.address)
+        other.wait_for_selector(".gsm-playground .main-svg", timeout=60_000)
+        wait_for(lambda: place.last_step() == 50 and place.drawn(), other)
+        assert place.lines() == lines and other.input_value(".gsm-entry-lr input") == "0.08"
+        assert "step 50" in other.text_content(".gsm-status")
+        place.shot("second-page")
+    finally:
+        other.close()
+        place.page = page
+    page.reload()
+    page.wait_for_selector(".gsm-playground .main-svg", timeout=60_000)
+    wait_for(lambda: place.last_step() == 50 and place.drawn(), page)
+    assert place.lines() == lines
+    place.shot("reopened")
+    page.click(".gsm-button-step_50")
+    wait_for(lambda: place.last_step() == 100, page)
+    titles = page.evaluate("[...document.querySelectorAll('.gsm-playground .annotation-text')].map(e => e.textContent)")
+    assert any("Accuracy" in title for title in titles)
+
+
+def test_closing_the_page_pauses(place: Place) -> None:
+    page = place.page
+    page.click(".gsm-button-play")
+    place.until(lambda said: said["playing"] and said["steps"] > 110)
+    page.wait_for_selector(".gsm-status:has-text('playing')")
+    page.goto("about:blank")
+    closed = time.monotonic()
+    said = place.until(lambda said: not said["playing"], seconds=25)
+    assert time.monotonic() - closed > 8  # not just by accident
+    assert "nobody was watching" in said["note"] and said["error"] == "None"
+    assert place.kernel()["steps"] == said["steps"]
+
+
+def test_no_request_left_the_machine(place: Place) -> None:
+    local = re.compile(r"(https?|wss?)://127\.0\.0\.1:\d+/|(data|blob|about):")
+    assert len(place.requests) > 20
+    assert not [url for url in place.requests if not local.match(url)]

@@ -1,0 +1,629 @@
+"""`Playground` without a browser: its widgets are moved as a person would, by `.value` and `.click()`."""
+
+import gc
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import pooch
+import pytest
+import requests
+import torch
+from torch import nn
+
+from gsm_lab import Dataset, Playground, Run
+from gsm_lab.figures import curves
+from gsm_lab.knobs import KNOBS
+from gsm_lab.playground import PRESETS
+from gsm_lab.playground.board import LIVE, RESTARTS
+from gsm_lab.playground.controls import KnobControl
+
+SECONDS = 30  # that something may take before a test gives up on it
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def board() -> Iterator[Callable[..., Playground]]:
+    """Makes playgrounds on short runs, and closes them."""
+    made: list[Playground] = []
+
+    def new(run: Run | None = None, **kwargs: object) -> Playground:
+        made.append(Playground(run or Run(hold=1.0, pretrain=0), **kwargs))
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def pg(board: Callable[..., Playground]) -> Playground:
+    return board()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 10), nn.Linear(10, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(x).relu())
+
+
+def mine() -> Dataset:
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    x = (rng.normal(size=(3, 6))[y] + rng.normal(size=(90, 6))).astype(np.float32)
+    return Dataset(x[:60], y[:60], x[60:], y[60:], name="corners")
+
+
+def until(pg: Playground, condition: Callable[[], bool]) -> None:
+    """Wait, turn by turn of the player's thread, until it holds."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        settle(pg)
+
+
+def settle(pg: Playground) -> None:
+    """Wait until all that was asked for has been done."""
+    event = threading.Event()
+    pg.player.post(event.set)
+    assert event.wait(SECONDS)
+
+
+def press(pg: Playground, name: str) -> None:
+    """Press a button and wait until all is done."""
+    pg.buttons[name].click()
+    settle(pg)
+    if name != "play":
+        until(pg, lambda: not pg.player.playing)
+    pg._draw()
+
+
+def enter(pg: Playground, name: str, text: str) -> None:
+    """Type into an entry, and Enter."""
+    pg.controls[name].entry.value = text
+    settle(pg)
+    pg._draw()
+
+
+def red(pg: Playground, name: str) -> str:
+    """The reason a control is red, or nothing."""
+    control = pg.controls[name]
+    assert (
+        ("gsm-invalid" in control._dom_classes) == bool(control.note.value) == (control.note.layout.display != "none")
+    )
+    assert bool(control.note.value) == bool(control.entry.style.background) or isinstance(
+        control.entry, widgets.Dropdown
+    )
+    return control.note.value
+
+
+def everything(pg: Playground) -> tuple[pd.DataFrame, list]:
+    return pg.run.history.frame(), pg.run.history.events
+
+
+# -- knobs -----------------------------------------------------------------------------------------------------------
+
+
+def test_begins_at_the_run_s_values(board: Callable[..., Playground]) -> None:
+    pg = Playground()
+    try:
+        values = {name: pg.controls[name].value for name in LIVE}
+        assert values == {"compression": 60.0, "momentum": 0.9, "weight_decay": 0.003, "lr": 0.1}
+        assert [pg.controls[name].entry.value for name in LIVE] == ["60", "0.9", "0.003", "0.1"]
+        assert pg.run.knobs["hold"] == 1.0 and not pg.run.finished
+    finally:
+        pg.close()
+    pg = board(Run(pretrain=0, compression=13.7, momentum=0.123, seed=7, batch_size=10))
+    assert [pg.controls[n].entry.value for n in ("compression", "momentum", "seed", "batch_size")] == [
+        "13.7", "0.123", "7", "10",
+    ]  # fmt: skip
+    assert pg.run.knobs["compression"] == 13.7 and not [e for e in pg.run.history.events if e["old"] is not None]
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_slider_entry_and_run_in_step(pg: Playground, name: str) -> None:
+    control = pg.controls[name]
+    for position in (0.0, 0.25, 0.5, 1.0):
+        control.slider.value = position
+        settle(pg)
+        assert pg.run.knobs[name] == control.value == KNOBS[name].at(position)
+        assert float(control.entry.value) == pytest.approx(control.value, rel=1e-5)
+    exact = {"compression": 123.4, "momentum": 0.95, "weight_decay": 0.0017, "lr": 0.05}[name]
+    enter(pg, name, str(exact))
+    assert pg.run.knobs[name] == control.value == exact
+    assert control.slider.value == pytest.approx(KNOBS[name].position(exact), abs=0.0026)
+    pg.set(**{name: KNOBS[name].default})
+    assert control.value == KNOBS[name].default and control.entry.value == f"{KNOBS[name].default:g}"
+    control.value = exact
+    settle(pg)
+    assert pg.run.knobs[name] == exact
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_slider_stands_where_the_browser_would_put_it(pg: Playground, name: str) -> None:
+    """At a whole notch: from any other place the browser's slider moves by itself, and reports that as a person's."""
+    slider = pg.controls[name].slider
+    assert slider.value / slider.step == pytest.approx(round(slider.value / slider.step), abs=1e-9)
+
+
+def test_entry_beyond_the_slider(pg: Playground) -> None:
+    enter(pg, "lr", "3")
+    assert pg.run.knobs["lr"] == 3 and pg.controls["lr"].slider.value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("momentum", "1.2"), ("momentum", "1"), ("compression", "0.5"), ("lr", "a lot"), ("lr", ""), ("lr", "nan"),
+     ("weight_decay", "-1"), ("batch_size", "6.5"), ("seed", "-1")],
+)  # fmt: skip
+def test_invalid_entry_turns_red_and_changes_nothing(pg: Playground, name: str, wrong: str) -> None:
+    pg.step(2)
+    before, slider = dict(pg.run.knobs), pg.controls[name].slider.value
+    enter(pg, name, wrong)
+    assert f"{name} must be {KNOBS[name].valid}".replace(">", "&gt;") in red(pg, name)
+    assert "role='alert'" in red(pg, name)
+    assert pg.run.knobs == before and pg.run.steps == 2 and pg.controls[name].slider.value == slider
+    assert pg.controls[name].entry.value == wrong  # to be corrected, not retyped
+    enter(pg, name, f"{before[name]:g}")
+    assert not red(pg, name)
+
+
+def test_valid_moves_clear_the_red(pg: Playground) -> None:
+    for clear in (
+        lambda: setattr(pg.controls["momentum"].slider, "value", 0.5),
+        lambda: pg.set(momentum=0.8),
+        lambda: pg.preset_buttons[0].click(),
+        lambda: pg.reset(),
+    ):
+        enter(pg, "momentum", "2")
+        assert red(pg, "momentum")
+        clear()
+        settle(pg)
+        assert not red(pg, "momentum")
+        assert float(pg.controls["momentum"].entry.value) == pg.run.knobs["momentum"]
+
+
+def test_set_refuses_before_anything_moves(pg: Playground) -> None:
+    before = dict(pg.run.knobs)
+    with pytest.raises(ValueError, match="momentum"):
+        pg.set(lr=0.5, momentum=3)
+    with pytest.raises(ValueError, match="restarts"):
+        pg.set(lr=0.5, seed=3)
+    assert pg.run.knobs == before and pg.controls["lr"].value == 0.1
+
+
+def test_every_control_says_what_it_is(pg: Playground) -> None:
+    for name in (*LIVE, *RESTARTS):
+        assert (">live<" if name in LIVE else ">restarts<") in pg.controls[name].label.value
+    assert "per step" in pg.controls["weight_decay"].label.value
+    assert all(button.tooltip for button in [*pg.buttons.values(), *pg.preset_buttons])
+    assert all(control.entry.tooltip for control in pg.controls.values())
+
+
+def test_presets(pg: Playground) -> None:
+    assert len(PRESETS) >= 5 and len(pg.preset_buttons) == len(PRESETS)
+    assert PRESETS[0].explanation in pg.explanation.value
+    pg.step(1)
+    for button, preset in zip(pg.preset_buttons, PRESETS, strict=True):
+        assert preset.explanation and "\n" not in preset.explanation and set(preset.knobs) == set(LIVE)
+        button.click()
+        settle(pg)
+        assert {name: pg.run.knobs[name] for name in LIVE} == preset.knobs
+        assert {name: pg.controls[name].value for name in LIVE} == preset.knobs
+        assert preset.name in pg.explanation.value
+        pg.step(1)
+    assert pg.run.steps == 1 + len(PRESETS)  # they are live: nothing restarts
+
+
+# -- buttons ---------------------------------------------------------------------------------------------------------
+
+
+def test_play_and_pause(pg: Playground) -> None:
+    assert "<b>paused</b>" in pg.status.value and "step 0" in pg.status.value
+    pg.buttons["play"].click()
+    until(pg, lambda: pg.run.steps >= 20)
+    pg._draw()
+    assert "<b>playing</b>" in pg.status.value and "steps/s" in pg.status.value
+    press(pg, "pause")
+    reached = pg.run.steps
+    settle(pg)
+    assert pg.run.steps == reached
+    assert "<b>paused</b>" in pg.status.value and f"step {reached}" in pg.status.value
+    pg.play()
+    until(pg, lambda: pg.run.steps > reached)
+    pg.pause()
+    assert not pg.player.playing
+
+
+def test_steps(pg: Playground) -> None:
+    pg.play()
+    until(pg, lambda: pg.run.steps > 2)
+    pg.step(0)
+    reached = pg.run.steps
+    press(pg, "step")
+    assert pg.run.steps == reached + 1
+    press(pg, "step_50")
+    assert pg.run.steps == reached + 51 and not pg.player.playing
+    assert pg.figure.data[0].x[-1] == reached + 51
+
+
+def test_step_begins_with_the_dense_epochs_and_can_be_paused(board: Callable[..., Playground]) -> None:
+    pg = board(Run(hold=1.0, pretrain=3))
+    pg.buttons["step_50"].click()
+    until(pg, lambda: pg.run.dense_steps > 0)
+    pg._draw()
+    assert "dense epochs first" in pg.status.value
+    pg.buttons["pause"].click()
+    settle(pg)
+    assert not pg.player.playing and pg.run.steps == 0 and pg.run.dense_left > 0
+    press(pg, "step")
+    assert pg.run.steps == 1 and pg.run.dense_left == 0
+
+
+def test_reset_repeats_and_new_seed_differs(pg: Playground) -> None:
+    press(pg, "step_50")
+    first, events = everything(pg)
+    press(pg, "reset")
+    assert pg.run.steps == 0 and len(pg.run.history.steps.array()) == 0
+    press(pg, "step_50")
+    again, events_again = everything(pg)
+    pd.testing.assert_frame_equal(first, again)
+    assert events == events_again
+    press(pg, "new_seed")
+    assert pg.run.knobs["seed"] == 1 and pg.controls["seed"].entry.value == "1" and pg.run.steps == 0
+    press(pg, "step_50")
+    assert not np.array_equal(pg.run.history.frame()["loss"], first["loss"])
+    pg.reset(seed=0)
+    pg.step(50)
+    pd.testing.assert_frame_equal(first, pg.run.history.frame())
+
+
+def test_reset_keeps_the_knobs_and_pauses(pg: Playground) -> None:
+    enter(pg, "lr", "0.07")
+    pg.play()
+    until(pg, lambda: pg.run.steps > 2)
+    press(pg, "reset")
+    assert pg.run.steps == 0 and pg.run.knobs["lr"] == 0.07 and not pg.player.playing
+    assert pg.controls["lr"].value == 0.07
+
+
+@pytest.mark.parametrize(("name", "text", "value"), [("batch_size", "32", 32), ("seed", "5", 5)])
+def test_restart_knobs_restart(pg: Playground, name: str, text: str, value: int) -> None:
+    pg.play()
+    until(pg, lambda: pg.run.steps > 2)
+    enter(pg, name, text)
+    assert pg.run.steps == 0 and pg.run.knobs[name] == value and not pg.player.playing and not red(pg, name)
+
+
+def test_another_model(pg: Playground) -> None:
+    pg.controls["model"].select.value = "lenet5"
+    settle(pg)
+    pg._draw()
+    assert pg.run.knobs["model"] == "lenet5" and pg.run.steps == 0
+    assert pg.controls["lr"].value == 0.03  # what works there
+    names = [trace.name for trace in pg.figure.data[7:] if trace.visible]
+    assert names == [layer.removesuffix(".weight") for layer in pg.run.history.layers]
+    assert f"of {pg.run.opt.weights:,} weights" in pg.budget.value
+
+
+def test_a_restart_that_cannot_be_is_told_at_its_control(pg: Playground) -> None:
+    press(pg, "step")
+    history = pg.run.history
+    enter(pg, "batch_size", "100000")
+    assert "batch_size" in red(pg, "batch_size")
+    assert pg.run.history is history and pg.run.knobs["batch_size"] == 64
+    assert pg.controls["batch_size"].value == 64 and pg.controls["batch_size"].entry.value == "64"
+    assert pg.player.error is None and not pg.failure.value
+    enter(pg, "batch_size", "50")
+    assert not red(pg, "batch_size") and pg.run.knobs["batch_size"] == 50
+
+
+def test_data_that_is_not_there_is_told_at_its_control(
+    pg: Playground, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setenv("GSM_LAB_DATA", str(tmp_path))
+    monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda *_, **__: offline)
+    press(pg, "step")
+    pg.controls["data"].select.value = "mnist"
+    settle(pg)
+    assert "GSM_LAB_DATA" in red(pg, "data")
+    assert pg.controls["data"].select.value == "digits" and pg.run.knobs["data"] == "digits" and pg.run.steps == 1
+    press(pg, "step")
+    assert pg.run.steps == 2 and pg.player.error is None
+
+
+# -- state -----------------------------------------------------------------------------------------------------------
+
+
+def test_state_goes_round(board: Callable[..., Playground]) -> None:
+    pg = board()
+    pg.set(compression=33, momentum=0.95)
+    pg.reset(seed=11, batch_size=40)
+    pg.copy_button.click()
+    line = pg.state_line.value
+    assert line == pg.state and "\n" not in line and json.loads(line)["knobs"] == pg.run.knobs
+    pg.step(5)
+    losses = pg.run.history.frame()["loss"]
+    other = board()
+    other.step(1)
+    other.state_line.value = line
+    other.load_button.click()
+    settle(other)
+    assert other.run.knobs == pg.run.knobs and other.run.steps == 0 and not other.state_note.value
+    assert {n: c.value for n, c in other.controls.items()} == {n: pg.run.knobs[n] for n in other.controls}
+    other.step(5)
+    pd.testing.assert_series_equal(other.run.history.frame()["loss"], losses)
+    other.load_state(Playground.state.fget(pg))
+    assert other.run.steps == 0
+
+
+BAD = {
+    "": "a state is one line", "nonsense": "a state is one line", "[1, 2]": "a state is one line",
+    '"text"': "a state is one line", "3": "a state is one line",
+    '{"gsm_lab": 2, "knobs": {}}': "a state is one line",
+    '{"gsm_lab": 1, "knobs": [1]}': "a state is one line",
+    '{"gsm_lab": 1, "knobs": {"momentum": 1.5}}': "momentum must be",
+    '{"gsm_lab": 1, "knobs": {"sparsity": 1.5}}': "there is no knob &#x27;sparsity&#x27;",
+    '{"gsm_lab": 1, "knobs": {"batch_size": 99999}}': "batch_size",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_state_lines(pg: Playground, line: str) -> None:
+    pg.step(1)
+    before = dict(pg.run.knobs)
+    pg.state_line.value = line
+    pg.load_button.click()
+    settle(pg)
+    assert BAD[line] in pg.state_note.value and "role='alert'" in pg.state_note.value
+    with pytest.raises(ValueError, match=BAD[line].split("&")[0]):
+        pg.load_state(line)
+    assert pg.run.knobs == before and pg.run.steps == 1 and pg.player.error is None
+    pg.state_line.value = pg.state
+    pg.load_button.click()
+    settle(pg)
+    assert not pg.state_note.value and pg.run.steps == 0
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def test_read_outs(pg: Playground) -> None:
+    assert "Q = 4,436 of 266,200 weights (60×)" in pg.budget.value
+    assert "halves every 231 steps" in pg.half_life.value and "ln 2 · (1 − β) / (α · η)" in pg.half_life.value
+    pg.set(compression=100, momentum=0.5, lr=0.2, weight_decay=0.01)
+    assert "Q = 2,662 of 266,200 weights (100×)" in pg.budget.value
+    steps = math.log(2) * (1 - 0.5) / (0.2 * 0.01)
+    assert f"halves every {steps:.0f} steps" in pg.half_life.value
+    pg.set(weight_decay=0)
+    assert "stays where it is" in pg.half_life.value and "no decay" in pg.half_life.value
+    pg.set(weight_decay=0.03, momentum=0.99)
+    assert "swings through zero" in pg.half_life.value
+
+
+def test_read_outs_follow_the_schedule(board: Callable[..., Playground]) -> None:
+    pg = board(Run(pretrain=0, epochs=1, hold=0.0))
+    pg.step(12)
+    assert f"α in force {pg.run.lr:.2g}" in pg.status.value and pg.run.lr < 0.06
+    pg.buttons["play"].click()
+    until(pg, lambda: not pg.player.playing)
+    pg._draw()
+    assert pg.run.finished and "paused (the schedule has come to its end" in pg.status.value
+
+
+def test_error_is_shown_and_cleared_by_reset(pg: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
+    press(pg, "step")
+    assert not pg.failure.value
+    monkeypatch.setattr(pg.run, "loss", lambda x, y: (x * float("nan")).sum())
+    pg.buttons["play"].click()
+    until(pg, lambda: not pg.player.playing)
+    pg._draw()
+    assert "gsm-error" in pg.failure.value and "role='alert'" in pg.failure.value
+    assert "stopped after step 1. FloatingPointError" in pg.failure.value
+    assert "fc1" in pg.failure.value  # the parameter
+    monkeypatch.undo()
+    press(pg, "reset")
+    assert not pg.failure.value and pg.player.error is None
+    press(pg, "step")
+    assert pg.run.steps == 1 and not pg.failure.value
+    monkeypatch.setattr(pg.run, "loss", lambda x, y: (x * float("nan")).sum())
+    with pytest.raises(FloatingPointError):
+        pg.step()
+
+
+def test_error_text_is_no_html(pg: Playground) -> None:
+    def loss(*_: object) -> None:
+        raise RuntimeError("<img src=x>")
+
+    pg.run.loss = loss
+    press(pg, "step")
+    assert "&lt;img src=x&gt;" in pg.failure.value and "<img" not in pg.failure.value
+
+
+def test_figure_gets_short_float32_arrays(board: Callable[..., Playground]) -> None:
+    pg = board(Run(net := Net(), mine(), hold=1.0, pretrain=0, batch_size=8, compression=4.0, evaluate_every=1))
+    assert pg.run.model is net
+    pg.step(900)
+    assert len(pg.figure.data) >= 9
+    lengths = []
+    for trace in pg.figure.data:
+        if trace.visible is not False:
+            assert isinstance(trace.x, np.ndarray) and isinstance(trace.y, np.ndarray)
+            assert trace.x.dtype == trace.y.dtype == np.float32 and len(trace.x) == len(trace.y) <= 400
+            lengths.append(len(trace.x))
+    assert len(lengths) == 9 and min(lengths) > 200
+    assert all(trace.x[-1] == 900 for trace in pg.figure.data if trace.visible is not False)
+    expected = curves(pg.run.history)
+    np.testing.assert_array_equal(pg.figure.data[0].y, expected["loss"][1])
+    np.testing.assert_array_equal(pg.figure.data[2].y, expected["cut accuracy"][1])
+
+
+def test_what_an_opened_page_gets_is_what_is_shown(pg: Playground) -> None:
+    pg.step(3)
+    pg.set(lr=0.05)
+    pg.step(60)
+    state = pg.figure.get_state()
+    first = state["_widget_data"][0]["x"]
+    assert first["dtype"] == "float32" and list(first["shape"]) == [63]
+    assert len(state["_widget_layout"]["shapes"]) == 4
+    assert "Accuracy" in state["_widget_layout"]["annotations"][0]["text"]
+
+
+def test_an_opened_view_watches(pg: Playground) -> None:
+    assert not pg.player.watched
+    frame = pg._draw()
+    pg.viewer._handle_custom_msg({"opened": True}, [])
+    assert pg.player.watched
+    pg.viewer._handle_custom_msg({"seen": frame}, [])
+    assert pg.player._seen == frame == pg.viewer.frame
+
+
+def test_a_mark_wherever_a_knob_moved(pg: Playground) -> None:
+    pg.step(4)
+    assert len(pg.figure.layout.shapes) == 0
+    pg.controls["compression"].slider.value = 0.5
+    settle(pg)
+    pg.step(40)
+    pg.set(momentum=0.95)
+    pg.step(4)
+    shapes = pg.figure.layout.shapes
+    assert sorted({shape.x0 for shape in shapes}) == [4, 44] and len(shapes) == 8  # in each of four plots
+    texts = [a.text for a in pg.figure.layout.annotations[4:]]
+    assert f"C {pg.run.knobs['compression']:g}" in texts and "β 0.95" in texts
+    pg.reset()
+    assert len(pg.figure.layout.shapes) == 0
+
+
+def test_picture(pg: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsm_lab.figures.static", lambda figure: b"\x89PNG" + bytes(len(figure.data)))
+    pg.step(2)
+    assert pg.picture().data.startswith(b"\x89PNG")
+
+
+# -- for teachers ----------------------------------------------------------------------------------------------------
+
+
+def inside(widget: widgets.Widget) -> list[widgets.Widget]:
+    """A widget and all in it."""
+    return [widget, *(one for child in getattr(widget, "children", ()) for one in inside(child))]
+
+
+def part(pg: Playground, name: str) -> widgets.Widget:
+    if name in pg.controls:
+        return pg.controls[name]
+    if name in pg.buttons:
+        return pg.buttons[name]
+    parts = {"buttons": pg.buttons["play"], "readouts": pg.half_life, "presets": pg.preset_buttons[0]}
+    return (parts | {"figure": pg.figure, "state": pg.state_line})[name]
+
+
+HIDEABLE = (
+    *LIVE, *RESTARTS, "play", "pause", "step", "step_50", "reset", "new_seed", "buttons", "readouts", "presets",
+    "figure", "state",
+)  # fmt: skip
+
+
+def test_hide_each(board: Callable[..., Playground]) -> None:
+    everywhere = inside(board())
+    assert any(isinstance(w, KnobControl) for w in everywhere)
+    for name in HIDEABLE:
+        pg = board(hide=[name])
+        shown = inside(pg)
+        assert part(pg, name) not in shown, name
+        others = [n for n in HIDEABLE if n != name and not (name == "buttons" and n in pg.buttons)]
+        others = [n for n in others if not (n == "buttons" and name == "play")]
+        assert all(part(pg, n) in shown for n in others), name
+        assert pg.viewer in shown and pg.failure in shown
+
+
+def test_what_is_hidden_works_from_code(board: Callable[..., Playground]) -> None:
+    pg = board(hide=HIDEABLE)
+    pg.step(3)
+    pg.set(lr=0.2)
+    pg.load_state(pg.state)
+    assert pg.run.knobs["lr"] == 0.2
+
+
+def test_hide_one_name_and_unknown(board: Callable[..., Playground]) -> None:
+    assert "lr" in board(hide="lr").controls
+    with pytest.raises(ValueError, match=r"hide has 'learning rate'; valid: compression, momentum"):
+        Playground(hide=["lr", "learning rate"])
+
+
+# -- of one's own, and the end ---------------------------------------------------------------------------------------
+
+
+def test_own_model_and_data(board: Callable[..., Playground]) -> None:
+    pg = board(Run(Net(), mine(), hold=1.0, pretrain=1, batch_size=8, compression=4.0))
+    assert pg.controls["model"].value == "Net" and pg.controls["data"].value == "corners"
+    assert pg.controls["model"].select.disabled and "Net on corners" in repr(pg)
+    press(pg, "step_50")
+    assert "Q = 22 of 90 weights (4×)" in pg.budget.value
+    first = pg.run.history.frame()["loss"]
+    press(pg, "reset")
+    press(pg, "step_50")
+    pd.testing.assert_series_equal(pg.run.history.frame()["loss"], first)
+    pg.load_state(pg.state)
+    assert pg.run.steps == 0 and pg.run.knobs["model"] == "Net"
+
+
+def test_own_model_only(board: Callable[..., Playground]) -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    pg = board(Run(flat, "digits", hold=1.0, pretrain=0))
+    press(pg, "step")
+    assert pg.run.steps == 1 and not pg.failure.value and pg.controls["data"].value == "digits"
+
+
+def test_new_playground_closes_the_one_before(board: Callable[..., Playground]) -> None:
+    before = board()
+    before.play()
+    until(before, lambda: before.run.steps > 2)
+    after = board()
+    reached = before.run.steps
+    assert before.player.closed and not before.player._thread.is_alive()
+    for click in (
+        before.buttons["play"].click,
+        before.buttons["step"].click,
+        before.preset_buttons[0].click,
+        lambda: setattr(before.controls["lr"].slider, "value", 0.1),
+    ):
+        before.failure.value = ""
+        click()
+        assert "run the cell again" in before.failure.value
+    with pytest.raises(RuntimeError, match="run the cell again"):
+        before.play()
+    assert before.run.steps == reached
+    press(after, "step")
+    assert after.run.steps == 1
+
+
+def test_closing(board: Callable[..., Playground]) -> None:
+    pg = board()
+    pg.play()
+    until(pg, lambda: pg.run.steps > 2)
+    thread, all_of_it = pg.player._thread, inside(pg)
+    pg.close()
+    assert not thread.is_alive()
+    assert all(widget.comm is None for widget in all_of_it)
+    pg.close()
+    gc.collect()
