@@ -44,6 +44,20 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
+@pytest.fixture(autouse=True)
+def one_thread(request):
+    """Every test but a bench trains with one thread: on a busy machine two wait for each other all the time."""
+    if request.path.is_relative_to(BENCH):
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def browser_path() -> str:
     """The browser to drive; without one the test is skipped, under CI=true it fails."""

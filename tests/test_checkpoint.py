@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -29,15 +29,6 @@ from gsm_lab.checkpoint import FILE, CheckpointError
 from tests.test_run import Breaks, Net, Tied, differs, everything, mine, net, tiny
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For what is not about threads: on a busy machine two of them wait for each other all the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_same(a: Run, b: Run) -> None:

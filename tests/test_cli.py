@@ -36,14 +36,6 @@ def gsm_lab(*args: str | Path, cwd: Path = ROOT, **more: str) -> subprocess.Comp
     return subprocess.run(command(*args), cwd=cwd, env=environ(**more), capture_output=True, text=True, timeout=300)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def straight() -> gl.Run:
     """What `SHORT` asks for, without the command line."""

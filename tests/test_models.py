@@ -1,7 +1,6 @@
 """The networks, held against published counts, layers written out by hand, and PyTorch's own initial weights."""
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,15 +12,6 @@ from gsm_lab.models import build, lenet5, lenet300, prunable, resnet56
 
 SHAPES = {"lenet300": (1, 28, 28), "lenet5": (1, 28, 28), "resnet56": (3, 32, 32)}
 every_model = pytest.mark.parametrize("name", SHAPES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two would wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def made(name: str, seed: int = 0) -> nn.Module:

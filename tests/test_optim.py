@@ -29,15 +29,6 @@ KERNELS = {"default": {}, "fused": {"fused": True}, "foreach": {"foreach": True}
 HYPER = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """What is compared is the same for any number; threads that wait for each other on a busy machine take minutes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # ------------------------------------------------------------------------------------------------ the oracle
 
 

@@ -27,14 +27,6 @@ from gsm_lab.playground.controls import KnobControl
 SECONDS = 30  # that something may take before a test gives up on it
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def board() -> Iterator[Callable[..., Playground]]:
     """Makes playgrounds on short runs, and closes them."""

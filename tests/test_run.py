@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -19,15 +19,6 @@ import gsm_lab as gl
 from gsm_lab import Dataset, Run
 from gsm_lab.data import Batches, DataNotFound
 from gsm_lab.knobs import KNOBS, RECIPES
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Nets this small gain nothing from two threads, which on a busy machine wait for each other all the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Net(nn.Module):

@@ -192,7 +192,9 @@ def _axes(figure: go.Figure) -> None:
     figure.update_xaxes(domain=[_LEFT[1], _LEFT[1] + 0.425], col=2)
     log = {"type": "log", "dtick": "D2", "exponentformat": "power"}
     percent = {"range": [0, 101], "tickmode": "linear", "dtick": 20}
-    figure.update_yaxes(title_text="training loss (log)", **log, row=1, col=1, secondary_y=False)
+    # a loss that explodes shall leave the rest of its line readable
+    clip = {"autorangeoptions": {"clipmax": 100}}
+    figure.update_yaxes(title_text="training loss (log)", **log, **clip, row=1, col=1, secondary_y=False)
     figure.update_yaxes(title_text="test accuracy, %", **percent, showgrid=False, row=1, col=1, secondary_y=True)
     figure.update_yaxes(title_text="share of all weights, %", **percent, row=1, col=2)
     figure.update_yaxes(title_text="weights per step", rangemode="tozero", row=2, col=1)

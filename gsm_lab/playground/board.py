@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any
@@ -12,9 +11,10 @@ import ipywidgets as widgets
 
 from gsm_lab import figures
 from gsm_lab.figures.dashboard import LAYERS_SHOWN
-from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
+from gsm_lab.knobs import KNOBS, checked
 from gsm_lab.optim import budget
 from gsm_lab.player import Player
+from gsm_lab.playground import texts
 from gsm_lab.playground.controls import ChoiceControl, KnobControl
 from gsm_lab.playground.presets import PRESETS, Preset
 from gsm_lab.playground.view import STYLE, Figure, Viewer
@@ -66,7 +66,7 @@ class Playground(widgets.VBox):
         self.buttons = {name: self._button(name, *look) for name, look in _BUTTONS.items()}
         self.status, self.failure, self.budget, self.half_life, self.state_note = (widgets.HTML() for _ in range(5))
         self.status.add_class("gsm-status")
-        self.explanation = widgets.HTML(_explained(PRESETS[0]))
+        self.explanation = widgets.HTML(texts.explained(PRESETS[0]))
         self.figure = Figure(figures.dashboard(self.run.history, slots=LAYERS_SHOWN))
         self.figure._config = {"responsive": True, "displaylogo": False}
         self.state_line = widgets.Text(placeholder="paste a state here, or press Copy state", continuous_update=True)
@@ -115,7 +115,7 @@ class Playground(widgets.VBox):
 
     def load_state(self, line: str) -> None:
         """Begin again with the settings of a `state`. Raises ValueError, before anything changes, if it is none."""
-        self.reset(**_read_state(line))
+        self.reset(**texts.read_state(line))
 
     def picture(self) -> Any:
         """The four plots as they are, as a PNG for readers without a kernel (an `IPython.display.Image`)."""
@@ -193,7 +193,7 @@ class Playground(widgets.VBox):
         self._show_knobs()
 
     def _chosen(self, preset: Preset) -> None:
-        self.explanation.value = _explained(preset)
+        self.explanation.value = texts.explained(preset)
         self._ask(lambda: self.player.post(lambda: (self.run.set(**preset.knobs), self._show_knobs())))
 
     def _copied(self, _: Any) -> None:
@@ -205,7 +205,7 @@ class Playground(widgets.VBox):
             _set(self.state_note, f"<span class='gsm-wrong' role='alert'>{escape(reason)}</span>")
 
         try:
-            knobs = _read_state(self.state_line.value)
+            knobs = texts.read_state(self.state_line.value)
         except ValueError as error:
             refused(str(error))
             return
@@ -244,8 +244,8 @@ class Playground(widgets.VBox):
         opt, k = run.opt, run.knobs
         q = budget(opt.weights, compression=k["compression"])
         _set(self.budget, f"<b>Q = {q:,} of {opt.weights:,} weights ({k['compression']:g}×)</b> receive their gradient")
-        _set(self.half_life, _half_life_text(run.lr, k))
-        _set(self.status, _status_text(run, player))
+        _set(self.half_life, texts.half_life_text(run.lr, k))
+        _set(self.status, texts.status(run, player))
         error = player.error
         self._fail(f"Training stopped after step {run.steps:,}. {type(error).__name__}: {error}" if error else "")
 
@@ -297,51 +297,3 @@ def _close(children: Iterable[widgets.Widget]) -> None:
 def _set(widget: widgets.HTML, text: str) -> None:
     if widget.value != text:
         widget.value = text
-
-
-def _explained(preset: Preset) -> str:
-    return f"<b>{escape(preset.name)}</b>: {escape(preset.explanation)}"
-
-
-def _half_life_text(lr: float, k: dict[str, Any]) -> str:
-    steps = half_life(lr, k["momentum"], k["weight_decay"])
-    formula = "ln 2 · (1 − β) / (α · η)"
-    if math.isinf(steps):
-        return "<b>A passive weight stays where it is</b> (no decay)"
-    if oscillates(lr, k["momentum"], k["weight_decay"]):
-        return "<b>A passive weight swings through zero</b>: α · η is above (1 − √β)²"
-    return f"<b>A passive weight halves every {_number(steps)} steps</b> = {formula}"
-
-
-def _number(x: float) -> str:
-    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
-
-
-def _status_text(run: Run, player: Player) -> str:
-    playing = player.playing
-    if run.base is None and run.dense_left and playing:
-        return f"dense epochs first: {run.dense_left:,} steps until the gate closes"
-    parts = [f"step {run.steps:,}", f"epoch {run.steps / run.epoch_steps:.1f}"]
-    if run.lr != run.knobs["lr"]:
-        parts.append(f"α in force {run.lr:.2g}")
-    if playing and player.rate:
-        parts.append(f"{player.rate:,.0f} steps/s")
-    word = "playing" if playing else "paused"
-    if player.note and not playing:
-        word += f" ({player.note})"
-    return f"<b>{escape(word)}</b> · " + " · ".join(parts)
-
-
-def _read_state(line: str) -> dict[str, Any]:
-    """The knobs in a state line, checked. Raises ValueError."""
-    try:
-        state = json.loads(line)
-        knobs = state["knobs"]
-        if state["gsm_lab"] != 1 or not isinstance(knobs, dict):
-            raise ValueError
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(
-            f'a state is one line like {{"gsm_lab": 1, "knobs": {{"compression": 60}}}}, got {line[:60]!r}'
-        ) from None
-    own = [name for name in ("model", "data") if name in knobs and knobs[name] not in KNOBS[name].choices]
-    return checked({name: value for name, value in knobs.items() if name not in own})

@@ -1,0 +1,64 @@
+"""What the playground says: the read-outs and the state line, as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from html import escape
+from typing import Any
+
+from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
+from gsm_lab.player import Player
+from gsm_lab.playground.presets import Preset
+from gsm_lab.run import Run
+
+
+def explained(preset: Preset) -> str:
+    """A preset's line of explanation."""
+    return f"<b>{escape(preset.name)}</b>: {escape(preset.explanation)}"
+
+
+def half_life_text(lr: float, k: dict[str, Any]) -> str:
+    """What becomes of a passive weight at learning rate `lr` and the knobs `k`."""
+    steps = half_life(lr, k["momentum"], k["weight_decay"])
+    formula = "ln 2 · (1 − β) / (α · η)"
+    if math.isinf(steps):
+        return "<b>A passive weight stays where it is</b> (no decay)"
+    if oscillates(lr, k["momentum"], k["weight_decay"]):
+        return "<b>A passive weight swings through zero</b>: α · η is above (1 − √β)²"
+    return f"<b>A passive weight halves every {_number(steps)} steps</b> = {formula}"
+
+
+def _number(x: float) -> str:
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+
+
+def status(run: Run, player: Player) -> str:
+    """Playing or paused, why, and how far."""
+    playing = player.playing
+    if run.base is None and run.dense_left and playing:
+        return f"dense epochs first: {run.dense_left:,} steps until the gate closes"
+    parts = [f"step {run.steps:,}", f"epoch {run.steps / run.epoch_steps:.1f}"]
+    if run.lr != run.knobs["lr"]:
+        parts.append(f"α in force {run.lr:.2g}")
+    if playing and player.rate:
+        parts.append(f"{player.rate:,.0f} steps/s")
+    word = "playing" if playing else "paused"
+    if player.note and not playing:
+        word += f" ({player.note})"
+    return f"<b>{escape(word)}</b> · " + " · ".join(parts)
+
+
+def read_state(line: str) -> dict[str, Any]:
+    """The knobs in a state line, checked. Raises ValueError saying what a state looks like."""
+    try:
+        state = json.loads(line)
+        knobs = state["knobs"]
+        if state["gsm_lab"] != 1 or not isinstance(knobs, dict):
+            raise ValueError
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f'a state is one line like {{"gsm_lab": 1, "knobs": {{"compression": 60}}}}, got {line[:60]!r}'
+        ) from None
+    own = [name for name in ("model", "data") if name in knobs and knobs[name] not in KNOBS[name].choices]
+    return checked({name: value for name, value in knobs.items() if name not in own})
