@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread(request):
     """Every test but a bench trains with one thread: on a busy machine two wait for each other all the time."""
     if request.path.is_relative_to(BENCH):

@@ -141,10 +141,7 @@ for i, (_, _, resume, go_on) in enumerate(CASES.values()):
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, Run]]:
-    """Of each case the run that went straight on, and the one that was resumed and went on in another process.
-
-    With as many threads as everybody has: `one_thread` comes later.
-    """
+    """Of each case the run that went straight on, and the one that was resumed and went on in another process."""
     folder, straight = tmp_path_factory.mktemp("runs"), {}
     for i, (case, (make, begin, _, go_on)) in enumerate(CASES.items()):
         torch.manual_seed(0)  # for Tied
@@ -153,7 +150,8 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, Ru
         run.save(folder / str(i) / "half")
         go_on(run)
         straight[case] = run
-    subprocess.run([sys.executable, "-c", RESUME_ALL, folder], cwd=ROOT, check=True, timeout=300)
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: the last bits depend on the number of threads
+    subprocess.run([sys.executable, "-c", RESUME_ALL, folder], cwd=ROOT, env=environ, check=True, timeout=300)
     whole = {case: resume(folder / str(i) / "whole") for i, (case, (_, _, resume, _)) in enumerate(CASES.items())}
     return {case: (straight[case], whole[case]) for case in CASES}
 

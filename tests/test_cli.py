@@ -39,11 +39,8 @@ def gsm_lab(*args: str | Path, cwd: Path = ROOT, **more: str) -> subprocess.Comp
 @pytest.fixture(scope="module")
 def straight() -> gl.Run:
     """What `SHORT` asks for, without the command line."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     run = gl.Run(pretrain=1, epochs=2)
     run.train(progress=False)
-    torch.set_num_threads(before)
     return run
 
 
