@@ -16,6 +16,9 @@ import pytest
 
 from tests.browser import NONE, find_browser, under_ci
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under `nohup` or in a script's background: children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 BENCH = Path(__file__).with_name("bench")
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 # Without these Chromium looks for updates and asks its maker's hosts at every start.
