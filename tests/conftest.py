@@ -16,7 +16,7 @@ import pytest
 
 from tests.browser import NONE, find_browser, under_ci
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under `nohup` or in a script's background: children inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under `nohup`; the programs that tests start inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BENCH = Path(__file__).with_name("bench")

@@ -256,7 +256,7 @@ def test_steps(pg: Playground) -> None:
 
 
 def test_step_begins_with_the_dense_epochs_and_can_be_paused(board: Callable[..., Playground]) -> None:
-    pg = board(Run(hold=1.0, pretrain=3))
+    pg = board(Run(hold=1.0, pretrain=60))
     pg.buttons["step_50"].click()
     until(pg, lambda: pg.run.dense_steps > 0)
     pg._draw()
