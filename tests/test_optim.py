@@ -21,12 +21,23 @@ from torch.nn.functional import cross_entropy
 from torch.optim import optimizer as torch_optimizer
 
 from gsm_lab import data, models
-from gsm_lab.optim import GSM, param_groups
+from gsm_lab.optim import GSM, gate, param_groups
 
 untimed = settings(deadline=None)
 SGD = torch.optim.SGD
 KERNELS = {"default": {}, "fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
 HYPER = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2}
+
+
+@pytest.fixture(autouse=True, scope="module", params=["compiled", "torch"])
+def passes(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test here is run with the compiled passes and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(gate, "compiled", lambda: None)
+        elif not gate.compiled():
+            pytest.skip("numba is not installed")
+        yield request.param
 
 
 # ------------------------------------------------------------------------------------------------ the oracle

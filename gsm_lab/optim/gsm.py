@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsm_lab.optim.gate import Gate
+from gsm_lab.optim.gate import Gate, Update, is_simple
 from gsm_lab.optim.selection import budget
 
 
@@ -122,21 +122,22 @@ class GSM(torch.optim.SGD):
         try:
             for p, grad in gated:
                 p.grad = grad
-            _sgd_step(self)
+            if len(gated) < len(self._group_of) or any(grad is not None for _, grad in gated):
+                _sgd_step(self)
         finally:
             for (p, _), grad in zip(gated, given, strict=True):
                 p.grad = grad
         return loss
 
     @torch.no_grad()
-    def _close_gate(self) -> list[tuple[Tensor, Tensor]]:
-        """The gated gradients to use in place of the tensors' own; nothing but the gate's own memory is changed."""
+    def _close_gate(self) -> list[tuple[Tensor, Tensor | None]]:
+        """The gated gradients to use in place of the tensors' own; None for tensors whose step the gate has done."""
         gate, writes = self._gate(), self._writes_gradients()
         q = budget(gate.count, **self._own())
         for p in self._others:
             self._refuse_non_finite(p)
         if q < gate.count:
-            gated, finite = gate.close(q, may_be_written=writes)
+            gated, finite = gate.close(q, may_be_written=writes, update=self._update())
         else:
             gated, finite = [(p, p.grad.clone()) for p in gate.weights if writes and p.grad is not None], False
             gate.open()
@@ -152,8 +153,20 @@ class GSM(torch.optim.SGD):
             all_of_them = dict.fromkeys(p for g in self.param_groups for p in g["params"])
             competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
             self._gate_now, self._gate_key = Gate(list(competing)), key
+            self._group_of = {p: i for i, g in enumerate(self.param_groups) for p in g["params"]}
             self._others = [p for p in all_of_them if p not in competing]
         return self._gate_now
+
+    def _update(self) -> Update | None:
+        """What the compiled step needs, if that does here what fused SGD would do with the gated gradients."""
+        if not all(map(_is_plain, self.param_groups)) or len(self._group_of) < sum(n for n, _ in self._gate_key):
+            return None  # (the latter: SGD moves a tensor that is listed twice two times)
+        tensors = self._gate_now.weights + self._others
+        momenta = [self.state[p].get("momentum_buffer") if p in self.state else None for p in tensors]
+        if not all(map(is_simple, momenta)) or not all(map(is_simple, self._others)):
+            return None  # before the first step there is no momentum
+        groups = [(g["lr"], g["weight_decay"], g["momentum"], 1 - g["dampening"]) for g in self.param_groups]
+        return Update(self._others, momenta, list(zip(*(groups[self._group_of[p]] for p in tensors), strict=True)))
 
     def _writes_gradients(self) -> bool:
         """Whether SGD's foreach kernels (the default on accelerators) run with Nesterov: they write into gradients."""
@@ -216,6 +229,14 @@ class GSM(torch.optim.SGD):
         self._gate_key: list[tuple[int, bool]] | None = None
         # fused SGD asks GradScaler for the scaled gradients; the gate must see, and check, the true ones
         self._step_supports_amp_scaling = False
+
+
+def _is_plain(group: dict[str, Any]) -> bool:
+    return (
+        bool(group["fused"] and group["momentum"])
+        and not (group["nesterov"] or group["maximize"] or group["differentiable"])
+        and not isinstance(group["lr"], Tensor)
+    )
 
 
 def _first_non_finite(grad: Tensor) -> str:

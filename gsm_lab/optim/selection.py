@@ -129,28 +129,29 @@ def _runs_above(metric: np.ndarray, bound: np.float32) -> np.ndarray:
 
 def _lower_bound(metric: np.ndarray, q: int) -> np.float32:
     """A positive number that the q-th greatest most likely reaches, from a strided sample."""
-    stride, place = _sampling(metric.size, q)
-    if place < 0:
+    stride, above = sampling(metric.size, q)
+    if not above:
         return _SMALLEST
     sample = metric.view(np.int32)[::stride].copy()
-    sample.partition(place)
-    bound = sample[place].view(np.float32)
+    sample.partition(sample.size - above)
+    bound = sample[sample.size - above].view(np.float32)
     return bound if bound > 0 else _SMALLEST
 
 
 @lru_cache(maxsize=64)
-def _sampling(size: int, q: int) -> tuple[int, int]:
-    """The stride of the sample, and the place of the bound in it when sorted (negative: the sample is of no use).
+def sampling(size: int, q: int) -> tuple[int, int]:
+    """The stride of the sample, and how many of it are at or above the bound (0: the sample is of no use).
 
     Of m sampled entries the number that belong to the top q is about binomial with mean m q / N; two and a half
     standard deviations more than that are taken. Too high a bound, in one step of a hundred, costs a second look.
     """
     stride = size // SAMPLE
     if stride < 2:
-        return 1, -1
+        return 1, 0
     stride += 1 - stride % 2  # odd, so that power-of-two layer widths do not confine the sample to a few columns
     while stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:  # nor widths such as 300 or 784 with their factors
         stride += 2
     sampled = -(-size // stride)
     mean = sampled * q / size
-    return stride, sampled - math.ceil(mean + 2.5 * math.sqrt(mean) + 2.0)
+    above = math.ceil(mean + 2.5 * math.sqrt(mean) + 2.0)
+    return stride, above if above <= sampled else 0

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gsm_lab import data, models
-from gsm_lab.optim import GSM, param_groups
+from gsm_lab.optim import GSM, gate, param_groups
 
 WARM_UP, STEPS = 100, 1500
 LIMIT = 2.6
@@ -53,8 +53,17 @@ def step_times(threads: int) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_gsm_step_against_a_fused_sgd_step(threads: int) -> None:
+@pytest.mark.parametrize("passes", ["compiled", "torch"])
+def test_a_gsm_step_against_a_fused_sgd_step(
+    passes: str, threads: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if passes == "torch":
+        monkeypatch.setattr(gate, "compiled", lambda: None)
+        reason = "the dispatch of some thirty calls weighs too much where SGD takes 0.1 ms: see the README"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+    elif not gate.compiled():
+        pytest.skip("numba is not installed")
     sgd, gsm = (1e6 * statistics.median(times) for times in step_times(threads))
-    print(f"\nLeNet-300-100, 60x, batch 64, {threads} thread{'s'[: threads - 1]}, median of {STEPS} steps")
+    print(f"\nLeNet-300-100, 60x, batch 64, {passes}, {threads} thread{'s'[: threads - 1]}, median of {STEPS} steps")
     print(f"  fused SGD {sgd:6.0f} us   GSM {gsm:6.0f} us   ratio {gsm / sgd:.2f} (limit {LIMIT})")
     assert gsm / sgd <= LIMIT

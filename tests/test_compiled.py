@@ -1,0 +1,208 @@
+"""The compiled passes against the reference selection, and against PyTorch's own fused SGD, to the bit."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gsm_lab.optim import GSM, gate
+from gsm_lab.optim.selection import chosen, sampling, top_q
+
+numba = pytest.importorskip("numba")
+from gsm_lab.optim import compiled, kernels  # noqa: E402
+
+SIZES = [9000, 40, 1, 3077]  # of a block and a half, of a few vectors, with rests
+TOTAL = sum(SIZES)
+
+
+def split(flat: np.ndarray, sizes: list[int] = SIZES) -> list[Tensor]:
+    return [torch.from_numpy(part.copy()) for part in np.split(flat.astype(np.float32), np.cumsum(sizes)[:-1])]
+
+
+def contents(name: str, seed: int = 0, n: int = TOTAL) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and gradients of a kind."""
+    rng = np.random.default_rng(seed)
+    w, g = rng.normal(size=(2, n)).astype(np.float32)
+    if name == "constant":
+        w[:], g[:] = -0.5, 2
+    elif name == "95% zero":
+        g[rng.random(n) < 0.95] = 0
+    elif name == "zero":
+        g[:] = 0
+    elif name == "denormal":
+        g *= np.float32(1e-41)
+    elif name == "huge":
+        w, g = w * np.float32(1e19), g * np.float32(1e18)
+    elif name == "overflow":
+        w, g = w * np.float32(1e20), g * np.float32(1e20)
+    elif name == "tied":
+        w, g = np.round(w), np.round(g)
+    elif name == "NaN":
+        g[rng.integers(n)] = np.nan
+    elif name == "inf":
+        g[rng.integers(n)] = -np.inf
+    return w, g
+
+
+KINDS = ["random", "constant", "95% zero", "zero", "denormal", "huge", "overflow", "tied", "NaN", "inf"]
+
+
+def check(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] = SIZES) -> None:
+    """`threshold` and `gate` agree with the reference, or leave to it what they may leave."""
+    with np.errstate(all="ignore"):
+        metric = np.abs(w * g)
+    top = top_q(metric.copy(), q)
+    weights, grads = split(w, sizes), split(g, sizes)
+    passes = compiled.Passes(sizes)
+    threshold = passes.threshold(weights, grads, q)
+    if top.ties_left_out or not top.finite or top.threshold == 0:
+        assert threshold is None
+        return
+    assert threshold == top.threshold
+    out = np.full(w.size, np.nan, np.float32)
+    passes.gate(threshold, out)
+    expected = np.where(chosen(metric, top), g, np.float32(0))
+    np.testing.assert_array_equal(out.view(np.int32), expected.view(np.int32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("q", [1, 2, 40, TOTAL // 60, TOTAL // 10, TOTAL // 2, TOTAL - 1])
+def test_the_threshold_and_what_passes(kind: str, q: int) -> None:
+    for seed in range(5):
+        check(*contents(kind, seed), q)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_any_sizes_any_q(draw: st.DataObject) -> None:
+    sizes = draw.draw(st.lists(st.integers(1, 9000), min_size=1, max_size=4))
+    n = sum(sizes) + 1
+    q = draw.draw(st.integers(1, n - 1))
+    check(*contents(draw.draw(st.sampled_from(KINDS)), draw.draw(st.integers(0, 99)), n), q, [*sizes, 1])
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("q", [50, 500])
+def test_exact_when_the_sample_misleads(q: int, offset: int) -> None:
+    """Everything large lies where the sample looks (its bound is too high), or next to it (it sees nothing)."""
+    n = 60_000
+    stride, above = sampling(n, q)
+    assert above
+    rng = np.random.default_rng(1)
+    w, g = np.ones(n, np.float32), rng.random(n).astype(np.float32)
+    g[offset::stride][: above + 2] += 1
+    check(w, g, q, [50_000, 10_000])
+    g[:] = 0
+    g[offset::stride] = rng.random(g[offset::stride].size)
+    check(w, g, q, [50_000, 10_000])
+
+
+def test_more_candidates_than_there_is_room_for() -> None:
+    """The sample sees zeros alone, so that all that is positive is a candidate."""
+    n, q = 400_000, 100
+    stride, _ = sampling(n, q)
+    g = np.random.default_rng(2).random(n).astype(np.float32)
+    g[::stride] = 0
+    assert 4 * q + 8 * kernels.BLOCK < n
+    check(np.ones(n, np.float32), g, q, [n])
+
+
+def test_the_rounding_of_this_machine_is_known() -> None:
+    body, tail, width = compiled.rounding()
+    assert body in kernels.ROUNDINGS and tail in kernels.ROUNDINGS and width in (4, 8, 16)
+
+
+class Net(nn.Module):
+    """Matrices whose sizes fill vectors and do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = [(30, 40), (7, 11), (1, 5), (2, 16)]
+        self.layers = nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes])
+        self.bias = nn.Parameter(torch.randn(6))
+
+
+def compiled_and_not(net: Net, monkeypatch: pytest.MonkeyPatch, steps: int, groups, **hyper) -> list[list[Tensor]]:
+    """Weights and momentum after some steps, and the active sets, with the compiled step and without."""
+    results = []
+    first = {name: p.detach().clone() for name, p in net.state_dict().items()}
+    done = []
+    step = compiled.Passes.step
+    monkeypatch.setattr(compiled.Passes, "step", lambda *a: done.append(step(*a)))
+    for use in (True, False):
+        if not use:
+            monkeypatch.setattr(gate, "compiled", lambda: None)
+        net.load_state_dict(first)
+        opt = GSM(groups(net), fused=True, **hyper)
+        random = torch.Generator().manual_seed(5)
+        masks = []
+        for _ in range(steps):
+            for p in net.parameters():
+                p.grad = torch.randn(p.shape, generator=random)
+            opt.step()
+            masks.append(opt.active_mask())
+        assert len(done) == steps - 1  # before the first step there is no momentum, and with PyTorch's own none at all
+        buffers = [opt.state[p]["momentum_buffer"].clone() for p in net.parameters()]
+        results.append([*(p.detach().clone() for p in net.parameters()), *buffers, *masks])
+    return results
+
+
+@pytest.mark.parametrize("hyper", [{}, {"dampening": 0.4}, {"weight_decay": 0}], ids=["plain", "dampening", "no decay"])
+def test_the_compiled_step_is_the_fused_step_to_the_bit(hyper: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nonzeros": 40, **hyper}
+    a, b = compiled_and_not(Net(), monkeypatch, 20, lambda net: net.parameters(), **one)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_every_group_has_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def groups(net: Net) -> list[dict]:
+        return [
+            {"params": [net.layers[0], net.bias], "lr": 0.2, "weight_decay": 0.3},
+            {"params": [net.layers[2]], "prunable": False, "weight_decay": 0},
+            {"params": [net.layers[1], net.layers[3]], "momentum": 0.5},
+        ]
+
+    one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "compression": 9}
+    a, b = compiled_and_not(Net(), monkeypatch, 20, groups, **one)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_masks_that_were_handed_out_stay_as_they_were() -> None:
+    net = Net()
+    opt = GSM(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, fused=True, nonzeros=20)
+    masks = []
+    for _ in range(6):
+        for p in net.parameters():
+            p.grad = torch.randn_like(p)
+        opt.step()
+        masks.append((opt.active_mask(), opt.active_mask().clone()))
+    assert all(torch.equal(mask, copy) and copy.sum() == 20 for mask, copy in masks)
+    assert not any(torch.equal(a, b) for (a, _), (b, _) in pairwise(masks))
+
+
+def test_autograd_can_notice_that_the_weights_changed() -> None:
+    layer = nn.Linear(8, 8)
+    opt = GSM(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, fused=True, nonzeros=20)
+    versions = []
+    for _ in range(4):
+        layer(torch.randn(3, 8)).square().sum().backward()
+        opt.step()
+        versions.append((layer.weight._version, opt.state[layer.weight]["momentum_buffer"]._version))
+        opt.zero_grad()
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(versions[1:]))
+
+
+def test_without_a_known_rounding_pytorch_does_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "rounding", lambda: None)
+    net = Net()
+    opt = GSM(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, fused=True, nonzeros=20)
+    for _ in range(3):
+        for p in net.parameters():
+            p.grad = torch.randn_like(p)
+        assert all(grad is not None for _, grad in opt._close_gate())
+        opt.step()
+        assert opt.active_mask().sum() == 20
