@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch as _torch  # noqa: F401  (what every name below needs, so that the first use of one is quick)
 
 if TYPE_CHECKING:
-    from gsm_lab import data, expect, figures, knobs, models, optim
+    from gsm_lab import data, expect, figures, knobs, models, optim, studies
     from gsm_lab.data import Dataset, load
     from gsm_lab.optim import GSM, cut, param_groups
-    from gsm_lab.playground import Playground
+    from gsm_lab.playground import Playground, explore
     from gsm_lab.run import Run
 
 __version__ = "0.1.0"
@@ -32,12 +32,13 @@ _WHERE = {
     "load": "gsm_lab.data",
     "Run": "gsm_lab.run",
     "Playground": "gsm_lab.playground",
+    "explore": "gsm_lab.playground",
 }
-_MODULES = ("data", "expect", "figures", "knobs", "models", "optim", "playground")
+_MODULES = ("data", "expect", "figures", "knobs", "models", "optim", "playground", "studies")
 
 __all__ = [
     "GSM", "Dataset", "Playground", "Run",
-    "cut", "data", "expect", "figures", "knobs", "load", "models", "optim", "param_groups",
+    "cut", "data", "expect", "explore", "figures", "knobs", "load", "models", "optim", "param_groups", "studies",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,6 +40,9 @@ class Run:
         model, data, opt, history: as they are now. source_model, source_data: as they were given.
         steps: gated steps so far. knobs: every setting in force. base: test accuracy of the dense model when the gate
         closed, None before; magnitude: what it scored cut to Q without GSM.
+        recorders: called after every gated step with (step, active: bool [N], weights: the layers' values, float32
+        numpy arrays), all of them the run's own: not to be written to, nor kept beyond the call except `active`. A
+        reset empties the list; it is not saved.
 
     Raises:
         ValueError: a knob or argument out of range, with its name, the value and what is valid.
@@ -84,6 +88,7 @@ class Run:
         self.knobs = knobs
         self.history = History({layer: p.numel() for layer, p in weights.items()})
         self._layers = list(weights.values())
+        self.recorders: list[Callable[[int, np.ndarray, list[np.ndarray]], None]] = []
         self.steps = self.dense_steps = 0
         self.base: float | None = None
         self.magnitude: float | None = None
@@ -287,15 +292,11 @@ class Run:
         loss = self._forward_backward(self.dense_steps + self.steps)
         self.opt.step()
         self.steps += 1
-        self.history.record(
-            self.steps,
-            self.steps / self.epoch_steps,
-            loss,
-            self.opt.threshold,
-            lr,
-            self.opt.active_mask().numpy(),
-            [p.detach().float().cpu().contiguous().numpy() for p in self._layers],
-        )
+        active = self.opt.active_mask().numpy()
+        weights = [p.detach().float().cpu().contiguous().numpy() for p in self._layers]
+        self.history.record(self.steps, self.steps / self.epoch_steps, loss, self.opt.threshold, lr, active, weights)
+        for recorder in self.recorders:
+            recorder(self.steps, active, weights)
         if self.steps % self.knobs["evaluate_every"] == 0:
             self._evaluate_now()
 

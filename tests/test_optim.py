@@ -1029,3 +1029,52 @@ def test_names_and_the_switch_do_not_disturb_torch() -> None:
     assert "compression: 60" in repr(opt)
     assert [g["names"] for g in opt.state_dict()["param_groups"]] == [["0.weight", "2.weight"], ["0.bias", "2.bias"]]
     assert [g["weight_decay"] for g in opt.param_groups] == [1e-2, 0]
+
+
+# ------------------------------------------------------------------------------------------------ candidates
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_only_candidates_become_active(kernel: str) -> None:
+    a, b = net(), net()
+    sgd, gsm = (
+        SGD(a.parameters(), **HYPER, **KERNELS[kernel]),
+        GSM(b.parameters(), **HYPER, **KERNELS[kernel], nonzeros=30),
+    )
+    allowed = torch.rand(gsm.weights, generator=torch.Generator().manual_seed(1)) < 0.2
+    gsm.candidates = allowed
+    for step in range(10):
+        backward(a, step)
+        backward(b, step)
+        for p, m in zip(matrices(a), allowed.split([p.numel() for p in matrices(a)]), strict=True):
+            p.grad = torch.where(m.view(p.shape), p.grad, 0.0)
+        mask = masked_step(sgd, matrices(a), 30)
+        with GradientsKept(b):
+            gsm.step()
+        assert torch.equal(gsm.active_mask(), mask) and not (mask & ~allowed).any()
+        assert_same(a, sgd, b, gsm)
+    gsm.candidates = None
+    backward(b, 10)
+    expected = naive_mask(matrices(b), 30)
+    gsm.step()
+    assert torch.equal(gsm.active_mask(), expected) and (expected & ~allowed).any()
+
+
+def test_a_frozen_active_set() -> None:
+    model = net()
+    gsm = GSM(model.parameters(), **HYPER, nonzeros=30)
+    backward(model, 0)
+    gsm.step()
+    frozen = gsm.candidates = gsm.active_mask()
+    for step in range(1, 5):
+        backward(model, step)
+        gsm.step()
+        assert torch.equal(gsm.active_mask(), frozen)
+
+
+@pytest.mark.parametrize("mask", [[True], torch.ones(3, dtype=torch.bool), torch.ones(272), "all"])
+def test_candidates_must_fit(mask: Any) -> None:
+    gsm = GSM(net().parameters(), **HYPER, nonzeros=30)
+    with pytest.raises(ValueError, match="candidates must be None or a bool tensor of shape"):
+        gsm.candidates = mask
+    assert gsm.candidates is None

@@ -786,3 +786,19 @@ def test_a_step_done_again_is_the_same_step() -> None:
     run.step(20 - run.steps)
     straight.step(20)
     assert differs(everything(run), everything(straight)) == []
+
+
+def test_recorders_see_every_gated_step() -> None:
+    run = gl.Run(pretrain=1, seed=3)
+    seen = []
+    run.recorders.append(
+        lambda step, active, weights: seen.append((step, active.copy(), np.concatenate([w.ravel() for w in weights])))
+    )
+    run.step(3)
+    assert [step for step, _, _ in seen] == [1, 2, 3]
+    assert all(active.sum() == run.nonzeros for _, active, _ in seen)
+    now = np.concatenate([p.detach().numpy().ravel() for p in gl.models.prunable(run.model).values()])
+    np.testing.assert_array_equal(seen[-1][2], now)
+    np.testing.assert_array_equal(seen[-1][1], run.opt.active_mask().numpy())
+    run.reset()
+    assert run.recorders == []

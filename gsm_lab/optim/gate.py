@@ -49,6 +49,7 @@ class Gate:
 
     Attributes:
         threshold: the smallest T that passed at the last `close` (float32; 0.0 before, and while the gate is open).
+        candidates: bool [count], who may pass; None: everybody.
     """
 
     def __init__(self, weights: list[Tensor]) -> None:
@@ -58,6 +59,7 @@ class Gate:
         self._numpy: np.ndarray | None = None
         self._passes: tuple[list[int], Passes] | None = None
         self._lent = True
+        self.candidates: Tensor | None = None
         self.shut()
 
     def shut(self) -> None:
@@ -104,7 +106,7 @@ class Gate:
 
     def _close_compiled(self, q: int, update: Update | None) -> list[tuple[Tensor, Tensor | None]]:
         """`close` in two compiled passes; [] for what these leave to PyTorch (other types and devices, ties, NaN)."""
-        if not (module := compiled()) or not all(map(is_simple, self.weights)):
+        if self.candidates is not None or not (module := compiled()) or not all(map(is_simple, self.weights)):
             return []
         tensors = self.weights if update is None else self.weights + update.others
         grads = [p.grad for p in tensors]
@@ -166,6 +168,8 @@ class Gate:
                 t.copy_(p.float() * grad.float())
                 plain = False
         self._buffer.abs_()
+        if self.candidates is not None:
+            self._buffer.masked_fill_(~self.candidates.to(device), 0.0)
         return plain
 
     def _allocate(self, device: torch.device) -> None:

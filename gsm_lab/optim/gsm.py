@@ -109,6 +109,23 @@ class GSM(torch.optim.SGD):
         """`active` of all prunable tensors, flattened and joined in the order of the groups: bool [N], on the CPU."""
         return self._gate().active()
 
+    @property
+    def candidates(self) -> Tensor | None:
+        """Which weights may become active, bool [N] in the order of `active_mask`; None: all of them.
+
+        For experiments that freeze the active set, or keep weights from coming back. Not part of `state_dict()`, and
+        forgotten when a parameter group is added. At Q = N the gate is open to all.
+        """
+        return self._gate().candidates
+
+    @candidates.setter
+    def candidates(self, mask: Tensor | None) -> None:
+        n = self.weights
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (n,)):
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"{mask!r}"
+            raise ValueError(f"candidates must be None or a bool tensor of shape ({n},), got {got}")
+        self._gate().candidates = mask
+
     # -- the step --------------------------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
