@@ -1,7 +1,21 @@
-"""Figures: tables and histories in, `plotly.graph_objects.Figure` out; nothing here trains."""
+"""Figures: tables and histories in, `plotly.graph_objects.Figure` out; nothing here trains.
+
+One module for each study, imported when first used: `reactivation`, `taylor`, `trajectories`.
+"""
+
+from importlib import import_module
+from types import ModuleType
 
 from gsm_lab.figures.dashboard import PANELS, curves, dashboard, marks, title_texts, update
 from gsm_lab.figures.lines import lines
 from gsm_lab.figures.style import line, show, static
 
 __all__ = ["PANELS", "curves", "dashboard", "line", "lines", "marks", "show", "static", "title_texts", "update"]
+
+_STUDIES = ("reactivation", "taylor", "trajectories")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _STUDIES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""`Playground`: a run to play with, its knobs live while it trains. The only room that imports ipywidgets."""
+"""`Playground`, a run to play with, and `explore`, a figure with menus. The only room that imports ipywidgets."""
 
 from gsm_lab.playground.board import Playground
+from gsm_lab.playground.explore import explore
 from gsm_lab.playground.presets import PRESETS, Preset
 
-__all__ = ["PRESETS", "Playground", "Preset"]
+__all__ = ["PRESETS", "Playground", "Preset", "explore"]
