@@ -1,0 +1,306 @@
+"""Does |g w| tell what a weight is worth? Estimates of a loss change against the true one.
+
+Setting the weights S to zero changes them by d (d = -w on S, 0 elsewhere) and the loss by L(w + d) - L(w). Estimates:
+
+    first order            g.d                   Taylor, signed; GSM ranks by |g w| (the paper, eq. 5)
+    Fisher                 sum F d^2 / 2         F: mean squared gradient of single samples (Theis et al. 2018, eq. 8)
+    first + diagonal       g.d + sum diag(H) d^2 / 2
+    second order           g.d + d.H d / 2       with all of H, by one Hessian-vector product
+
+Relative errors are |estimate - truth| / |truth|. Where |truth| is below `Problem.floor`, a thousand units of rounding,
+they mean nothing: they are NaN, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from gsm_lab.optim import budget
+from gsm_lab.run import Run
+from gsm_lab.studies.exhaustive import diagonal, loss_changes
+from gsm_lab.studies.problem import Problem
+
+__all__ = [
+    "ESTIMATES", "REGIONS", "STAGES", "Problem", "agreement", "exhaustive", "misranked", "of_run", "rank_map", "sets",
+    "singles", "stages",
+]  # fmt: skip
+
+ESTIMATES = ("first order", "|g w|", "Fisher", "first + diagonal", "second order")
+REGIONS = ("top", "around Q", "middle", "bottom", "random")
+STAGES = {"start": 0.0, "middle": 0.5, "end": 1.0}
+
+
+def of_run(run: Run, samples: int = 256, dtype: torch.dtype = torch.float64) -> Problem:
+    """The problem of a run's model as it is now, on the first `samples` of its training set."""
+    if not 1 <= samples <= len(run.data.train_x):
+        raise ValueError(f"samples must be from 1 to {len(run.data.train_x):,}, all there are, got {samples}")
+    return Problem(run, run.data.train_x[:samples], run.data.train_y[:samples], dtype=dtype)
+
+
+# -- single weights ----------------------------------------------------------------------------------------------------
+
+
+def singles(problem: Problem, per_region: int = 100, compression: float = 60, seed: int = 0) -> pd.DataFrame:
+    """Single weights, drawn by their rank of T = |g w|: the true loss change without each, and the estimates of it.
+
+    Args:
+        problem: model and batch.
+        per_region: weights drawn (fewer where a region has fewer) from each of the regions: "top", the first ranks;
+            "around Q", within a tenth of Q; "middle" and "bottom", a tenth of all ranks each; "random", all ranks.
+        compression: gives Q.
+        seed: of the draw.
+
+    Returns:
+        One row a weight: region, layer, index (flat, in the layer), rank (0: greatest T), weight, gradient, true, and
+        the estimates (for one weight the second order is "first + diagonal"). `attrs["floor"]`: see the module.
+
+    Raises:
+        ValueError: `per_region` below 1, or a compression out of range.
+    """
+    if per_region < 1:
+        raise ValueError(f"per_region must be at least 1, got {per_region}")
+    n, q = problem.count, budget(problem.count, compression=compression)
+    w, g = problem.flat(), problem.gradient()
+    order = torch.argsort((g * w).abs(), descending=True, stable=True)
+    ranks = {
+        "top": (0, per_region),
+        "around Q": (int(0.9 * q), max(int(1.1 * q), int(0.9 * q) + 1)),
+        "middle": (int(0.45 * n), int(0.55 * n) + 1),
+        "bottom": (int(0.9 * n), n),
+        "random": (0, n),
+    }
+    random = np.random.default_rng(seed)
+    drawn = []
+    for region, (first, last) in ranks.items():
+        among = np.arange(first, min(last, n))
+        drawn += [(region, rank) for rank in sorted(random.choice(among, min(per_region, len(among)), replace=False))]
+    indices = order[[rank for _, rank in drawn]].tolist()
+    places = [problem.place(i) for i in indices]
+    w, g = w[indices], g[indices]
+    half = w.square() / 2
+    return _table(
+        problem,
+        {
+            "region": [region for region, _ in drawn],
+            "layer": [layer for layer, _ in places],
+            "index": [index for _, index in places],
+            "rank": [rank for _, rank in drawn],
+            "weight": w,
+            "gradient": g,
+            "true": problem.changes_without(indices),
+            "first order": -g * w,
+            "|g w|": (g * w).abs(),
+            "Fisher": half * problem.squared_gradients()[indices],
+            "first + diagonal": -g * w + half * problem.hessian_diagonal(indices),
+        },
+    )
+
+
+def agreement(table: pd.DataFrame, by: str | Sequence[str] = "region") -> pd.DataFrame:
+    """How well the estimates of a table with a column "true" agree with it.
+
+    Args:
+        table: from `singles`, `sets` or `stages`.
+        by: columns to group by.
+
+    Returns:
+        One row for each group and estimate: the `by` columns, estimate, weights (rows of the table), below_floor (rows
+        whose truth is too small for a relative error), relative_error (the median over the others; |g w| is held
+        against |truth|), rank_correlation (Spearman's, of |estimate| and |truth|).
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    floor = table.attrs["floor"]
+    rows = []
+    for key, group in table.groupby(by, sort=False):
+        size = group["true"].abs()
+        for estimate in (name for name in ESTIMATES if name in table and group[name].notna().any()):
+            truth = size if estimate == "|g w|" else group["true"]
+            errors = ((group[estimate] - truth).abs() / size)[size >= floor]
+            correlation = group[estimate].abs().rank().corr(size.rank())
+            rows.append((*key, estimate, len(group), int((size < floor).sum()), errors.median(), correlation))
+    return pd.DataFrame(rows, columns=[*by, "estimate", "weights", "below_floor", "relative_error", "rank_correlation"])
+
+
+# -- sets of weights ---------------------------------------------------------------------------------------------------
+
+
+def sets(
+    problem: Problem,
+    compression: float = 60,
+    shares: Iterable[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9),
+    seed: int = 0,
+    hessian_diagonal: bool | None = None,
+) -> pd.DataFrame:
+    """Sets of weights of growing size: the true loss change without all of them at once, and the estimates of it.
+
+    Args:
+        problem: model and batch.
+        compression: gives Q, for the set that the cut removes.
+        shares: sizes, as shares of all N weights, each above 0 and up to 1.
+        seed: of the random sets.
+        hessian_diagonal: whether to compute all of diag(H). It is quick for fully-connected layers and takes a product
+            with H for each weight of others; unless given it is done where all layers are fully connected.
+
+    Returns:
+        One row a set: kind ("top" and "bottom" by T = |g w|, "smallest |w|", "random", "cut"), size, share, true, the
+        estimates. "cut" is exactly what `cut` removes.
+
+    Raises:
+        ValueError: no shares, or one out of range.
+    """
+    shares = list(shares)
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"shares must be some numbers above 0 and up to 1, got {shares}")
+    n = problem.count
+    w, g, fisher = problem.flat(), problem.gradient(), problem.squared_gradients()
+    curvature = diagonal(problem, all_layers=bool(hessian_diagonal)) if hessian_diagonal is not False else None
+    by_metric = torch.argsort((g * w).abs(), descending=True, stable=True)
+    by_size = torch.argsort(w.abs(), descending=True, stable=True)
+    at_random = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(w.device)
+    chosen = [("cut", by_size[budget(n, compression=compression) :])]
+    for share in shares:
+        k = max(1, round(share * n))
+        chosen += [("top", by_metric[:k]), ("bottom", by_metric[n - k :])]
+        chosen += [("smallest |w|", by_size[n - k :]), ("random", at_random[:k])]
+    rows = []
+    for kind, members in chosen:
+        delta = torch.zeros_like(w)
+        delta[members] = -w[members]
+        first = float(g @ delta)
+        rows.append(
+            {
+                "kind": kind,
+                "size": len(members),
+                "share": len(members) / n,
+                "true": problem.change(delta),
+                "first order": first,
+                "|g w|": float((g * delta).abs().sum()),
+                "Fisher": float(fisher @ delta.square()) / 2,
+                "first + diagonal": np.nan if curvature is None else first + float(curvature @ delta.square()) / 2,
+                "second order": first + float(delta @ problem.hessian_vector(delta)) / 2,
+            }
+        )
+    table = _table(problem, rows)
+    for estimate in ESTIMATES:
+        truth = table["true"].abs() if estimate == "|g w|" else table["true"]
+        error = (table[estimate] - truth).abs() / table["true"].abs()
+        table[f"error of {estimate}"] = error.where(table["true"].abs() >= problem.floor)
+    return table
+
+
+# -- every weight ------------------------------------------------------------------------------------------------------
+
+
+def exhaustive(problem: Problem, layers: Iterable[str] | None = None, progress: bool = True) -> pd.DataFrame:
+    """The true loss change of every single weight, beside T = |g w|.
+
+    Fast for fully-connected layers (see `gsm_lab.studies.exhaustive`); LeNet-300-100's 266,200 weights on 256 samples
+    take some ten seconds. `layers`: names of prunable tensors, all unless given.
+
+    Returns:
+        One row a weight: layer, index (flat, in the layer), weight, metric (T), true.
+    """
+    names = list(problem.weights) if layers is None else list(layers)
+    if not names:
+        raise ValueError(f"layers must name at least one of {', '.join(problem.weights)}")
+    gradients = problem.parts(problem.gradient())
+    parts = []
+    for name in names:
+        true = loss_changes(problem, name, progress)
+        w = problem.weights[name].reshape(-1)
+        metric = (w * gradients[name].reshape(-1)).abs()
+        columns = {"index": range(len(w)), "weight": w, "metric": metric, "true": true.reshape(-1)}
+        parts.append(_table(problem, {"layer": pd.Categorical([name] * len(w), names), **columns}))
+    table = pd.concat(parts, ignore_index=True)
+    table.attrs = parts[0].attrs
+    return table
+
+
+def misranked(table: pd.DataFrame, compression: float = 60) -> pd.DataFrame:
+    """Where |g w| ranks wrongly, by layer: the Q weights of greatest T against the Q of greatest true |loss change|.
+
+    Args:
+        table: from `exhaustive`.
+
+    Returns:
+        One row a layer, and one for all: layer, weights, by_truth and by_metric (how many of the Q each gives the
+        layer), missed (among the Q by truth, not by T), missed_share (of by_truth).
+    """
+    q = budget(len(table), compression=compression)
+    truth, metric = (table[name].abs().rank(ascending=False, method="first") <= q for name in ("true", "metric"))
+    marked = pd.DataFrame({"layer": table["layer"], "by_truth": truth, "by_metric": metric, "missed": truth & ~metric})
+    counts = marked.groupby("layer", observed=True).sum()
+    counts.insert(0, "weights", table.groupby("layer", observed=True).size())
+    counts.loc["all"] = counts.sum()
+    counts["missed_share"] = counts["missed"] / counts["by_truth"].clip(lower=1)
+    return counts.reset_index()
+
+
+def rank_map(table: pd.DataFrame, bins: int = 24) -> pd.DataFrame:
+    """How many weights have which rank by T and by truth: [bins, bins] counts, ranks 1 to N in logarithmic steps.
+
+    The index is the (geometric) middle of the bin of the rank by true |loss change|, the columns that of T.
+    """
+    ranks = [table[name].abs().rank(ascending=False, method="first") for name in ("true", "metric")]
+    edges = np.geomspace(1, len(table) + 1, bins + 1)
+    counts, _, _ = np.histogram2d(*ranks, bins=[edges, edges])
+    middle = np.sqrt(edges[1:] * edges[:-1])
+    return pd.DataFrame(counts.astype(int), pd.Index(middle, name="rank by truth"), pd.Index(middle, name="rank by T"))
+
+
+# -- over momenta and stages -------------------------------------------------------------------------------------------
+
+
+def stages(
+    make: Run, momenta: Sequence[float] = (0.9, 0.98, 0.99), samples: int = 256, per_region: int = 50,
+    progress: bool = True,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """`singles` and `sets` at the start, in the middle and at the end of a run, for every momentum.
+
+    Args:
+        make: a run whose model, data and settings are used (by name, or a model of one's own, which is reset to its
+            first weights); it is left reset. The learning rate is scaled so that lr / (1 - momentum), and with it the
+            speed at which passive weights vanish, is what `make` has.
+        momenta: at least one.
+
+    Returns:
+        The tables of `singles` and of `sets`, each with the columns momentum, stage and step in front.
+    """
+    if not momenta:
+        raise ValueError("momenta must hold at least one momentum")
+    rate = make.knobs["lr"] / (1 - make.knobs["momentum"])
+    found: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
+    before = make.knobs["lr"], make.knobs["momentum"]
+    bar = tqdm(total=len(momenta) * len(STAGES), unit="stage", disable=not progress)
+    for momentum in momenta:
+        make.reset(momentum=momentum, lr=rate * (1 - momentum))
+        make.pretrain()
+        for stage, share in STAGES.items():
+            bar.set_description(f"momentum {momentum:g}, {stage}")
+            make.step(round(share * make.planned) - make.steps)
+            problem, c = of_run(make, samples), make.knobs["compression"]
+            for table, to in zip((singles(problem, per_region, c), sets(problem, c)), found, strict=True):
+                for i, (name, value) in enumerate((("momentum", momentum), ("stage", stage), ("step", make.steps))):
+                    table.insert(i, name, value)
+                to.append(table)
+            bar.update()
+    bar.close()
+    make.reset(lr=before[0], momentum=before[1])
+    joined = [pd.concat(tables, ignore_index=True) for tables in found]
+    for table, tables in zip(joined, found, strict=True):
+        table.attrs["floor"] = max(t.attrs["floor"] for t in tables)
+    return joined[0], joined[1]
+
+
+def _table(problem: Problem, columns: dict | list[dict]) -> pd.DataFrame:
+    if isinstance(columns, dict):
+        columns = {k: v.double().cpu().numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}
+    table = pd.DataFrame(columns)
+    table.attrs["floor"] = problem.floor
+    return table
