@@ -141,7 +141,7 @@ def _between(problem: Problem, module: nn.Module, following: nn.Module, z: Tenso
 
 def _chain(problem: Problem, layer: str) -> _Chain | None:
     """The chain that begins at `layer`, if the model, probed, behaves as one there."""
-    linear = {f"{name}.weight": m for name, m in problem.model.named_modules() if type(m) is nn.Linear}
+    linear = _linear(problem)
     module = linear.get(layer)
     if module is None:
         return None
@@ -234,7 +234,7 @@ def diagonal(problem: Problem, all_layers: bool = False) -> Tensor | None:
     In a fully-connected layer d2L/dw[i, j]2 is the mean over the samples of a[j]^2 d2L/dz[i]2, so one product with H a
     unit gives the whole layer. Other layers take one product a weight: without `all_layers` the answer is then None.
     """
-    linear = {f"{name}.weight": m for name, m in problem.model.named_modules() if type(m) is nn.Linear}
+    linear = _linear(problem)
     parts, first = [], 0
     for (name, weight), size in zip(problem.weights.items(), problem.sizes, strict=True):
         part = _unit_diagonal(problem, linear[name]) if name in linear else None
@@ -278,3 +278,9 @@ def _sample_losses(problem: Problem, outputs: Tensor, sample: Tensor) -> Tensor:
     if problem.loss is F.cross_entropy:
         return F.cross_entropy(outputs, labels, reduction="none")
     return torch.func.vmap(lambda a, b: problem.loss(a[None], b[None]))(outputs, labels)
+
+
+def _linear(problem: Problem) -> dict[str, nn.Module]:
+    """The fully-connected layers by the name of their tensor."""
+    modules = problem.model.named_modules()
+    return {f"{name}.weight".lstrip("."): module for name, module in modules if type(module) is nn.Linear}
