@@ -1,0 +1,262 @@
+"""Recorders for the study of trajectories: the paths of some weights, and the sets of active and kept ones.
+
+A recorder is attached by making it, `Paths(run)`, takes down what it is for in bounded memory, and `frame()` returns
+the table. It is not saved with the run, and a reset of the run ends it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from gsm_lab.history import THRESHOLDS, Rows
+from gsm_lab.optim import keep_masks
+from gsm_lab.run import Run
+from gsm_lab.studies.decay import gather
+
+KINDS = ("kept", "switched", "passive")
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)  # bits set in a byte
+
+
+class _Attached:
+    """What the recorders share: being attached to a run, and knowing whether that is still the run it was."""
+
+    def __init__(self, run: Run) -> None:
+        if not isinstance(run, Run):
+            raise TypeError(f"run must be a gsm_lab.Run, got {type(run).__name__}")
+        self.run, self._history = run, run.history
+        run.recorders.append(self)
+
+    def _check(self, rows: Rows | None) -> None:
+        if self.run.history is not self._history:
+            raise ValueError(f"run was reset after {type(self).__name__} was attached; attach a new one")
+        if rows is None or not len(rows.array()):
+            raise ValueError("run has taken no gated step since the recorder was attached; call run.step(n) first")
+
+    def _final(self) -> np.ndarray:
+        """Who would stay if the run were cut now: bool [N]."""
+        masks = keep_masks(self.run.model, nonzeros=self.run.nonzeros)
+        return torch.cat([m.reshape(-1).cpu() for m in masks.values()]).numpy()
+
+
+class Paths(_Attached):
+    """The values of a few hundred weights at every step, thinned out evenly when they take more than `limit` bytes.
+
+    They are chosen once, by `seed`, at the first step it sees, without knowing what becomes of them: the same number
+    from each layer, half of these among the weights active in that step, half among the others.
+
+    Args:
+        run: to attach to, before its first gated step if the table shall begin where the gate closes.
+        weights: how many (fewer where the model has not as many).
+        seed: of the choice; independent of the run's.
+        limit: bytes.
+
+    Raises:
+        ValueError: `weights` is no whole number >= 1.
+    """
+
+    def __init__(self, run: Run, weights: int = 300, seed: int = 0, limit: int = 2_000_000) -> None:
+        if isinstance(weights, bool) or not isinstance(weights, int) or weights < 1:
+            raise ValueError(f"weights must be a whole number >= 1, got {weights!r}")
+        super().__init__(run)
+        self.chosen = np.empty(0, np.int64)  # flat positions, sorted
+        self.start = np.empty(0, np.float32)  # |w| of all weights after the first step, as 1,001 quantiles
+        self._wanted, self._seed, self._limit = weights, seed, limit
+        self._rows: Rows | None = None
+        self._times = np.zeros(0, np.int32)
+
+    def __call__(self, step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
+        """Take down one step; called by the run."""
+        if self._rows is None:
+            self._choose(active, weights)
+        self._times += active[self.chosen]
+        self._rows.append((step, gather(weights, self.chosen), self._times))
+
+    def _choose(self, active: np.ndarray, weights: list[np.ndarray]) -> None:
+        random, parts, begin = np.random.default_rng(self._seed), [], 0
+        for i, w in enumerate(weights):
+            wanted = min(w.size, self._wanted // len(weights) + (i < self._wanted % len(weights)))
+            here = active[begin : begin + w.size]
+            on, off = np.flatnonzero(here), np.flatnonzero(~here)
+            of_on = min(len(on), max(wanted // 2, wanted - len(off)))
+            parts += [begin + random.choice(on, of_on, replace=False)]
+            parts += [begin + random.choice(off, wanted - of_on, replace=False)]
+            begin += w.size
+        self.chosen = np.sort(np.concatenate(parts)).astype(np.int64)
+        self.start = np.quantile(np.abs(np.concatenate([w.reshape(-1) for w in weights])), np.linspace(0, 1, 1001))
+        n = (len(self.chosen),)
+        # times active are summed up, so that rows may go without losing an active step between those that stay
+        self._rows = Rows(np.dtype([("step", np.int32), ("w", np.float32, n), ("times", np.int32, n)]), self._limit)
+        self._times = np.zeros(n, np.int32)
+
+    def frame(self, layer: str | None = None) -> pd.DataFrame:
+        """One row a weight and recorded step, of one layer or of all.
+
+        Columns: weight (flat position), layer, kind, step, w, magnitude (|w|), active (share of the steps since the
+        row before, 0..1, in which it received its gradient). A kind is "kept" (among the Q largest |w| now),
+        "switched" (active at some step, not kept) or "passive" (never active).
+
+        Raises ValueError for an unknown layer, before the first step, and after a reset of the run.
+        """
+        self._check(self._rows)
+        names = list(self._history.layers)
+        if layer is not None and layer not in names:
+            raise ValueError(f"layer must be one of {', '.join(names)}, got {layer!r}")
+        of = np.searchsorted(np.cumsum(list(self._history.layers.values())), self.chosen, side="right")
+        kind = np.where(self._final()[self.chosen], 0, np.where(self._times > 0, 1, 2))
+        rows = self._rows.array()
+        step = rows["step"].astype(np.int64)
+        shown = np.flatnonzero(of == names.index(layer)) if layer is not None else np.arange(len(of))
+        w = rows["w"][:, shown].T
+        begin = step[0] - 1  # the steps before the first recorded one
+        active = np.diff(rows["times"][:, shown], axis=0, prepend=0) / np.diff(step, prepend=begin)[:, None]
+        each = len(step)
+        return pd.DataFrame(
+            {
+                "weight": np.repeat(self.chosen[shown], each),
+                "layer": pd.Categorical.from_codes(np.repeat(of[shown], each), names),
+                "kind": pd.Categorical.from_codes(np.repeat(kind[shown], each), KINDS),
+                "step": np.tile(step, len(shown)),
+                "w": w.reshape(-1),
+                "magnitude": np.abs(w).reshape(-1),
+                "active": active.T.reshape(-1),
+            }
+        )
+
+    def falls(self) -> pd.DataFrame:
+        """How far weights that were never active have fallen, beside the recurrence and the closed form.
+
+        Columns: step; measured (median of |w| over |w| at the first recorded step), low, high (10th and 90th
+        percentile); exact (the recurrence, followed with the learning rate, momentum and decay in force at each step),
+        closed_form (exp(-sum of lr * decay / (1 - momentum))).
+
+        Raises ValueError when no weight stayed passive, when attached after the first gated step, and as `frame`.
+        """
+        self._check(self._rows)
+        rows = self._rows.array()
+        if rows["step"][0] != 1:
+            raise ValueError(f"Paths must be attached before the first gated step, got it after {rows['step'][0] - 1}")
+        never = self._times == 0
+        if not never.any():
+            raise ValueError(f"weights = {self._wanted} sampled ones were all active at some step; look at more")
+        fallen = np.abs(rows["w"][:, never].astype(np.float64)) / np.abs(rows["w"][0, never].astype(np.float64))
+        exact, closed = predicted(self.run, int(rows["step"][-1]))
+        low, middle, high = np.percentile(fallen, (10, 50, 90), axis=1)
+        at = rows["step"] - 1
+        return pd.DataFrame(
+            {
+                "step": rows["step"].astype(np.int64), "measured": middle, "low": low, "high": high,
+                "exact": np.abs(exact[at] / exact[0]), "closed_form": closed[at] / closed[0],
+            }
+        )  # fmt: skip
+
+    def expected_near_zero(self) -> pd.DataFrame:
+        """Shares of all weights that would be near zero if every weight had stayed passive since the first step.
+
+        Columns: step, `expected_1e-3`, `expected_1e-4` (0..1): the |w| of the first step, shrunk by the recurrence.
+        """
+        self._check(self._rows)
+        exact, _ = predicted(self.run, int(self._rows.array()["step"][-1]))
+        step = self._rows.array()["step"].astype(np.int64)
+        shrunk = np.abs(exact[step - 1] / exact[step[0] - 1])
+        # where it swings, a weight is near zero for good only when the envelope is
+        envelope = np.maximum.accumulate(shrunk[::-1])[::-1]
+        place = np.linspace(0, 1, len(self.start))
+        shares = {f"expected_{t:.0e}".replace("e-0", "e-"): np.interp(t / envelope, self.start, place, left=0.0)
+                  for t in THRESHOLDS}  # fmt: skip
+        return pd.DataFrame({"step": step, **shares})
+
+
+def predicted(run: Run, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """A passive weight after each of steps 1..`steps` of a run, 1 before the first: recurrence, and closed form.
+
+    With the knobs as they were in each step, schedule included; float64 [steps] each.
+    """
+    at = np.arange(1, steps + 1)
+    momentum, decay = (run.history.knob_values(name, at) for name in ("momentum", "weight_decay"))
+    rows = run.history.steps.array()
+    lr = rows["lr_scheduled"].astype(np.float64)[np.searchsorted(rows["step"], at, side="right") - 1]
+    exact, w, z = np.empty(steps), 1.0, 0.0
+    for k, (a, b, d) in enumerate(zip(lr.tolist(), momentum.tolist(), decay.tolist(), strict=True)):
+        z = b * z + d * w
+        w -= a * z
+        exact[k] = w
+    return exact, np.exp(-np.cumsum(lr * decay / (1.0 - momentum)))
+
+
+class ActiveSets(_Attached):
+    """Who is active, and who would be kept, every `every` steps, thinned out evenly when it takes more than `limit`.
+
+    Args:
+        run: to attach to, before its first gated step.
+        every: steps from one record to the next; by default an epoch.
+        limit: bytes.
+    """
+
+    def __init__(self, run: Run, every: int | None = None, limit: int = 32_000_000) -> None:
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"every must be a whole number of steps >= 1, got {every!r}")
+        super().__init__(run)
+        self.every = every or run.epoch_steps
+        count = run.opt.weights
+        bits = (-(-count // 8),)
+        fields = [("step", np.int32), ("asked", np.int32), ("removed", np.float32), ("contested", np.float32)]
+        self._rows = Rows(np.dtype([*fields, ("active", np.uint8, bits), ("kept", np.uint8, bits)]), limit)
+        self.first = np.zeros(count, np.int32)  # step in which a weight was first active; 0: never
+        self._since = np.zeros(count, bool)  # active at some step since the last record
+
+    def __call__(self, step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
+        """Take down one step; called by the run."""
+        new = np.flatnonzero(active & (self.first == 0))
+        self.first[new] = step
+        self._since |= active
+        if step % self.every:
+            return
+        kept = self._final()
+        w = np.concatenate([w.reshape(-1) for w in weights])
+        total = float(np.linalg.norm(w)) or 1.0
+        removed, contested = (float(np.linalg.norm(w[who])) / total for who in (~kept, self._since & ~kept))
+        asked = np.count_nonzero(self._since)
+        self._rows.append((step, asked, removed, contested, np.packbits(active), np.packbits(kept)))
+        self._since[:] = False
+
+    def frame(self) -> pd.DataFrame:
+        """One row a record; shares 0..1 of the final Q, the weights that would stay if the run were cut now.
+
+        Columns: step; active (share of the final Q that was active in that step), ever (share that had been active
+        by then), kept (share that a cut at that step would have kept); asked (distinct weights active in the `every`
+        steps up to this one, over Q: 1 where all batches agree); removed (norm of what a cut would have removed over
+        the norm of all weights: the distance between live and cut model); contested (the part of that norm in
+        weights that had been active in those `every` steps: what the batches still ask for, and would not get).
+
+        Raises ValueError before the first record, and after a reset of the run.
+        """
+        self._check(self._rows)
+        final, rows = self._final(), self._rows.array()
+        q = max(1, np.count_nonzero(final))
+        bits = np.packbits(final)
+        share = {name: np.array([_ONES[row & bits].sum() for row in rows[name]]) / q for name in ("active", "kept")}
+        joined = np.sort(self.first[final & (self.first > 0)])
+        ever = np.searchsorted(joined, rows["step"], side="right") / q
+        return pd.DataFrame(
+            {
+                "step": rows["step"].astype(np.int64), "active": share["active"], "ever": ever, "kept": share["kept"],
+                "asked": rows["asked"] / q, "removed": rows["removed"].astype(np.float64),
+                "contested": rows["contested"].astype(np.float64),
+            }
+        )  # fmt: skip
+
+    def joining(self) -> pd.Series:
+        """When the weights of the final Q were first active.
+
+        Returns:
+            weights (the final Q), never (how many of them have never been active), half, nine_tenths, last: the step
+            by which half, 90% and all of the others had been active; NaN where there are none.
+        """
+        self._check(self._rows)
+        first = self.first[self._final()]
+        joined = first[first > 0]
+        when = dict(zip(("half", "nine_tenths", "last"), (0.5, 0.9, 1.0), strict=True))
+        steps = {n: np.quantile(joined, q, method="inverted_cdf") if len(joined) else np.nan for n, q in when.items()}
+        return pd.Series({"weights": len(first), "never": int((first == 0).sum()), **steps})

@@ -1,0 +1,275 @@
+"""When may you cut? How weights travel to zero, how the sets settle, and what a cut would cost at each moment.
+
+    runs = trajectories.per_momentum({"data": "digits", "compression": 60}, (0.9, 0.98, 0.99), matched=True)
+    paths = {momentum: trajectories.Paths(run) for momentum, run in runs.items()}
+    trajectories.train(runs)
+    trajectories.cut_gap(runs)             # and near_zero, lossless_from, density; paths[0.9].frame(), .falls()
+
+Tables of several runs begin with a column `run`, the key under which a run was given. Everything works with any model
+and data a `Run` takes. Decay of single weights: `gsm_lab.studies.decay`; recorders: `gsm_lab.studies.paths`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from gsm_lab.history import History
+from gsm_lab.knobs import knob
+from gsm_lab.run import Run
+from gsm_lab.studies.decay import (
+    MOMENTA,
+    closed_form_rate,
+    critical,
+    decay_rate,
+    passive,
+    settling_steps,
+    zero_out_speed,
+)
+from gsm_lab.studies.paths import KINDS, ActiveSets, Paths, predicted
+
+__all__ = [
+    "KINDS", "MOMENTA", "ActiveSets", "Paths",
+    "closed_form_rate", "critical", "cut_gap", "decay_rate", "density", "falls", "lossless_from", "near_zero",
+    "passive", "per_momentum", "predicted", "settling_steps", "train", "zero_out_speed",
+]  # fmt: skip
+
+Runs = Run | History | Mapping[Hashable, Run | History]
+POINTS = 400  # rows a run; more cannot be seen
+_STEPS_A_LOOK = 10  # of the progress bar
+
+
+def per_momentum(
+    settings: Mapping[str, Any], momenta: Iterable[float] = MOMENTA, matched: bool = False
+) -> dict[float, Run]:
+    """One run per momentum, not yet trained, otherwise alike.
+
+    Args:
+        settings: arguments of `Run`: model, data, loss, knobs. What is not given is as `Run` has it. A model given as a
+            module is copied for each run.
+        momenta: each from 0 to below 1.
+        matched: choose the learning rates so that lr / (1 - momentum) is that of `settings`; otherwise all have the
+            same learning rate.
+
+    Raises:
+        ValueError: no momenta, one out of range, or settings that `Run` refuses (a model without prunable weights).
+    """
+    momenta = [knob("momentum").check(m) for m in momenta]
+    if not momenta:
+        raise ValueError("momenta must hold at least one momentum from 0 to below 1, got none")
+    runs = {}
+    for momentum in momenta:
+        own = dict(settings)
+        if isinstance(own.get("model"), nn.Module):
+            own["model"] = copy.deepcopy(own["model"])
+        run = Run(**own)
+        lr = run.knobs["lr"]
+        if matched:
+            lr *= (1 - momentum) / (1 - run.knobs["momentum"])
+        run.reset(momentum=momentum, lr=float(f"{lr:.6g}"))  # 0.02, not 0.020000000000000018
+        runs[momentum] = run
+    return runs
+
+
+def train(runs: Run | Mapping[Hashable, Run], epochs: float | None = None, progress: bool = True) -> None:
+    """Train one run or several, one after the other, for `epochs` gated epochs each, by default to the end of the plan.
+
+    Shows one progress bar with rate and time left unless `progress` is False. Recorders have to be attached before.
+
+    Raises:
+        ValueError: no runs, or `epochs` is not a finite number >= 0.
+        FloatingPointError: from a run that diverges; a note says which.
+    """
+    from tqdm.auto import tqdm
+
+    if epochs is not None and not (math.isfinite(epochs) and epochs >= 0):
+        raise ValueError(f"epochs must be a finite number >= 0, got {epochs!r}")
+    pairs = list(_each(runs))
+    steps = [max(0, r.planned - r.steps) if epochs is None else round(epochs * r.epoch_steps) for _, r in pairs]
+    total = sum(steps) + sum(run.dense_left for _, run in pairs)
+    with tqdm(total=total, unit="step", disable=not progress) as bar:
+        for (label, run), n in zip(pairs, steps, strict=True):
+            bar.set_description(str(label))
+            try:
+                while run.dense_left:
+                    before = run.dense_left
+                    bar.update(before - run.pretrain(_STEPS_A_LOOK))
+                for begin in range(0, n, _STEPS_A_LOOK):
+                    run.step(now := min(_STEPS_A_LOOK, n - begin))
+                    bar.update(now)
+                run.train(epochs=0, progress=False)  # evaluates, unless the last step has
+            except FloatingPointError as error:
+                error.add_note(f"in run {label!r}")
+                raise
+
+
+def near_zero(runs: Runs, paths: Paths | Mapping[Hashable, Paths] | None = None) -> pd.DataFrame:
+    """Shares of weights near zero over the steps, at most `POINTS` rows a run.
+
+    Args:
+        runs: one or several.
+        paths: their recorders, under the same keys; with them come the shares there would be if all weights were
+            passive, from the recurrence that they obey.
+
+    Returns:
+        run, step, epoch, under_1e-3, under_1e-4 (shares of all weights, 0..1), target (1 - 1/C: what has to go),
+        turnover (share of the active set that was passive one step before, mean since the row before); with `paths`
+        also expected_1e-3 and expected_1e-4.
+
+    Raises:
+        ValueError: no runs, a run without gated steps, or paths of other runs.
+    """
+    tables = []
+    for label, run in _each(runs):
+        history = _trained(label, run)
+        frame, count = history.frame(), sum(history.layers.values())
+        last = _spread(len(frame))
+        turnover = np.add.reduceat((frame["reactivated"] / frame["active"].clip(1)).to_numpy(), [0, *last[:-1] + 1])
+        table = frame.loc[last, ["step", "epoch"]].assign(
+            **{name: frame.loc[last, name] / count for name in ("under_1e-3", "under_1e-4")},
+            target=1 - 1 / frame.loc[last, "compression"],
+            turnover=turnover / np.diff(last, prepend=-1),
+        )
+        if paths is not None:
+            table = table.merge(_of(paths, label, run).expected_near_zero(), on="step", how="left")
+            expected = [name for name in table if name.startswith("expected")]
+            table[expected] = table[expected].interpolate()  # rows of the recorder may have been thinned out otherwise
+        tables.append(_labelled(label, table))
+    return pd.concat(tables, ignore_index=True)
+
+
+def cut_gap(runs: Runs) -> pd.DataFrame:
+    """What a cut would cost at each evaluation, and the training loss by then.
+
+    Returns:
+        run, step, live, cut (test accuracies, 0..1), gap (live - cut), loss (mean over the steps since the evaluation
+        before; NaN at the first one).
+
+    Raises:
+        ValueError: no runs, or a run without evaluations.
+    """
+    tables = []
+    for label, run in _each(runs):
+        evaluations, rows = _evaluated(label, run), (run.history if isinstance(run, Run) else run).steps.array()
+        step = evaluations["step"].to_numpy()
+        live, cut = (evaluations[f"{name}_accuracy"].to_numpy(np.float64) for name in ("live", "cut"))
+        ends = np.searchsorted(rows["step"], step, side="right")
+        sums, counts = np.diff(np.append(0.0, np.cumsum(rows["loss"], dtype=np.float64))[ends]), np.diff(ends)
+        loss = np.append(np.nan, np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0))
+        table = pd.DataFrame({"step": step, "live": live, "cut": cut, "gap": live - cut, "loss": loss})
+        tables.append(_labelled(label, table))
+    return pd.concat(tables, ignore_index=True)
+
+
+def lossless_from(runs: Runs, tolerance: float = 0.005) -> pd.DataFrame:
+    """From which evaluation on a cut costs no more than `tolerance` (accuracy, 0..1) at every later one too.
+
+    Returns:
+        One row a run: run, step (NaN: it never does, not even at the last evaluation), share (of the steps so far, NaN
+        likewise), gap (at the last evaluation), live, cut (accuracies there).
+
+    Raises:
+        ValueError: a tolerance that is negative or not finite, no runs, or a run without evaluations.
+    """
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance must be a finite number >= 0 (accuracy, 0..1), got {tolerance!r}")
+    rows = []
+    for label, table in cut_gap(runs).groupby("run", sort=False):
+        # accuracies are stored in float32: what is written as 0.005 apart counts as 0.005
+        costs = np.flatnonzero(table["gap"] > tolerance + 1e-6)
+        first = costs[-1] + 1 if len(costs) else 0
+        end = table.iloc[-1]
+        step = float(table["step"].iloc[first]) if first < len(table) else math.nan
+        share = step / end["step"] if end["step"] else 0.0
+        rows.append(
+            {"run": label, "step": step, "share": share, "gap": end["gap"], "live": end["live"], "cut": end["cut"]}
+        )
+    return pd.DataFrame(rows)
+
+
+def density(runs: Runs, layer: str | None = None) -> pd.DataFrame:
+    """How much of each layer a cut would keep, at each evaluation.
+
+    Returns:
+        run, step, layer, weights (of the layer), kept, density (kept / weights, 0..1).
+
+    Raises:
+        ValueError: an unknown layer, no runs, or a run without evaluations.
+    """
+    tables = []
+    for label, run in _each(runs):
+        evaluations, layers = _evaluated(label, run), getattr(run, "history", run).layers
+        if layer is not None and layer not in layers:
+            raise ValueError(f"layer must be one of {', '.join(layers)}, got {layer!r}")
+        for name in layers if layer is None else [layer]:
+            kept = evaluations[f"kept/{name}"].to_numpy()
+            table = {"step": evaluations["step"], "layer": name, "weights": layers[name], "kept": kept}
+            tables.append(_labelled(label, pd.DataFrame(table).assign(density=kept / layers[name])))
+    return pd.concat(tables, ignore_index=True)
+
+
+def falls(paths: Mapping[Hashable, Paths]) -> pd.DataFrame:
+    """`Paths.falls` of several runs under a column `run`: passive weights against recurrence and closed form.
+
+    Raises ValueError for an empty mapping, and as `Paths.falls`.
+    """
+    if not paths:
+        raise ValueError("paths must hold at least one recorder, got an empty mapping")
+    return pd.concat([_labelled(label, one.falls()) for label, one in paths.items()], ignore_index=True)
+
+
+# -- one run or several ------------------------------------------------------------------------------------------------
+
+
+def _each(runs: Runs) -> Iterator[tuple[Hashable, Run | History]]:
+    """Labels and runs; a single one goes by its momentum, or as "run"."""
+    if isinstance(runs, Mapping):
+        if not runs:
+            raise ValueError("runs must hold at least one run, got an empty mapping")
+        pairs = list(runs.items())
+    else:
+        pairs = [(runs.knobs["momentum"] if isinstance(runs, Run) else "run", runs)]
+    for label, run in pairs:
+        if not isinstance(run, Run | History):
+            raise TypeError(
+                f"runs must be a Run, a History or a mapping of these, got {type(run).__name__} ({label!r})"
+            )
+    yield from pairs
+
+
+def _trained(label: Hashable, run: Run | History) -> History:
+    history = run.history if isinstance(run, Run) else run
+    if not len(history.steps.array()):
+        raise ValueError(f"run {label!r} has taken no gated step yet; call run.step(n) or run.train() first")
+    return history
+
+
+def _evaluated(label: Hashable, run: Run | History) -> pd.DataFrame:
+    table = (run.history if isinstance(run, Run) else run).evaluation_frame()
+    if not len(table):
+        raise ValueError(f"run {label!r} has no evaluations yet; call run.step(n) or run.train() first")
+    return table
+
+
+def _of(paths: Paths | Mapping[Hashable, Paths], label: Hashable, run: Run | History) -> Paths:
+    found = paths.get(label) if isinstance(paths, Mapping) else paths
+    if found is None or found.run is not run:
+        raise ValueError(f"paths must hold the recorder of run {label!r}, got {found!r} there")
+    return found
+
+
+def _labelled(label: Hashable, table: pd.DataFrame) -> pd.DataFrame:
+    table.insert(0, "run", label)
+    return table
+
+
+def _spread(count: int) -> np.ndarray:
+    """Positions of at most `POINTS` of `count` rows, evenly spread, the last among them."""
+    every = max(1, -(-count // POINTS))
+    return np.arange(count - 1, -1, -every)[::-1]
