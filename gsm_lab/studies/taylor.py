@@ -25,10 +25,11 @@ from gsm_lab.optim import budget
 from gsm_lab.run import Run
 from gsm_lab.studies.exhaustive import diagonal, loss_changes
 from gsm_lab.studies.problem import Problem
+from gsm_lab.studies.steps import steps
 
 __all__ = [
     "ESTIMATES", "REGIONS", "STAGES", "Problem", "agreement", "exhaustive", "misranked", "of_run", "rank_map", "sets",
-    "singles", "stages",
+    "singles", "stages", "steps",
 ]  # fmt: skip
 
 ESTIMATES = ("first order", "|g w|", "Fisher", "first + diagonal", "second order")
@@ -232,14 +233,22 @@ def misranked(table: pd.DataFrame, compression: float = 60) -> pd.DataFrame:
         One row a layer, and one for all: layer, weights, by_truth and by_metric (how many of the Q each gives the
         layer), missed (among the Q by truth, not by T), missed_share (of by_truth).
     """
-    q = budget(len(table), compression=compression)
-    truth, metric = (table[name].abs().rank(ascending=False, method="first") <= q for name in ("true", "metric"))
+    truth, metric = _top(table, "true", compression), _top(table, "metric", compression)
     marked = pd.DataFrame({"layer": table["layer"], "by_truth": truth, "by_metric": metric, "missed": truth & ~metric})
     counts = marked.groupby("layer", observed=True).sum()
     counts.insert(0, "weights", table.groupby("layer", observed=True).size())
     counts.loc["all"] = counts.sum()
     counts["missed_share"] = counts["missed"] / counts["by_truth"].clip(lower=1)
     return counts.reset_index()
+
+
+def _top(table: pd.DataFrame, column: str, compression: float) -> pd.Series:
+    q = budget(len(table), compression=compression)
+    return table[column].abs().rank(ascending=False, method="first") <= q
+
+
+def _missed(table: pd.DataFrame, compression: float) -> pd.Series:
+    return _top(table, "true", compression) & ~_top(table, "metric", compression)
 
 
 def rank_map(table: pd.DataFrame, bins: int = 24) -> pd.DataFrame:
@@ -252,6 +261,24 @@ def rank_map(table: pd.DataFrame, bins: int = 24) -> pd.DataFrame:
     counts, _, _ = np.histogram2d(*ranks, bins=[edges, edges])
     middle = np.sqrt(edges[1:] * edges[:-1])
     return pd.DataFrame(counts.astype(int), pd.Index(middle, name="rank by truth"), pd.Index(middle, name="rank by T"))
+
+
+def missed_by_input(table: pd.DataFrame, layer: str, shape: tuple[int, int], compression: float = 60) -> pd.DataFrame:
+    """How many weights that `misranked` counts as missed each input of a layer has, as a picture of `shape`.
+
+    Args:
+        table: from `exhaustive`.
+        layer: a fully-connected layer with shape[0] * shape[1] inputs.
+
+    Raises:
+        ValueError: an unknown layer, or one whose inputs are not that many.
+    """
+    if layer not in set(table["layer"]):
+        raise ValueError(f"layer must be one of {', '.join(dict.fromkeys(table['layer']))}, got {layer!r}")
+    missed = _missed(table, compression)[table["layer"] == layer].to_numpy()
+    if missed.size % (shape[0] * shape[1]):
+        raise ValueError(f"shape must have as many pixels as {layer} has inputs, got {shape}")
+    return pd.DataFrame(missed.reshape(-1, *shape).sum(0))
 
 
 # -- over momenta and stages -------------------------------------------------------------------------------------------

@@ -1,0 +1,191 @@
+"""Figures of the Taylor study: estimates of a loss change against the true one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from gsm_lab.figures.style import COLOURS, SYMBOLS, finish, line
+
+_ESTIMATES = ("first order", "|g w|", "Fisher", "first + diagonal", "second order")
+_EXACT = 1e-9  # relative errors below this are drawn here: float64 knows no better
+
+
+def scatter(table: pd.DataFrame, estimate: str = "|g w|", height: int = 460) -> go.Figure:
+    """Single weights: the estimate of their worth against the true |loss change|, from `singles`.
+
+    Weights whose truth is below the floor are left out and counted in the axis title.
+    """
+    size, guess = table["true"].abs(), table[estimate].abs()
+    shown = (size >= table.attrs["floor"]) & (guess > 0)
+    figure = go.Figure()
+    span = [min(size[shown].min(), guess[shown].min()), max(size[shown].max(), guess[shown].max())]
+    for i, region in enumerate(dict.fromkeys(table["region"])):
+        rows = shown & (table["region"] == region)
+        if rows.any():
+            figure.add_trace(
+                go.Scatter(
+                    x=size[rows],
+                    y=guess[rows],
+                    name=region,
+                    mode="markers",
+                    marker={"symbol": SYMBOLS[i], "size": 8, "color": COLOURS[i], "opacity": 0.75},
+                    customdata=table.loc[rows, ["layer", "index", "rank"]],
+                    hovertemplate="%{customdata[0]} [%{customdata[1]}], rank %{customdata[2]:,}"
+                    "<br>true change %{x:.2e}, estimate %{y:.2e}<extra>" + region + "</extra>",
+                )
+            )
+    diagonal = {"color": "#444444", "dash": "dot", "width": 1.5}
+    figure.add_trace(go.Scatter(x=span, y=span, name="exact", mode="lines", line=diagonal, hoverinfo="skip"))
+    median = ((guess - size).abs() / size)[shown].median()
+    _finish(
+        figure,
+        f"{_said(estimate)} is {_off(median)} for one weight in the median",
+        f"true |change of the loss| without the weight ({int((~shown).sum())} of {len(table)} below the floor)",
+        f"{estimate}, estimated change of the loss",
+        height,
+    )
+    power = {"type": "log", "exponentformat": "power", "nticks": 9}
+    figure.update_xaxes(**power)
+    figure.update_yaxes(**power)
+    return figure
+
+
+def errors(agreement: pd.DataFrame, across: str = "region", note: str = "", height: int = 420) -> go.Figure:
+    """Median relative error of every estimate, across the groups of a table from `agreement`.
+
+    Args:
+        agreement: with the columns `across`, estimate, relative_error, rank_correlation, weights, below_floor; one row
+            for each group and estimate.
+        across: the column on the x axis.
+        note: where the figure is from, for the title.
+    """
+    figure = go.Figure()
+    for estimate in (e for e in _ESTIMATES if e in set(agreement["estimate"])):
+        rows = agreement[(agreement["estimate"] == estimate) & agreement["relative_error"].notna()]
+        figure.add_trace(
+            go.Scatter(
+                x=rows[across].astype(str),
+                y=rows["relative_error"].clip(lower=_EXACT),
+                name=estimate,
+                customdata=rows[["rank_correlation", "below_floor", "weights"]],
+                hovertemplate=f"{estimate}<br>%{{x}}: median relative error %{{y:.2g}}, rank correlation "
+                "%{customdata[0]:.3f}<br>%{customdata[1]} of %{customdata[2]} below the floor<extra></extra>",
+                **line(_ESTIMATES.index(estimate)),
+            )
+        )
+    medians = agreement.groupby("estimate")["relative_error"].median()
+    best, worst = medians.idxmin(), medians.idxmax()
+    where = f" {note}" if note else ""
+    title = f"{_said(best)} is {_off(medians[best])}, {worst} {_off(medians[worst])}{where}"
+    _finish(figure, title, across, "median relative error", height)
+    figure.update_yaxes(type="log", exponentformat="power", nticks=8)
+    return figure
+
+
+def set_errors(table: pd.DataFrame, kind: str = "top", note: str = "", height: int = 420) -> go.Figure:
+    """Sets of growing size of one kind, from `sets`: the relative error of every estimate. Raises ValueError."""
+    rows = table[table["kind"] == kind]
+    if rows.empty:
+        raise ValueError(f"kind must be one of {', '.join(dict.fromkeys(table['kind']))}, got {kind!r}")
+    figure = go.Figure()
+    for i, estimate in enumerate(_ESTIMATES):
+        error = rows[f"error of {estimate}"]
+        if error.notna().any():
+            figure.add_trace(
+                go.Scatter(
+                    x=rows["size"],
+                    y=error.clip(lower=_EXACT),
+                    name=estimate,
+                    customdata=rows[["true", estimate]],
+                    hovertemplate=f"{estimate}<br>%{{x:,}} weights: true %{{customdata[0]:.3g}}, estimated "
+                    "%{customdata[1]:.3g}, error %{y:.2g}<extra></extra>",
+                    **line(i),
+                )
+            )
+    last = rows.loc[rows["size"].idxmax()]
+    first = last["error of first order"]
+    title = (
+        f"{last['size']:,} weights ({kind}) set to zero change the loss by {last['true']:.2g}; "
+        f"first order is {_off(first)}{' ' + note if note else ''}"
+    )
+    _finish(figure, title, "weights set to zero together", "relative error", height)
+    figure.update_xaxes(type="log", exponentformat="power")
+    figure.update_yaxes(type="log", exponentformat="power", nticks=8)
+    return figure
+
+
+def rank_map(counts: pd.DataFrame, height: int = 480) -> go.Figure:
+    """Every weight by its rank of T and its true rank, from `rank_map`: on the diagonal |g w| ranks rightly."""
+    total = counts.to_numpy().sum()
+    near = sum(np.trace(counts.to_numpy(), offset) for offset in (-1, 0, 1)) / total
+    figure = go.Figure(
+        go.Heatmap(
+            x=counts.columns,
+            y=counts.index,
+            z=np.log10(counts.where(counts > 0)),
+            customdata=counts,
+            colorscale="Greys",
+            colorbar={"title": {"text": "weights"}, "tickvals": [0, 1, 2, 3, 4, 5], "ticktext": _POWERS},
+            hovertemplate="rank by |g w| about %{x:,.0f}, true rank about %{y:,.0f}: "
+            "%{customdata:,} weights<extra></extra>",
+        )
+    )
+    _finish(
+        figure,
+        f"|g w| ranks {100 * near:.0f}% of all {total:,} weights about rightly",
+        "rank by |g w| (1: greatest)",
+        "rank by the true |change of the loss|",
+        height,
+    )
+    figure.update_layout(showlegend=False)
+    figure.update_xaxes(type="log", exponentformat="power")
+    figure.update_yaxes(type="log", exponentformat="power")
+    return figure
+
+
+_POWERS = ["1", "10", "100", "1,000", "10,000", "100,000"]
+
+
+def input_map(missed: pd.DataFrame, height: int = 440) -> go.Figure:
+    """Where in the picture the weights are that |g w| wrongly leaves out, from `missed_by_input`."""
+    values = missed.to_numpy()
+    rows, columns = values.shape
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            colorscale="Greys",
+            colorbar={"title": {"text": "weights"}},
+            hovertemplate="row %{y}, column %{x}: %{z} weights missed<extra></extra>",
+        )
+    )
+    inner = values[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4].sum()
+    share = 100 * inner / max(1, values.sum())
+    title = f"{share:.0f}% of the {values.sum():,} weights that |g w| misses look at the middle quarter of the picture"
+    _finish(figure, title, "column (pixels)", "row (pixels)", height)
+    figure.update_layout(showlegend=False)
+    figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain")
+    figure.update_xaxes(constrain="domain")
+    return figure
+
+
+def _finish(figure: go.Figure, title: str, x: str, y: str, height: int) -> None:
+    finish(figure, height)
+    figure.update_layout(title={"text": f"<b>{title}</b>", "x": 0.02, "font": {"size": 16}}, showlegend=True)
+    figure.update_layout(margin={"autoexpand": True})
+    figure.update_xaxes(title_text=x)
+    figure.update_yaxes(title_text=y)
+
+
+def _said(estimate: str) -> str:
+    return estimate[0].upper() + estimate[1:]
+
+
+def _off(error: float) -> str:
+    """An error in words."""
+    if error != error:
+        return "too small to tell"
+    return (
+        "exact to 0.1%" if error < 1e-3 else f"{100 * error:.2g}% off" if error < 0.995 else f"{100 * error:.0f}% off"
+    )
