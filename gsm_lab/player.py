@@ -146,6 +146,18 @@ class Player:
         if self.closed:
             raise RuntimeError("this player was closed, because another one was made; run the cell again")
 
+    # -- for whoever looks at a step while it is done ------------------------------------------------------------------
+
+    @property
+    def ending(self) -> bool:
+        """Whether the step in progress is the last of those it was asked to play."""
+        return self.playing and self._left <= 1
+
+    @property
+    def frame_due(self) -> bool:
+        """Whether the step in progress will be drawn, as far as can be foreseen."""
+        return self._draw_due() <= self._took
+
     # -- the thread ------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:

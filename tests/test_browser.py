@@ -31,13 +31,13 @@ threading.Thread(target=tell, daemon=True).start()
 """
 
 
-def write_notebook(path: Path, code: str) -> None:
+def write_notebook(path: Path, code: str, board: str = "gl.Playground()") -> None:
     """A notebook with a playground `pg`, which then runs `code` from a file: a long cell would push the plots away.
 
-    It opens without asking for a kernel.
+    It opens without asking for a kernel. `board` is what makes the playground.
     """
     path.with_suffix(".py").write_text(code)
-    cells = ["import gsm_lab as gl\npg = gl.Playground()\npg", f"%run -i {path.stem}.py"]
+    cells = [f"import gsm_lab as gl\npg = {board}\npg", f"%run -i {path.stem}.py"]
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}},
@@ -85,10 +85,17 @@ class Place:
         return self.kernel()
 
     def lines(self) -> list[int]:
-        """How many points each line of the plots has, in the page."""
+        """How many points each line of the four plots has, in the page."""
         return self.page.evaluate(
             "[...document.querySelector('.gsm-playground .js-plotly-plot').data]"
-            ".filter(t => t.visible !== false).map(t => t.x ? t.x.length : 0)"
+            ".filter(t => t.visible !== false && !(t.xaxis in {x5: 1, x6: 1})).map(t => t.x ? t.x.length : 0)"
+        )
+
+    def taylor(self) -> list[list[float]]:
+        """The drawn lines of the Taylor view, in the page: of each the steps that were looked at."""
+        return self.page.evaluate(
+            "[...document.querySelector('.gsm-playground .js-plotly-plot').data]"
+            ".filter(t => t.xaxis in {x5: 1, x6: 1}).map(t => [...t.x ?? []])"
         )
 
     def last_step(self) -> float:
@@ -179,6 +186,27 @@ def test_by_keyboard_alone(place: Place) -> None:
     page.keyboard.press("Space")
     place.until(lambda said: said["steps"] == reached + 50)
     wait_for(lambda: place.last_step() == reached + 50, page)
+
+
+def test_taylor_view_shows_and_updates(place: Place) -> None:
+    page = place.page
+
+    def read_out() -> str:
+        return page.text_content(".gsm-taylor")
+
+    steps = place.kernel()["steps"]
+    wait_for(lambda: [line[-1] for line in place.taylor()] == [steps] * 6, page)  # the last of the fifty steps
+    assert f"Step {steps:,}, change of its batch's loss: predicted " in read_out()
+    assert " true " in read_out() and "% off" in read_out() and "without the weight at the threshold" in read_out()
+    titles = page.evaluate("[...document.querySelectorAll('.gsm-playground .annotation-text')].map(e => e.textContent)")
+    assert any(re.match(rf"Step {steps:,}: predicted [+−][\d.e−]+, true", title) for title in titles)
+    drawn = page.evaluate("document.querySelectorAll('.gsm-playground .x5y6 path.js-line, .x6y7 path.js-line').length")
+    assert drawn == 6
+    page.click(".gsm-button-play")
+    wait_for(lambda: place.taylor()[0][-1] > steps + 50, page)
+    page.click(".gsm-button-pause")
+    place.until(lambda said: not said["playing"])
+    place.shot("taylor")
 
 
 def test_invalid_entry(place: Place) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from gsm_lab.figures.looks import add_looks, update_looks
 from gsm_lab.figures.style import COLOURS, finish, line
 from gsm_lab.history import History
 from gsm_lab.knobs import KNOBS
@@ -127,8 +128,11 @@ def marks(history: History) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return shapes, labels
 
 
-def dashboard(history: History, height: int = 640, slots: int = 0) -> go.Figure:
-    """The four plots of a history. With `slots`, at least so many density lines are there, the spare ones hidden."""
+def dashboard(history: History, height: int = 640, slots: int = 0, taylor: np.ndarray | None = None) -> go.Figure:
+    """The four plots of a history. With `slots`, at least so many density lines are there, the spare ones hidden.
+
+    `taylor`, steps that were looked at closely, adds the Taylor view as a third row, below `height`: see `looks`.
+    """
     figure = make_subplots(
         rows=2, cols=2, specs=[[{"secondary_y": True}, {}], [{}, {}]], subplot_titles=title_texts(history),
         horizontal_spacing=0.15, vertical_spacing=0.2,
@@ -162,25 +166,29 @@ def dashboard(history: History, height: int = 640, slots: int = 0) -> go.Figure:
     finish(figure, height)
     shapes, labels = marks(history)
     figure.update_layout(shapes=shapes, annotations=[*figure.layout.annotations, *labels])
-    return figure
+    return figure if taylor is None else add_looks(figure, taylor)
 
 
-def update(figure: go.Figure, history: History) -> None:
-    """Bring a `dashboard` with spare slots up to date, in place; for a live figure, inside its `batch_update()`."""
+def update(figure: go.Figure, history: History, taylor: np.ndarray | None = None) -> None:
+    """Bring a `dashboard` with spare slots up to date, in place; for a live figure, inside its `batch_update()`.
+
+    `taylor` is to be given if it was when the figure was made.
+    """
     lines = curves(history)
     layers = [name for _, (name, _) in _shown_layers(history.layers)]
     names = ["loss", "live accuracy", "cut accuracy", "under 1e-3", "under 1e-4", "target", "re-activated"]
     names += [f"layer {name}" for name in layers]
     for trace, name in zip(figure.data, names, strict=False):
         trace.x, trace.y = lines[name]
-    for i, trace in enumerate(figure.data[7:]):
+    for i, trace in enumerate(t for t in figure.data[7:] if t.legend == "legend4"):
         trace.visible = i < len(layers)
         if i < len(layers):
             trace.name = _layer(layers[i])
     shapes, labels = marks(history)
     titles = [{**title.to_plotly_json(), "text": text} for title, text in
               zip(figure.layout.annotations[:4], title_texts(history), strict=True)]  # fmt: skip
-    figure.layout.annotations = [*titles, *labels]
+    more = [] if taylor is None else update_looks(figure, taylor)
+    figure.layout.annotations = [*titles, *labels, *more]
     if len(shapes) != len(figure.layout.shapes) or (shapes and shapes[-1]["x0"] != figure.layout.shapes[-1].x0):
         figure.layout.shapes = shapes
 

@@ -1,4 +1,4 @@
-"""The playground's widget: buttons, knobs with their read-outs, presets, one figure of four plots, the state line."""
+"""The playground's widget: buttons, knobs with their read-outs, presets, one figure of all plots, the state line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from gsm_lab.player import Player
 from gsm_lab.playground import texts
 from gsm_lab.playground.controls import ChoiceControl, KnobControl
 from gsm_lab.playground.presets import PRESETS, Preset
+from gsm_lab.playground.taylor import TaylorView
 from gsm_lab.playground.view import STYLE, Figure, Viewer
 from gsm_lab.run import Run
 
 LIVE = ("compression", "momentum", "weight_decay", "lr")
 RESTARTS = ("model", "data", "batch_size", "seed")
-PARTS = ("buttons", "readouts", "presets", "figure", "state")
+PARTS = ("buttons", "readouts", "presets", "figure", "taylor", "state")
 _BUTTONS = {
     "play": ("Play", "play", "success", "train until Pause"),
     "pause": ("Pause", "pause", "", "stop after this step"),
@@ -41,7 +42,8 @@ class Playground(widgets.VBox):
             stand where the run has them.
         hide: names of controls and parts not to show, for teachers: any of the knobs compression, momentum,
             weight_decay, lr, model, data, batch_size, seed; the buttons play, pause, step, step_50, reset, new_seed;
-            the parts buttons, readouts, presets, figure, state. What is hidden still works from code.
+            the parts buttons, readouts, presets, figure, taylor, state. What is hidden still works from code. Without
+            taylor, the view of single steps under the four plots, no step is looked at closely.
 
     Everything works without a mouse: `play()`, `pause()`, `step(n)`, `reset()`, `set(momentum=0.99)`, `state`,
     `load_state(line)`, `picture()`. A new playground closes the one before.
@@ -67,13 +69,15 @@ class Playground(widgets.VBox):
         self.status, self.failure, self.budget, self.half_life, self.state_note = (widgets.HTML() for _ in range(5))
         self.status.add_class("gsm-status")
         self.explanation = widgets.HTML(texts.explained(PRESETS[0]))
-        self.figure = Figure(figures.dashboard(self.run.history, slots=LAYERS_SHOWN))
+        self.taylor = TaylorView(self.run, shown="taylor" not in hide)
+        self.figure = Figure(figures.dashboard(self.run.history, slots=LAYERS_SHOWN, taylor=self.taylor.looks()))
         self.figure._config = {"responsive": True, "displaylogo": False}
         self.state_line = widgets.Text(placeholder="paste a state here, or press Copy state", continuous_update=True)
         self.viewer = Viewer()
         super().__init__(self._laid_out(set(hide)))
         self.add_class("gsm-playground")
         self.player = Player(self.run, self._draw, watched=False)
+        self.taylor.follow(self.player)
         self.viewer.on_msg(self._heard)
         self._show_readouts()
 
@@ -89,6 +93,8 @@ class Playground(widgets.VBox):
 
     def step(self, n: int = 1) -> None:
         """Pause and do `n` steps; returns when they are done and drawn."""
+        self.player.pause()
+        self.taylor.expect(n)
         self.player.step(n)
         self._draw()
 
@@ -118,17 +124,18 @@ class Playground(widgets.VBox):
         self.reset(**texts.read_state(line))
 
     def picture(self) -> Any:
-        """The four plots as they are, as a PNG for readers without a kernel (an `IPython.display.Image`)."""
+        """The plots as they are, as a PNG for readers without a kernel (an `IPython.display.Image`)."""
         from IPython.display import Image
 
         with self.player.exclusive():
-            figure = figures.dashboard(self.run.history)
+            figure = figures.dashboard(self.run.history, taylor=self.taylor.looks())
         return Image(figures.static(figure))
 
     def close(self) -> None:
         """End the training thread and remove the widget."""
         if self.player is not None:
             self.player.close()
+            self.taylor.close()
         _close(self.children)
         super().close()
 
@@ -227,9 +234,10 @@ class Playground(widgets.VBox):
     def _draw(self) -> int:
         """Send what has changed; on the player's thread, or on the caller's while that one rests."""
         with self.player.lock:
+            looks = self.taylor.looks()
             self._show_readouts()
             with self.figure.batch_update():
-                figures.update(self.figure, self.run.history)
+                figures.update(self.figure, self.run.history, looks)
             self.viewer.frame += 1
             return self.viewer.frame
 
@@ -246,6 +254,7 @@ class Playground(widgets.VBox):
         _set(self.budget, f"<b>Q = {q:,} of {opt.weights:,} weights ({k['compression']:g}×)</b> receive their gradient")
         _set(self.half_life, texts.half_life_text(run.lr, k))
         _set(self.status, texts.status(run, player))
+        self.taylor.show()
         error = player.error
         self._fail(f"Training stopped after step {run.steps:,}. {type(error).__name__}: {error}" if error else "")
 
@@ -282,6 +291,7 @@ class Playground(widgets.VBox):
             "presets": widgets.VBox([row([widgets.HTML("<b>Presets</b>"), *presets]), self.explanation]),
             "failure": self.failure,
             "figure": self.figure,
+            "taylor": self.taylor.text,
             "state": widgets.VBox([row([copy, load, self.state_line]), self.state_note]),
         }
         shown = [part for name, part in parts.items() if name not in hide]

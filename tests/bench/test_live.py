@@ -1,11 +1,14 @@
 """The playground in a real Chromium: how soon a key on a slider counts and shows, and what looking on costs.
 
-Targets: key -> first step with the new value 100 ms, key -> visible change 400 ms (medians), live / headless 0.8.
+Targets: key -> first step with the new value 100 ms, key -> visible change 400 ms (medians), live / headless 0.8, live
+with / without the Taylor view 0.9.
 """
 
 import json
 import statistics
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,43 +83,90 @@ WATCH = """() => {
 }"""
 
 
+@dataclass
+class Board:
+    """A page with a playground, and the folder through which its kernel is asked."""
+
+    page: Any
+    folder: Path
+
+    def rate(self, how: str) -> float:
+        """Steps a second, over a while: "live", or "headless"."""
+        (self.folder / "rate.json").unlink(missing_ok=True)
+        (self.folder / "asked").write_text(str(SECONDS))
+        (self.folder / "asked").rename(self.folder / how)
+        wait_for((self.folder / "rate.json").exists, self.page)
+        return json.loads((self.folder / "rate.json").read_text())["rate"]
+
+    def live(self) -> float:
+        """The same, while it plays."""
+        self.press("play")
+        rate = self.rate("live")
+        self.press("pause")
+        return rate
+
+    def press(self, button: str) -> None:
+        self.page.click(f".gsm-button-{button}")
+        self.page.wait_for_selector(f".gsm-status:has-text('{'playing' if button == 'play' else 'paused'}')")
+
+    def warm_up(self) -> None:
+        """Until the dense epochs are done, and the plots full."""
+        self.page.click(".gsm-button-play")
+        said = self.folder / "said.json"
+        wait_for(lambda: json.loads(said.read_text())["steps"] > 800, self.page)
+        self.press("pause")
+
+
 @pytest.fixture
-def page(chromium: Any, lab: Any) -> Any:
-    write_notebook(lab.folder / "live.ipynb", KERNEL)
-    page = new_page(chromium, [])
-    open_notebook(page, lab.address("live.ipynb"))
-    command(page, "application:toggle-left-area")
-    command(page, "notebook:run-all-cells")
-    page.wait_for_selector(".gsm-playground .main-svg", timeout=60_000)
-    wait_for((lab.folder / "said.json").exists, page)
-    yield page
-    page.close()
+def opened(chromium: Any, lab: Any) -> Any:
+    """Opens a notebook with a playground in a folder of its own; closes all of them."""
+    pages = []
+
+    def new(name: str, playground: str = "gl.Playground()") -> Board:
+        (lab.folder / name).mkdir()
+        write_notebook(lab.folder / name / "live.ipynb", KERNEL, playground)
+        pages.append(page := new_page(chromium, []))
+        open_notebook(page, lab.address(f"{name}/live.ipynb"))
+        command(page, "application:toggle-left-area")
+        command(page, "notebook:run-all-cells")
+        page.wait_for_selector(".gsm-playground .main-svg", timeout=60_000)
+        wait_for((lab.folder / name / "said.json").exists, page)
+        return Board(page, lab.folder / name)
+
+    yield new
+    for page in pages:
+        page.close()
 
 
-def test_live(page: Any, lab: Any) -> None:
-    def rate(how: str) -> float:
-        (lab.folder / "rate.json").unlink(missing_ok=True)
-        (lab.folder / "asked").write_text(str(SECONDS))
-        (lab.folder / "asked").rename(lab.folder / how)
-        wait_for((lab.folder / "rate.json").exists, page)
-        return json.loads((lab.folder / "rate.json").read_text())["rate"]
+def test_taylor_view(opened: Any) -> None:
+    """Two playgrounds, with and without it, in kernels of their own, play in turns."""
+    boards = {"with": opened("with"), "without": opened("without", "gl.Playground(hide=['taylor'])")}
+    for board in boards.values():
+        board.warm_up()
+    began = machine()
+    rates: dict[str, list[float]] = {name: [] for name in boards}
+    for i in range(ROUNDS):
+        for name in list(boards) if i % 2 else reversed(boards):
+            rates[name].append(boards[name].live())
+    ratio = statistics.median(a / b for a, b in zip(rates["with"], rates["without"], strict=True))
+    print(f"\nbefore: {began}\nafter:  {machine()}, {time.strftime('%H:%M')}")
+    print("| live steps a second, batch 64, Taylor view | median | range |\n|---|---|---|")
+    for name, row in rates.items():
+        print(f"| {name} | {statistics.median(row):.0f} | {min(row):.0f} to {max(row):.0f} |")
+    print(f"| with / without | {ratio:.2f} | |")
+    assert ratio >= 0.9
 
-    def play(button: str) -> None:
-        page.click(f".gsm-button-{button}")
-        page.wait_for_selector(f".gsm-status:has-text('{'playing' if button == 'play' else 'paused'}')")
 
-    page.click(".gsm-button-play")
-    said = lab.folder / "said.json"
-    wait_for(lambda: json.loads(said.read_text())["steps"] > 800, page)  # dense epochs done, plots full
-    play("pause")
+def test_live(opened: Any) -> None:
+    board = opened("live")
+    page, folder = board.page, board.folder
+    board.warm_up()
     began = machine()
     live, headless = [], []
     for _ in range(ROUNDS):
-        headless.append(rate("headless"))
-        play("play")
-        live.append(rate("live"))
-        play("pause")
-    play("play")
+        headless.append(board.rate("headless"))
+        live.append(board.live())
+    board.press("play")
     page.evaluate(WATCH)
     page.focus(".gsm-slider-compression .noUi-handle")
     times = []
@@ -125,7 +175,7 @@ def test_live(page: Any, lab: Any) -> None:
         wait_for(lambda: page.evaluate("seen.plot"), page)
         times.append(page.evaluate("seen"))
         page.wait_for_timeout(150 + 37 * i % 200)  # at any moment between two frames
-    notes = [json.loads(line) for line in (lab.folder / "first.jsonl").read_text().splitlines()]
+    notes = [json.loads(line) for line in (folder / "first.jsonl").read_text().splitlines()]
     rows: dict[str, list[float]] = {"first step with the new value done": [], "entry shows it": [], "plots mark it": []}
     for seen in times:
         first = next(at for value, at in notes if at > seen["key"] and f"{value:g}" == seen["value"])
