@@ -58,6 +58,7 @@ class explore(widgets.VBox):
             menu.observe(self._redraw, "value")
         row = widgets.HBox(list(self.menus.values()), layout=widgets.Layout(flex_flow="row wrap"))
         super().__init__([widgets.HTML(STYLE), row, self.failure, self.figure])
+        self.add_class("gsm-explore")
 
     @property
     def chosen(self) -> dict[str, Any]:
