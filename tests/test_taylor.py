@@ -12,7 +12,8 @@ from torch.nn import functional as F
 import gsm_lab as gl
 from gsm_lab.models import prunable
 from gsm_lab.studies import taylor
-from gsm_lab.studies.exhaustive import _chain, diagonal, loss_changes
+from gsm_lab.studies.curvature import diagonal
+from gsm_lab.studies.exhaustive import _chain, loss_changes
 from gsm_lab.studies.problem import Problem
 
 

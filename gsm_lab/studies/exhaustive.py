@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from gsm_lab.studies.curvature import fully_connected, hooked
 from gsm_lab.studies.problem import Problem
 
 _NUMBERS = 2_000_000  # moved units held at once: 16 MB in float64
@@ -98,19 +99,10 @@ class _Reached(Exception):
     pass
 
 
-@contextmanager
-def _hooks(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _seen(problem: Problem, module: nn.Module) -> tuple[Tensor, Tensor]:
     """Input and output of a module on the batch."""
     seen: list[tuple[Tensor, Tensor]] = []
-    with _hooks(module.register_forward_hook(lambda _, a, z: seen.append((a[0], z)))):
+    with hooked(module.register_forward_hook(lambda _, a, z: seen.append((a[0], z)))):
         problem.model(problem.x)
     if len(seen) != 1:
         raise _Reached  # a module that is used more than once has no single place in the network
@@ -119,7 +111,7 @@ def _seen(problem: Problem, module: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _with_output(problem: Problem, module: nn.Module, z: Tensor) -> Tensor:
     """What the network makes of `z` in place of the module's output; it is run on one sample up to there."""
-    with _hooks(module.register_forward_hook(lambda *_: z)):
+    with hooked(module.register_forward_hook(lambda *_: z)):
         return problem.model(problem.x[:1])
 
 
@@ -131,7 +123,7 @@ def _between(problem: Problem, module: nn.Module, following: nn.Module, z: Tenso
         arrived.append(inputs[0])
         raise _Reached
 
-    with _hooks(module.register_forward_hook(lambda *_: z), following.register_forward_pre_hook(stop)):
+    with hooked(module.register_forward_hook(lambda *_: z), following.register_forward_pre_hook(stop)):
         try:
             problem.model(problem.x[:1])
         except _Reached:
@@ -141,7 +133,7 @@ def _between(problem: Problem, module: nn.Module, following: nn.Module, z: Tenso
 
 def _chain(problem: Problem, layer: str) -> _Chain | None:
     """The chain that begins at `layer`, if the model, probed, behaves as one there."""
-    linear = _linear(problem)
+    linear = fully_connected(problem)
     module = linear.get(layer)
     if module is None:
         return None
@@ -173,7 +165,7 @@ def _chain(problem: Problem, layer: str) -> _Chain | None:
 def _following(problem: Problem, module: nn.Module, linear: list[nn.Module]) -> nn.Module | None:
     """The fully-connected layer that is reached next after `module`."""
     order: list[nn.Module] = []
-    with _hooks(*(m.register_forward_hook(lambda m, *_: order.append(m)) for m in linear)):
+    with hooked(*(m.register_forward_hook(lambda m, *_: order.append(m)) for m in linear)):
         problem.model(problem.x[:1])
     place = order.index(module)
     return order[place + 1] if place + 1 < len(order) else None
@@ -228,59 +220,9 @@ def _by_units(problem: Problem, chain: _Chain, bar: tqdm) -> Tensor:
     return total / n
 
 
-def diagonal(problem: Problem, all_layers: bool = False) -> Tensor | None:
-    """diag(H) over all prunable weights [N], exact.
-
-    In a fully-connected layer d2L/dw[i, j]2 is the mean over the samples of a[j]^2 d2L/dz[i]2, so one product with H a
-    unit gives the whole layer. Other layers take one product a weight: without `all_layers` the answer is then None.
-    """
-    linear = _linear(problem)
-    parts, first = [], 0
-    for (name, weight), size in zip(problem.weights.items(), problem.sizes, strict=True):
-        part = _unit_diagonal(problem, linear[name]) if name in linear else None
-        if part is None and not all_layers:
-            return None
-        if part is None:
-            chunks = torch.arange(first, first + size).split(512)
-            bar = tqdm(chunks, unit="chunk", desc=f"diagonal of {name}")
-            part = torch.cat([problem.hessian_diagonal(chunk.tolist()) for chunk in bar]).view(weight.shape)
-        parts.append(part.reshape(-1))
-        first += size
-    return torch.cat(parts)
-
-
-def _unit_diagonal(problem: Problem, module: nn.Module) -> Tensor | None:
-    inputs: list[Tensor] = []
-    shifts: list[Tensor] = []
-
-    def shifted(_: nn.Module, a: tuple[Tensor, ...], z: Tensor) -> Tensor:
-        inputs.append(a[0])
-        shifts.append(torch.zeros_like(z).requires_grad_())
-        return z + shifts[-1]
-
-    with _hooks(module.register_forward_hook(shifted)):
-        loss = problem.of({})
-    if len(inputs) != 1 or inputs[0].ndim != 2 or len(inputs[0]) != len(problem.x):
-        return None  # used twice, or at several positions of a sample, whose second derivatives mix
-    (gradient,) = torch.autograd.grad(loss, shifts[0], create_graph=True)
-    columns = []
-    for unit in range(gradient.shape[1]):
-        again = torch.autograd.grad(
-            gradient[:, unit].sum(), shifts[0], retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        columns.append(again[0][:, unit])
-    return torch.stack(columns) @ inputs[0].square()
-
-
 def _sample_losses(problem: Problem, outputs: Tensor, sample: Tensor) -> Tensor:
     """The loss of each row of `outputs` with the label of its sample."""
     labels = problem.y[sample]
     if problem.loss is F.cross_entropy:
         return F.cross_entropy(outputs, labels, reduction="none")
     return torch.func.vmap(lambda a, b: problem.loss(a[None], b[None]))(outputs, labels)
-
-
-def _linear(problem: Problem) -> dict[str, nn.Module]:
-    """The fully-connected layers by the name of their tensor."""
-    modules = problem.model.named_modules()
-    return {f"{name}.weight".lstrip("."): module for name, module in modules if type(module) is nn.Linear}
