@@ -17,16 +17,22 @@ def needed() -> list[tuple[str, str]]:
 
 
 def surroundings() -> Iterator[tuple[str, str]]:
-    """What is useful and not needed everywhere: threads, a browser, MNIST."""
+    """What is useful and not needed everywhere: threads, a browser, numba, MNIST."""
     import pooch
     import torch
 
     from gsm_lab.data.sources import ENVIRONMENT, FILES
+    from gsm_lab.optim.gate import compiled
 
     yield "ok", f"{torch.get_num_threads()} threads for training, {os.cpu_count()} processors"
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     yield (
         ("ok", f"browser {browser}") if browser else ("missing", "a Chromium or Chrome (only for pictures of figures)")
+    )
+    yield (
+        ("ok", "numba: GSM's step is compiled")
+        if compiled()
+        else ("missing", "numba (only for a faster step of GSM: `pip install 'gsm_lab[fast]'`)")
     )
     own = os.environ.get(ENVIRONMENT)
     folders = [Path(own) / "mnist", Path(own)] if own else []

@@ -24,7 +24,7 @@ def compiled() -> ModuleType | None:
     """The compiled passes, where numba is installed. The first call ever takes seconds, later ones half of one."""
     try:
         from gsm_lab.optim import compiled
-    except ImportError:
+    except (ImportError, RuntimeError):  # the latter where numba finds no folder to keep its compiled code in
         return None
     return compiled
 
