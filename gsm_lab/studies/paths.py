@@ -204,12 +204,13 @@ class ActiveSets(_Attached):
         fields = [("step", np.int32), ("asked", np.int32), ("removed", np.float32), ("contested", np.float32)]
         self._rows = Rows(np.dtype([*fields, ("active", np.uint8, bits), ("kept", np.uint8, bits)]), limit)
         self.first = np.zeros(count, np.int32)  # step in which a weight was first active; 0: never
-        self._since = np.zeros(count, bool)  # active at some step since the last record
+        self._ever = np.zeros(count, bool)  # active at some step so far
+        self._since = np.zeros(count, bool)  # and at some step since the last record
 
     def __call__(self, step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
         """Take down one step; called by the run."""
-        new = np.flatnonzero(active & (self.first == 0))
-        self.first[new] = step
+        self.first[np.flatnonzero(active > self._ever)] = step
+        self._ever |= active
         self._since |= active
         if step % self.every:
             return
