@@ -150,8 +150,8 @@ class Player:
 
     @property
     def ending(self) -> bool:
-        """Whether the step in progress is the last of those it was asked to play."""
-        return self.playing and self._left <= 1
+        """Whether the step in progress, done by its thread, is the last one before it pauses."""
+        return threading.current_thread() is self._thread and (not self.playing or self._left <= 1)
 
     @property
     def frame_due(self) -> bool:

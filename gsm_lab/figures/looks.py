@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.lib.stride_tricks import sliding_window_view
 
 from gsm_lab.figures.style import line
 
@@ -34,15 +35,16 @@ def curves(looks: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     last = np.arange(len(looks) - 1, -1, -max(1, -(-len(looks) // POINTS)))[::-1]
     at = looks["step"][last].astype(np.float32)
     for _, field, _ in _ERRORS:
-        errors = looks[field]
-        lines.append((at, _positive(np.array([100 * median(errors[max(0, i + 1 - WINDOW) : i + 1]) for i in last]))))
+        before = np.concatenate([np.full(WINDOW, np.nan, np.float32), looks[field]])
+        lines.append((at, _positive(100 * medians(sliding_window_view(before, WINDOW)[last + 1]))))
     return lines
 
 
-def median(errors: np.ndarray) -> float:
-    """The median of those that are finite, NaN if none is."""
-    finite = errors[np.isfinite(errors)]
-    return float(np.median(finite)) if len(finite) else float("nan")
+def medians(errors: np.ndarray) -> np.ndarray:
+    """The median of each row [n, k], of what is finite in it; NaN where nothing is."""
+    ordered = np.sort(np.where(np.isfinite(errors), errors, np.nan))  # NaN goes to the end
+    count, rows = np.isfinite(ordered).sum(axis=1), np.arange(len(errors))
+    return (ordered[rows, np.maximum(count - 1, 0) // 2] + ordered[rows, count // 2 * (count > 0)]) / 2
 
 
 def titles(looks: np.ndarray) -> tuple[str, str]:
@@ -50,7 +52,7 @@ def titles(looks: np.ndarray) -> tuple[str, str]:
     if not len(looks):
         return "<b>Taylor view: change of the loss in a step</b>", "<b>Error of the Taylor estimates</b>"
     last = looks[-1]
-    first, metric = (median(looks[-WINDOW:][field]) for field in ("error_first", "error_metric"))
+    first, metric = (medians(looks[field][None, -WINDOW:])[0] for field in ("error_first", "error_metric"))
     said = [f"{_percent(e)} {where}" for e, where in ((first, "for a step"), (metric, "at the threshold")) if e == e]
     return (
         f"<b>Step {last['step']:,}: predicted {_signed(last['first'])}, true {_signed(last['true'])}</b>",
@@ -101,7 +103,7 @@ def add_looks(figure: go.Figure, looks: np.ndarray) -> go.Figure:
     for i, ((name, _, of), (x, y)) in enumerate(zip(_CHANGES + _ERRORS, curves(looks), strict=True)):
         left = i < len(_CHANGES)
         looks_like = line(of)
-        looks_like["marker"] |= {"maxdisplayed": 0, "size": 6} if left else {}
+        looks_like["marker"] |= {"maxdisplayed": 0, "size": 6 if i else 9} if left else {}  # the truth shows behind
         figure.add_trace(
             go.Scatter(x=x, y=y, name=name, legend=LEGENDS[not left], xaxis="x5" if left else "x6",
                        yaxis="y6" if left else "y7", hovertemplate=f"step %{{x}}: {hover[i]}<extra></extra>",
@@ -114,7 +116,8 @@ def update_looks(figure: go.Figure, looks: np.ndarray) -> list[dict[str, Any]]:
     """Bring the row's lines up to date, in place; returns its titles, to be put among the figure's annotations."""
     lines = [trace for trace in figure.data if trace.legend in LEGENDS]
     for trace, (x, y) in zip(lines, curves(looks), strict=True):
-        trace.x, trace.y = x, y
+        if not (np.array_equal(trace.x, x) and np.array_equal(trace.y, y, equal_nan=True)):  # to set it costs 20 times
+            trace.x, trace.y = x, y
     mine = [note.to_plotly_json() for note in figure.layout.annotations if note.xref == "paper"][4:]
     return [{**note, "text": text} for note, text in zip(mine, titles(looks), strict=True)]
 

@@ -1,16 +1,18 @@
 """The playground's Taylor view: steps that are about to be drawn, held against what Taylor predicted for them.
 
-Looking costs about as much as five training steps, so it is rationed: the time that a look took has to be made up for
-by 19 times as much training before the next one. It happens in two hooks of the optimizer, one before its step and one
+Looking costs about as much as six training steps, so it is rationed: the time that a look took has to be made up for by
+24 times as much training before the next one. It happens in two hooks of the optimizer, one before its step and one
 after it, in which nothing is changed; at all other steps they cost a comparison.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ from gsm_lab.player import FRAME, Player
 from gsm_lab.run import Run
 from gsm_lab.studies.steps import Before, relative_error
 
-SHARE = 0.05  # of the time that looking may take
+SHARE = 0.04  # of the time that looking may take
 LOOKS = 4000  # kept; then every second one is, as in a history
 
 
@@ -76,7 +78,8 @@ class Watch:
             self.last: Look | None = None
             self.failure = ""
             self._before: Before | None = None
-            self._next_at = self._took = 0.0  # not before this time; what the look in progress took
+            self._next_at = self._took = 0.0  # not before this time; seconds of the look in progress, or the last
+            self._costs: deque[float] = deque(maxlen=4)  # of those before it
             self._opt = opt
             self._hooks = [opt.register_step_pre_hook(self._before_step), opt.register_step_post_hook(self._after_step)]
 
@@ -107,6 +110,8 @@ class Watch:
         return late >= 0 and (not player.playing or player.frame_due or late > FRAME)
 
     def _before_step(self, *_: Any) -> None:
+        if self._took:
+            self._costs.append(self._took)
         self._before, self._took = None, 0.0
         if self.run.base is None or not self._due():  # dense epochs have no gate to look at
             return
@@ -140,7 +145,8 @@ class Watch:
         end = time.perf_counter()
         self._took += end - start
         self.seconds += end - start
-        self._next_at = max(end + self._took * (1 / SHARE - 1), start + FRAME)
+        usual = statistics.median([*self._costs, self._took])  # one that was held up by another program counts little
+        self._next_at = max(end + usual * (1 / SHARE - 1), start + FRAME)
 
 
 class TaylorView:

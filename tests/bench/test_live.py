@@ -126,7 +126,8 @@ def opened(chromium: Any, lab: Any) -> Any:
         (lab.folder / name).mkdir()
         write_notebook(lab.folder / name / "live.ipynb", KERNEL, playground)
         pages.append(page := new_page(chromium, []))
-        open_notebook(page, lab.address(f"{name}/live.ipynb"))
+        # a workspace of its own, or JupyterLab would open the notebooks of the other pages in this one, too
+        open_notebook(page, lab.address(f"{name}/live.ipynb").replace("/lab/", f"/lab/workspaces/{name}/"))
         command(page, "application:toggle-left-area")
         command(page, "notebook:run-all-cells")
         page.wait_for_selector(".gsm-playground .main-svg", timeout=60_000)
