@@ -20,6 +20,7 @@ __all__ = ["PATHS_SHOWN", "cut_gap", "density", "falls", "near_zero", "paths", "
 PATHS_SHOWN = 12  # of a kind; more cannot be told apart
 _POINTS = 200  # of a path
 _KINDS = {"kept": "kept in the end", "switched": "active at times", "passive": "never active"}
+_LOOKS = {"kept": 0, "switched": 4, "passive": 2}  # dark ones, that stand out from the grey band
 
 
 def near_zero(table: pd.DataFrame) -> go.Figure:
@@ -131,9 +132,9 @@ def paths(table: pd.DataFrame, layer: str | None = None, shown: int = PATHS_SHOW
             asleep = float((rows.groupby("weight")["magnitude"].last() < 1e-3).mean())
         each = each[np.unique(np.linspace(0, len(each) - 1, min(shown, len(each))).astype(int))]
         x, y, active, told = _joined(rows[rows["weight"].isin(each)])
-        hover, look = "%{customdata} at step %{x}: |w| = %{y:.3g}", line(i, customdata=told)
+        hover, look = "%{customdata} at step %{x}: |w| = %{y:.3g}", line(_LOOKS[kind], customdata=told)
         if kind != "passive":  # the band lies behind the line
-            band = {"mode": "lines", "line": {"color": "#B5B5B5", "width": 7, "dash": "solid"}, "customdata": told,
+            band = {"mode": "lines", "line": {"color": "#DADADA", "width": 9, "dash": "solid"}, "customdata": told,
                     "name": "active", "legendgroup": "active", "showlegend": kind == "switched"}  # fmt: skip
             figure.add_trace(scatter(x, np.where(active, y, np.nan), hover + ", active", band), 1, i + 1)
         look["line"]["width"] = 1.3

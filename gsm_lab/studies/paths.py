@@ -56,7 +56,7 @@ class Paths(_Attached):
         ValueError: `weights` is no whole number >= 1.
     """
 
-    def __init__(self, run: Run, weights: int = 300, seed: int = 0, limit: int = 2_000_000) -> None:
+    def __init__(self, run: Run, weights: int = 300, seed: int = 0, limit: int = 1_000_000) -> None:
         if isinstance(weights, bool) or not isinstance(weights, int) or weights < 1:
             raise ValueError(f"weights must be a whole number >= 1, got {weights!r}")
         super().__init__(run)
