@@ -1,7 +1,7 @@
 """The playground's Taylor view: steps that are about to be drawn, held against what Taylor predicted for them.
 
 Looking costs about as much as six training steps, so it is rationed: the time that a look took has to be made up for by
-24 times as much training before the next one. It happens in two hooks of the optimizer, one before its step and one
+39 times as much training before the next one. It happens in two hooks of the optimizer, one before its step and one
 after it, in which nothing is changed; at all other steps they cost a comparison.
 """
 
@@ -25,7 +25,7 @@ from gsm_lab.player import FRAME, Player
 from gsm_lab.run import Run
 from gsm_lab.studies.steps import Before, relative_error
 
-SHARE = 0.04  # of the time that looking may take
+SHARE = 0.025  # of the time that looking may take
 LOOKS = 4000  # kept; then every second one is, as in a history
 
 
