@@ -1,0 +1,222 @@
+"""Figures of re-activation, drawn from the tables of `gsm_lab.studies.reactivation`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from gsm_lab.figures.style import finish, line
+
+_EPOCH = "epoch since the gate closed"
+_CHANCE = "of the passive weights, % a step"
+
+
+def shares(table: pd.DataFrame, name: str = "", height: int = 420) -> go.Figure:
+    """Of the passive weights, how many come back in a step, how many of these were woken, and from near zero.
+
+    Args:
+        table: from `per_step`.
+        name: of the layer or run, for the title.
+        height: in pixels.
+    """
+    _some(table, "table")
+    figure = go.Figure()
+    kinds = {"re-activated": "share", "woken": "woken_share", "once under 1e-3": "near_zero_share"}
+    for i, (kind, column) in enumerate(kinds.items()):
+        count = {"share": "reactivated"}.get(column, column.removesuffix("_share"))
+        hover = f"{kind}: %{{customdata[0]:,.1f}} weights a step, %{{y:.3g}}% of the passive ones"
+        hover += "<br>epoch %{x:.1f}, mean of %{customdata[1]} steps<extra></extra>"
+        per_step = pd.DataFrame({"count": table[count] / table["steps"], "steps": table["steps"]})
+        y = 100 * table[column].where(table[column] > 0)
+        figure.add_trace(
+            go.Scatter(x=table["epoch"], y=y, name=kind, customdata=per_step, hovertemplate=hover, **line(i))
+        )
+    first, last = 100 * table["share"].iloc[0], 100 * table["share"].iloc[-1]
+    where = f" in {name}" if name not in ("", "all") else ""
+    title = f"At first {first:.2g}% of the passive weights{where} come back in a step, in the end {last:.2g}%"
+    return _drawn(figure, title, _EPOCH, _CHANCE, height, logy=True)
+
+
+def compared(tables: Mapping[object, pd.DataFrame], what: str = "momentum", height: int = 420) -> go.Figure:
+    """The same share of several runs, or layers, in one plot.
+
+    Args:
+        tables: label -> table from `per_step`.
+        what: the labels are.
+        height: in pixels.
+    """
+    _some(tables, "tables")
+    figure, mean = go.Figure(), {}
+    for i, (label, table) in enumerate(tables.items()):
+        _some(table, f"tables[{label!r}]")
+        mean[label] = 100 * table["reactivated"].sum() / table["pool"].sum()
+        hover = (
+            f"{what} {label}: %{{y:.3g}}% of the passive weights come back in a step, epoch %{{x:.1f}}<extra></extra>"
+        )
+        y = 100 * table["share"].where(table["share"] > 0)
+        figure.add_trace(go.Scatter(x=table["epoch"], y=y, name=f"{what} {label}", hovertemplate=hover, **line(i)))
+    least, most = min(mean, key=mean.get), max(mean, key=mean.get)
+    title = f"Passive weights come back most often with {what} {most}: {mean[most]:.2g}% of them in a step"
+    if len(tables) > 1:
+        title += f"; least with {least}: {mean[least]:.2g}%"
+    shown = 100 * pd.concat([table["share"] for table in tables.values()])
+    wide = shown.max() > 5 * shown[shown > 0].min()
+    figure = _drawn(figure, title, _EPOCH, _CHANCE, height, logy=wide)
+    return figure if wide else figure.update_yaxes(rangemode="tozero")
+
+
+def survival(tables: Mapping[object, pd.DataFrame], what: str = "momentum", height: int = 420) -> go.Figure:
+    """Share of passive stretches that last longer than so many steps.
+
+    Args:
+        tables: label -> table from `survival`.
+        what: the labels are.
+        height: in pixels.
+    """
+    _some(tables, "tables")
+    figure = go.Figure()
+    for i, (label, table) in enumerate(tables.items()):
+        _some(table, f"tables[{label!r}]")
+        hover = f"{what} {label}: %{{y:.3g}}% of passive stretches last longer than %{{x:,}} steps<extra></extra>"
+        y = 100 * table["longer"]
+        figure.add_trace(go.Scatter(x=table["steps"], y=y, name=f"{what} {label}", hovertemplate=hover, **line(i)))
+    table = next(iter(tables.values()))
+    once, end = 100 * (1 - table["longer"].iloc[0]), 100 * table["longer"].iloc[-1]
+    title = (
+        f"{once:.0f}% of passive stretches end after {_steps(table['steps'].iloc[0])}, {end:.0f}% not within the run"
+    )
+    first = next(iter(tables))
+    if len(tables) > 1 and first != "all":
+        title += f" ({what} {first})"
+    y = "stretches that last longer, %"
+    figure = _drawn(figure, title, "length of a passive stretch, steps (log)", y, height)
+    longest = max(table["steps"].iloc[-1] for table in tables.values())
+    figure.update_xaxes(type="log", **_ticks(_round_numbers(np.array([1, longest]))))
+    return figure.update_yaxes(rangemode="tozero")
+
+
+def layers(table: pd.DataFrame, height: int = 420) -> go.Figure:
+    """For each layer, which share of its weights was ever active, ever woken, is kept, and is both kept and woken.
+
+    Args:
+        table: from `per_layer`.
+        height: in pixels.
+    """
+    _some(table, "table")
+    kinds = {"ever active": "active", "woken": "woken", "kept": "kept", "kept and woken": "kept_woken"}
+    figure = go.Figure()
+    for i, (kind, column) in enumerate(kinds.items()):
+        hover = f"%{{x}}: %{{customdata:,}} weights {kind}, %{{y:.3g}}% of the layer<extra></extra>"
+        y = 100 * table[column] / table["weights"]
+        figure.add_trace(
+            go.Scatter(
+                x=table["layer"], y=y.where(y > 0), name=kind, customdata=table[column], hovertemplate=hover, **line(i)
+            )
+        )
+    single = table[table["layer"] != "all"]
+    woken = single["woken"] / single["weights"]
+    most, least = woken.idxmax(), woken.idxmin()
+    title = f"{single['layer'][most]} wakes {100 * woken[most]:.2g}% of its weights"
+    if most != least:
+        title += f", {single['layer'][least]} {100 * woken[least]:.2g}%"
+    return _drawn(figure, title, "layer", "share of the layer's weights, %", height, logy=True)
+
+
+def kept(table: pd.DataFrame, height: int = 420) -> go.Figure:
+    """What the weights went through: all of them, and those that survive the cut.
+
+    Args:
+        table: from `kept`.
+        height: in pixels.
+    """
+    _some(table, "table")
+    what = table.set_index("what")
+    rows = what.drop("all weights")
+    figure = go.Figure()
+    for i, (name, count, share) in enumerate(
+        (("of all weights", "weights", "share"), ("of those the cut keeps", "kept", "kept_share"))
+    ):
+        hover = f"%{{x}}: %{{customdata:,}} {name}, %{{y:.3g}}%<extra></extra>"
+        y = 100 * rows[share].where(rows[share] > 0)
+        figure.add_trace(
+            go.Scatter(x=rows.index, y=y, name=name, customdata=rows[count], hovertemplate=hover, **line(i))
+        )
+    n, woken, near = (int(what["kept"][row]) for row in ("all weights", "woken", "once under 1e-3"))
+    title = f"Of the {n:,} weights the cut keeps, {woken:,} were woken, and {near:,} were once under 1e-3"
+    return _drawn(figure, title, "what the weight went through", "share of weights, %", height, logy=True)
+
+
+def controls(table: pd.DataFrame, height: int = 420) -> go.Figure:
+    """Accuracy when weights may not come back, each run against the plain run of its seed: mean, least and most.
+
+    Args:
+        table: from `controls`.
+        height: in pixels.
+    """
+    _some(table, "table")
+    names = {"frozen": "frozen", "forbidden": "woken forbidden"}
+    what = {"frozen": "only weights active then may be active", "forbidden": "who stays passive for long, stays so"}
+    figure, means = go.Figure(), []
+    for i, (variant, name) in enumerate(names.items()):
+        runs = table[table["variant"] == variant]
+        if runs.empty:
+            continue
+        change = (-100 * runs["lost"]).groupby(runs["after"]).agg(["mean", "min", "max", "count"])
+        hover = f"{what[variant]}, from epoch %{{x:.3g}} on<br>%{{y:+.2f}} points, mean of %{{customdata[2]:.0f}} seeds"
+        hover += " (%{customdata[0]:+.2f} to %{customdata[1]:+.2f})<extra></extra>"
+        error = {"type": "data", "array": change["max"] - change["mean"], "arrayminus": change["mean"] - change["min"]}
+        looks = line(i, error_y=error, customdata=change[["min", "max", "count"]], hovertemplate=hover)
+        x = change.index * 1.04**i  # set apart a little, or the bars from least to most cover each other
+        figure.add_trace(go.Scatter(x=x, y=change["mean"], name=name, **looks))
+        means += change["mean"].tolist()
+    figure.add_hline(y=0, line={"color": "#888888", "width": 1}, annotation_text="plain run")
+    low, high = (f"{m:+.1f}" for m in (min(means), max(means)))
+    amount = low if low == high else f"{low} to {high}"
+    title = f"Where weights may not come back, accuracy changes by {amount} points on average;"
+    title += f" one test sample is {100 / table['tested'].iloc[0]:.2g}"
+    x = "from this epoch on they may not (log)"
+    figure = _drawn(figure, title, x, "accuracy after the cut, change in points", height)
+    return figure.update_xaxes(type="log", **_ticks(table["after"].dropna().unique()))
+
+
+# -- what they share ---------------------------------------------------------------------------------------------------
+
+
+def _drawn(figure: go.Figure, title: str, x: str, y: str, height: int, logy: bool = False) -> go.Figure:
+    finish(figure, height)
+    figure.update_layout(title={"text": f"<b>{title}</b>", "x": 0.02, "font": {"size": 16}}, showlegend=True)
+    figure.update_layout(margin={"autoexpand": True})
+    figure.update_xaxes(title_text=x)
+    figure.update_yaxes(title_text=f"{y} (log)" if logy else y)
+    if logy:
+        shown = np.concatenate([np.asarray(trace.y, float) for trace in figure.data])
+        figure.update_yaxes(type="log", **_ticks(_round_numbers(shown[np.isfinite(shown)])))
+    return figure
+
+
+def _round_numbers(values: np.ndarray) -> list[float]:
+    """Powers of ten around the values; where they span little, 2 and 5 times these as well."""
+    if not values.size:
+        return [1.0]
+    low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
+    steps = (1,) if high - low > 3 else (1, 2, 5)
+    return [step * 10.0**e for e in range(low, high + 1) for step in steps]
+
+
+def _ticks(values: Iterable[float]) -> dict[str, list]:
+    """Ticks at these values, labelled in full: plotly labels a log axis with lone digits."""
+    values = sorted(values)
+    return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
+
+
+def _some(what: object, name: str) -> None:
+    if not len(what):
+        raise ValueError(f"{name} must have at least one row, got none")
+
+
+def _steps(n: int) -> str:
+    return "one step" if n == 1 else f"{n:,} steps"

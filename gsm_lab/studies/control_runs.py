@@ -1,0 +1,160 @@
+"""Runs to compare for `reactivation`: one a momentum, and control runs in which weights may not come back."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from gsm_lab.optim.prunable import keep_masks
+from gsm_lab.run import Run
+from gsm_lab.studies.recorder import Recorder
+
+_STEPS_A_LOOK = 25  # of the progress bar
+
+
+def watch(
+    settings: Mapping[str, Any],
+    momenta: Sequence[float] = (0.9, 0.98, 0.99),
+    matched: bool = True,
+    patience: int | None = None,
+    progress: bool = True,
+) -> dict[float, Recorder]:
+    """Train one run a momentum, each watched from its first gated step; the tables above take each of the recorders.
+
+    Args:
+        settings: arguments of `Run`, by name. A model given as a module is copied, and stays as it is.
+        momenta: at least one.
+        matched: scale the learning rate so that lr / (1 - momentum) is what `settings` make it; else lr stays.
+        patience: as for `Recorder`.
+        progress: show a progress bar.
+
+    Raises ValueError: no momenta, or a setting out of range.
+    """
+    momenta = _some("momenta", momenta)
+    base = _run(settings).knobs
+    runs = {}
+    for momentum in momenta:
+        run = runs[momentum] = _run(settings, momentum=momentum)
+        if matched:
+            run.set(lr=base["lr"] * (1 - momentum) / (1 - base["momentum"]))
+    recorders = {momentum: Recorder(run, patience) for momentum, run in runs.items()}
+    with _bar(runs.values(), progress) as bar:
+        for momentum, run in runs.items():
+            bar.set_description(f"momentum {momentum:g}")
+            _train(run, bar)
+    return recorders
+
+
+def controls(
+    settings: Mapping[str, Any],
+    after: Sequence[float] = (1, 4),
+    seeds: Iterable[int] = range(3),
+    patience: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """What accuracy is lost when weights may not come back: runs whose gate forbids it, beside plain ones.
+
+    Args:
+        settings: arguments of `Run`, by name. With a module as model, which is copied, only batches follow the seed.
+        after: epochs after which it is forbidden, more than 0 and less than the run has.
+        seeds: at least one. Runs of one seed share initial weights, dense epochs and batches.
+        patience: passive steps in a row after which `forbidden` closes the gate on a weight; as for `Recorder`.
+        progress: show a progress bar.
+
+    Returns:
+        A row a run: `seed`; `variant`: "plain", "frozen" (only weights active in the step `after` may ever be) or
+        "forbidden" (a weight passive for `patience` steps in a row, from then on, is so for good); `after` (NaN for
+        plain runs); `live`, `cut` (test accuracy 0..1 at the end); `lost`, the cut accuracy of the seed's plain run
+        minus this one's; `tested`, test samples; `active` weights ever, `woken` ones, and `kept_woken`.
+
+    Raises ValueError: no seeds or no `after`, or one out of range.
+    """
+    seeds, after = _some("seeds", seeds), _some("after", after)
+    first = _run(settings)
+    for epochs in after:
+        if not (isinstance(epochs, int | float) and 0 < epochs < first.knobs["epochs"]):
+            raise ValueError(f"after must hold epochs between 0 and {first.knobs['epochs']}, got {epochs!r}")
+    kinds = [("plain", math.nan), *((kind, epochs) for kind in ("frozen", "forbidden") for epochs in after)]
+    rows = []
+    with _bar([first] * len(kinds) * len(seeds), progress) as bar:
+        for seed in seeds:
+            plain = 0.0
+            for variant, epochs in kinds:
+                bar.set_description(f"{variant}, seed {seed}")
+                run = _run(settings, seed=seed)
+                recorder = Recorder(run, patience)
+                if variant != "plain":
+                    closes = max(1, round(epochs * run.epoch_steps))
+                    run.recorders.append(
+                        _Gatekeeper(run, closes, recorder.patience if variant == "forbidden" else None)
+                    )
+                _train(run, bar)
+                live, cut = run.evaluate(), run.evaluate(cut=True)
+                plain = cut if variant == "plain" else plain
+                row = {"seed": seed, "variant": variant, "after": epochs, "live": live, "cut": cut, "lost": plain - cut}
+                rows.append(row | {"tested": len(run.data.test_y)} | _counts(recorder))
+    return pd.DataFrame(rows)
+
+
+class _Gatekeeper:
+    """From step `closes` on, lets only those be active that were then, or (with `patience`) were so lately."""
+
+    def __init__(self, run: Run, closes: int, patience: int | None) -> None:
+        self.run, self.closes, self.patience = run, closes, patience
+        self.passive = np.zeros(run.opt.weights, np.int32)  # steps in a row
+
+    def __call__(self, step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
+        if self.patience is None:
+            if step == self.closes:
+                self.run.opt.candidates = torch.from_numpy(active.copy())
+            return
+        if step <= self.closes:
+            return
+        self.passive += 1
+        self.passive[active] = 0
+        self.run.opt.candidates = torch.from_numpy(self.passive < self.patience)
+
+
+def _counts(recorder: Recorder) -> dict[str, int]:
+    """How many weights were ever active, how many were woken, and how many of these the cut would keep."""
+    masks = keep_masks(recorder.run.model, nonzeros=recorder.run.nonzeros).values()
+    stays = torch.cat([mask.reshape(-1).cpu() for mask in masks]).numpy()
+    active, woken = recorder.last_active > recorder.first, recorder.woken
+    return {"active": int(active.sum()), "woken": int(woken.sum()), "kept_woken": int((woken & stays).sum())}
+
+
+def _run(settings: Mapping[str, Any], **more: Any) -> Run:
+    """A run of its own: a model that came as a module is not shared with other runs."""
+    model = settings.get("model", "lenet300")
+    own = {"model": copy.deepcopy(model)} if isinstance(model, nn.Module) else {}
+    return Run(**{**settings, **own, **more})
+
+
+def _bar(runs: Iterable[Run], progress: bool) -> tqdm:
+    return tqdm(total=sum(run.dense_left + run.planned for run in runs), unit="step", disable=not progress)
+
+
+def _train(run: Run, bar: tqdm) -> None:
+    """To the end of the plan, in portions, so that the bar moves."""
+    while run.base is None:
+        left = run.dense_left
+        bar.update(left - run.pretrain(_STEPS_A_LOOK))
+    while run.steps < run.planned:
+        n = min(_STEPS_A_LOOK, run.planned - run.steps)
+        run.step(n)
+        bar.update(n)
+
+
+def _some(name: str, values: Iterable[Any]) -> list[Any]:
+    values = list(values)
+    if not values:
+        raise ValueError(f"{name} must hold at least one value, got none")
+    return values

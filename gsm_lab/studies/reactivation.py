@@ -1,0 +1,197 @@
+"""Do passive weights come back? Tables of who does, how soon and for how long, and runs in which they may not.
+
+    run = gl.Run(data="digits")
+    recorder = Recorder(run)                 # before the first step; then train as ever
+    run.train()
+    per_step(recorder); per_layer(recorder); survival(recorder); kept(recorder)
+
+*Re-activated*: passive in one step, active in the next. *Woken*: re-activated after at least `patience` passive steps
+in a row. *Near zero*: |w| below 1e-3 or 1e-4 after some step at which the weight was passive. *Kept*: among the Q of
+largest |w|, which the cut lets live. *Returned*: near zero once, and kept. (The paper calls it "implicit connection
+re-activation" and shows the ratio of re-activated to passive weights; `per_step` has that ratio.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+
+from gsm_lab.optim.prunable import keep_masks
+from gsm_lab.studies.control_runs import controls, watch
+from gsm_lab.studies.recorder import Recorder
+from gsm_lab.studies.scan import NEAR_ZERO, length_bins
+
+__all__ = ["Recorder", "controls", "kept", "per_layer", "per_momentum", "per_step", "survival", "watch"]
+
+_COUNTS = ("pool", "reactivated", "woken", "near_zero")
+
+
+def per_step(recorder: Recorder, layer: str = "all", rows: int = 60) -> pd.DataFrame:
+    """Re-activations over the run, against the pool of weights that could have come back (the paper's ratio).
+
+    Args:
+        recorder: has watched two steps at least (the first has nothing before it to compare with).
+        layer: one of `recorder.layers`, or "all".
+        rows: at most so many rows; several steps share one.
+
+    Returns:
+        A row for each span of steps, with `step` and `epoch` at its end, `steps` in it, and, summed over these: `pool`
+        (weights passive one step earlier), `reactivated`, of these `woken`, and `near_zero` (once under 1e-3).
+        `share` = reactivated / pool: the chance that a passive weight is active in the next step; `woken_share`,
+        `near_zero_share` likewise.
+
+    Raises:
+        ValueError: nothing was recorded, an unknown layer, or rows < 1.
+    """
+    which = _layer(recorder, layer)
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        raise ValueError(f"rows must be a whole number >= 1, got {rows!r}")
+    compared = _steps(recorder, 2) - 1
+    sums = recorder.sums[: -(-compared // recorder.every), :, which].sum(axis=2)
+    together = -(-len(sums) // rows)
+    sums = np.add.reduceat(sums, np.arange(0, len(sums), together))
+    ends = np.minimum(np.arange(1, len(sums) + 1) * together * recorder.every, compared)
+    step = recorder.first + 1 + ends
+    table = pd.DataFrame({"step": step, "epoch": step / recorder.run.epoch_steps, "steps": np.diff(ends, prepend=0)})
+    table[list(_COUNTS)] = sums
+    for count, share in (("reactivated", "share"), ("woken", "woken_share"), ("near_zero", "near_zero_share")):
+        table[share] = table[count] / table["pool"].where(table["pool"] > 0)
+    return table
+
+
+def per_layer(recorder: Recorder) -> pd.DataFrame:
+    """One row a layer, and "all".
+
+    Columns: `layer`; `weights`; `share`, the chance that a passive weight of the layer is active in the next step;
+    how many weights were ever `active`, `reactivated`, `woken`, `near_zero` (under 1e-3 while passive); how many are
+    `kept`, and of these `kept_woken` and `returned` (near zero once).
+
+    Raises ValueError: fewer than two steps were recorded, or the run has gone on without the recorder.
+    """
+    _steps(recorder, 2)
+    stays, near, woken = _kept(recorder), recorder.smallest < NEAR_ZERO, recorder.woken
+    flags = {
+        "active": recorder.last_active > recorder.first, "reactivated": recorder.reactivations > 0, "woken": woken,
+        "near_zero": near, "kept": stays, "kept_woken": stays & woken, "returned": stays & near,
+    }  # fmt: skip
+    pool, reactivated = recorder.sums[:, :2].sum(axis=0)
+    table = pd.DataFrame({"layer": list(recorder.layers), "weights": list(recorder.layers.values())})
+    counts = {name: np.add.reduceat(f, recorder.bounds[:-1], dtype=np.int64) for name, f in flags.items()}
+    table = table.assign(pool=pool, reactivations=reactivated, **counts)
+    table.loc[len(table)] = {"layer": "all", **table.drop(columns="layer").sum()}
+    share = table["reactivations"] / table["pool"].where(table["pool"] > 0)
+    table.insert(2, "share", share.astype(float))
+    return table.drop(columns=["pool", "reactivations"])
+
+
+def survival(recorder: Recorder, layer: str = "all") -> pd.DataFrame:
+    """How long passive stretches last.
+
+    Args:
+        recorder: has watched a step at least.
+        layer: one of `recorder.layers`, or "all".
+
+    Returns:
+        One row for each length `steps` (all whole numbers below 64; above, lengths within 3% of each other share a
+        row, which is named after the longest): `ended` and `running` stretches of that length; `longer`, the share of
+        stretches that last longer; `longer_ended`, that share among the stretches that have ended.
+
+    Stretches still running at the last step are censored: they have lasted so long, and nobody knows how much longer.
+    `longer` is the Kaplan-Meier estimate, which counts them as long as they could be seen. Leaving them out, as
+    `longer_ended` does, forgets the very weights that never come back. Raises ValueError as `per_step` does.
+    """
+    which = _layer(recorder, layer)
+    _steps(recorder, 1)
+    bounds = recorder.bounds
+    stretch = np.concatenate([recorder.stretch[bounds[i] : bounds[i + 1]] for i in which])
+    lowest = length_bins()
+    highest = np.append(np.ceil(lowest[1:]) - 1, np.inf)
+    running = np.bincount(np.searchsorted(lowest, stretch[stretch > 0], side="right") - 1, minlength=len(lowest))
+    ended = recorder.ended[which].sum(axis=0)
+    seen = ended + running
+    last = int(np.flatnonzero(seen)[-1]) + 1 if seen.any() else 0
+    at_risk = seen[::-1].cumsum()[::-1]
+    with np.errstate(invalid="ignore"):
+        longer = np.cumprod(1 - ended[:last] / at_risk[:last])
+        longer_ended = 1 - ended[:last].cumsum() / np.float64(ended.sum())
+    columns = {"steps": highest[:last], "ended": ended[:last], "running": running[:last]}
+    table = pd.DataFrame(columns | {"longer": longer, "longer_ended": longer_ended})
+    whole = np.ceil(lowest[:last]) <= highest[:last]  # bins between two whole numbers hold nothing
+    return table[whole].astype({"steps": np.int64}).reset_index(drop=True)
+
+
+def kept(recorder: Recorder) -> pd.DataFrame:
+    """What the weights that survive the cut (the Q largest |w| of the model) went through, beside all weights.
+
+    Returns:
+        One row a property, `what`: all weights, ever active, re-activated, woken, under 1e-3 and under 1e-4 (while
+        passive). How many `weights` have it, how many of the `kept`; `share` and `kept_share` of these, 0..1.
+
+    Raises ValueError: nothing was recorded, or the run has gone on without the recorder.
+    """
+    _steps(recorder, 1)
+    stays, smallest = _kept(recorder), recorder.smallest
+    flags = {
+        "all weights": np.ones(len(stays), bool), "ever active": recorder.last_active > recorder.first,
+        "re-activated": recorder.reactivations > 0, "woken": recorder.woken,
+        "once under 1e-3": smallest < 1e-3, "once under 1e-4": smallest < 1e-4,
+    }  # fmt: skip
+    table = pd.DataFrame({"what": list(flags), "weights": [int(f.sum()) for f in flags.values()]})
+    table["kept"] = [int((f & stays).sum()) for f in flags.values()]
+    return table.assign(share=table["weights"] / len(stays), kept_share=table["kept"] / max(1, int(stays.sum())))
+
+
+def per_momentum(recorders: Mapping[float, Recorder]) -> pd.DataFrame:
+    """One row for each run that `watch` returned.
+
+    Columns: `momentum`, `lr`; the row "all" of `per_layer`; `live` and `cut`, test accuracy 0..1 at the end.
+
+    Raises ValueError: no runs, or one that has no two steps.
+    """
+    if not recorders:
+        raise ValueError("recorders must hold at least one run that `watch` returned, got none")
+    rows = []
+    for momentum, recorder in recorders.items():
+        whole = per_layer(recorder).iloc[-1].drop("layer").to_dict()
+        live, cut = recorder.run.evaluate(), recorder.run.evaluate(cut=True)
+        rows.append({"momentum": momentum, "lr": recorder.run.knobs["lr"], **whole, "live": live, "cut": cut})
+    return pd.DataFrame(rows)
+
+
+# -- what they share ---------------------------------------------------------------------------------------------------
+
+
+def _layer(recorder: Recorder, layer: str) -> list[int]:
+    """The places of the layers meant."""
+    names = list(recorder.layers)
+    if layer == "all":
+        return list(range(len(names)))
+    if isinstance(layer, str) and layer.removesuffix(".weight") in names:
+        return [names.index(layer.removesuffix(".weight"))]
+    raise ValueError(f"layer must be one of all, {', '.join(names)}; got {layer!r}")
+
+
+def _steps(recorder: Recorder, least: int) -> int:
+    """How many steps were recorded. Raises ValueError when they are too few."""
+    steps = recorder.last - recorder.first
+    if steps < least:
+        raise ValueError(
+            f"recorder must have watched at least {least} step{'s'[: least - 1]}, it has watched {steps}: "
+            "make it before the run trains, then train"
+        )
+    return steps
+
+
+def _kept(recorder: Recorder) -> np.ndarray:
+    """Which weights the cut would keep now: bool [N]."""
+    run = recorder.run
+    if run.steps != recorder.last or run.history is not recorder.history:
+        raise ValueError(
+            f"recorder must have watched the run to where it stands, step {run.steps}; it was there up to step "
+            f"{recorder.last}" + ("" if run.history is recorder.history else ", before the run was reset")
+        )
+    masks = keep_masks(run.model, nonzeros=run.nonzeros).values()
+    return torch.cat([mask.reshape(-1).cpu() for mask in masks]).numpy()

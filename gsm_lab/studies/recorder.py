@@ -1,0 +1,140 @@
+"""`Recorder`: what every weight goes through while the gate opens and shuts on it, in less than 16 bytes a weight."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from gsm_lab.run import Run
+from gsm_lab.studies import scan
+
+_POOL = 0  # the first column of `Recorder.sums`
+
+
+class Recorder:
+    """Takes down, from the next step of a run on, when each weight is passive and what becomes of it there.
+
+    Args:
+        run: is watched from now on (`run.recorders`), until its `reset`; any model, any data. Not saved with the run.
+        patience: a weight re-activated after at least so many passive steps in a row is *woken*. Unless given, the
+            steps of an epoch: each training sample has then had a chance to speak for the weight.
+
+    Attributes:
+        first, last: the steps watched are first + 1 to last.
+        every: how many steps share a row of `sums`; doubles when the table is full.
+        sums: int64 [rows, 4, layers], sums over these steps of: the pool, weights passive one step earlier; those of
+            them that were re-activated; of these the woken; and those that had been near zero while passive.
+        ended: int64 [layers, bins], how many passive stretches a re-activation ended, by length (`scan.length_bins`).
+
+    Raises:
+        TypeError: `run` is not a Run.
+        ValueError: `patience` is not a whole number >= 1.
+
+    A weight passive at the first step watched has been so since the gate closed (or the watching began): that stretch
+    counts from there. Per weight 14 bytes are kept, and a reference to the mask of the last step, which the history
+    keeps too. Two passes over the weights a step find the smallest |w|; all else touches only where the gate moved.
+    """
+
+    def __init__(self, run: Run, patience: int | None = None) -> None:
+        if not isinstance(run, Run):
+            raise TypeError(f"run must be a gsm_lab.Run, got {type(run).__name__}")
+        patience = run.epoch_steps if patience is None else patience
+        if isinstance(patience, bool) or not isinstance(patience, int | np.integer) or patience < 1:
+            raise ValueError(f"patience must be a whole number of steps >= 1, got {patience!r}")
+        self.run, self.history, self.patience = run, run.history, int(patience)
+        self.layers = {name.removesuffix(".weight"): size for name, size in run.history.layers.items()}
+        self.bounds = np.cumsum([0, *self.layers.values()])
+        n, layers = int(self.bounds[-1]), len(self.layers)
+        self.first = self.last = run.steps
+        # Two int32 a weight, side by side because they are read and written together: the step it was last active at,
+        # and its longest stretch. For an active weight the former is now, so those bytes are free; they hold its
+        # smallest |w| so far, which the passes over all weights spoil in the other array.
+        self._pair = np.zeros((n, 2), np.int32)
+        self._pair[:, 0] = self.first
+        self._pairs = self._pair.view(np.int64).reshape(-1)
+        self._smallest = np.full(n, np.inf, np.float32)
+        self._reactivations = np.zeros(n, np.uint16)
+        self._mask: np.ndarray | None = None
+        self._sizes, self._active = np.diff(self.bounds), np.zeros(layers, np.int64)
+        self.every = 1
+        self.sums = np.zeros((max(64, min(1024, n // (64 * layers) // 2 * 2)), 4, layers), np.int64)
+        self.ended = np.zeros((layers, scan.BINS), np.int64)
+        run.recorders.append(self)
+
+    # -- per weight ------------------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> np.ndarray:
+        """Who was active at the last step: bool [N], in the order of `run.opt.active_mask()`, as all that follows."""
+        return np.zeros(len(self._pair), bool) if self._mask is None else self._mask.copy()
+
+    @property
+    def last_active(self) -> np.ndarray:
+        """The step each weight was last active at, `first` if at none since: int32 [N]."""
+        return np.where(self.active, np.int32(self.last), self._pair[:, 0])
+
+    @property
+    def stretch(self) -> np.ndarray:
+        """Length of the passive stretch each weight is in, in steps, 0 for active ones: int32 [N]."""
+        return np.int32(self.last) - self.last_active
+
+    @property
+    def longest(self) -> np.ndarray:
+        """Longest passive stretch that a re-activation ended, in steps, 0 where there was none: int32 [N]."""
+        return self._pair[:, 1].copy()
+
+    @property
+    def smallest(self) -> np.ndarray:
+        """Smallest |w| after any step at which the weight was passive, inf where there was none: float32 [N]."""
+        return np.where(self.active, self._pair.view(np.float32)[:, 0], self._smallest)
+
+    @property
+    def reactivations(self) -> np.ndarray:
+        """How often each weight was re-activated (65,535 stands for more, too): uint16 [N]."""
+        return self._reactivations.copy()
+
+    @property
+    def woken(self) -> np.ndarray:
+        """Who was re-activated after at least `patience` passive steps in a row: bool [N]."""
+        return self._pair[:, 1] >= self.patience
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use, those of the mask it shares with the history included."""
+        arrays = (self._pair, self._smallest, self._reactivations, self.sums, self.ended)
+        return sum(a.nbytes for a in arrays) + (0 if self._mask is None else self._mask.nbytes)
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def __call__(self, step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
+        """Take down a step: `active` bool [N], kept until the next call; `weights` float32, by layer, only read.
+
+        Raises ValueError when it is not the step after the last one seen.
+        """
+        if step != self.last + 1:
+            raise ValueError(f"step must be {self.last + 1}, the one after the last that was recorded, got {step}")
+        if self._mask is None:
+            on, off = np.flatnonzero(active), np.empty(0, np.int64)
+            self._pair.view(np.float32)[on, 0] = np.inf
+        else:
+            on, off = scan.moved(active, self._mask)
+        came, went = on.searchsorted(self.bounds), off.searchsorted(self.bounds)
+        if self._mask is not None:
+            sums = self._row(step)
+            sums[_POOL] += self._sizes - self._active
+            scan.went(off, step, self._pair, self._smallest)
+            scan.came(on, came, step, self._pair, self._smallest, self._reactivations, self.ended, sums, self.patience)
+        self._active += came[1:] - came[:-1] - went[1:] + went[:-1]
+        self._mask, self.last = active, step
+        for w, (a, b) in zip(weights, itertools.pairwise(self.bounds), strict=True):
+            scan.lower(self._smallest[a:b], w.reshape(-1))  # of active weights, too: `went` makes those good
+
+    def _row(self, step: int) -> np.ndarray:
+        """The row of `sums` for a step; when there is none, rows are added up in pairs."""
+        row = (step - self.first - 2) // self.every
+        if row == len(self.sums):
+            self.sums[: row // 2] = self.sums[0::2] + self.sums[1::2]
+            self.sums[row // 2 :] = 0
+            self.every, row = 2 * self.every, row // 2
+        return self.sums[row]
