@@ -447,6 +447,15 @@ def test_shares_expected_near_zero_are_those_of_weights_shrunk_by_the_recurrence
         row = table[table["step"] == step].iloc[0]
         # quantiles of few weights are coarse: within one weight in 80
         assert row["expected_1e-3"] == pytest.approx((first * factors[step - 1] < 1e-3).mean(), abs=0.02)
+    full = paths.expected_near_zero()
+    assert full["step"].tolist() == list(range(1, 301)) and not full.isna().any(axis=None)
+    again = run(momentum=0.9, compression=8, hold=0.5, epochs=60)
+    again.step(2)
+    late = study.Paths(again, 40, limit=20 * (4 + 8 * 40))  # thinned out, to other steps than those of the table
+    again.step(500)
+    table = study.near_zero(again, late)
+    assert table.iloc[1:].notna().all(axis=None) and table["expected_1e-3"].iloc[-1] > 0.01
+    assert late.expected_near_zero(np.array([1, 2, 3]))["expected_1e-3"].isna().tolist() == [True, True, False]
     with pytest.raises(ValueError, match="paths must hold the recorder of run 'y'"):
         study.near_zero({"y": one}, {"x": paths})
 

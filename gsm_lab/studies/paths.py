@@ -151,19 +151,24 @@ class Paths(_Attached):
             }
         )  # fmt: skip
 
-    def expected_near_zero(self) -> pd.DataFrame:
+    def expected_near_zero(self, steps: np.ndarray | None = None) -> pd.DataFrame:
         """Shares of all weights that would be near zero if every weight had stayed passive since the first step.
 
-        Columns: step, `expected_1e-3`, `expected_1e-4` (0..1): the |w| of the first step, shrunk by the recurrence.
+        Args:
+            steps: when; by default the recorded ones. Before the first one it saw, shares are NaN.
+
+        Returns:
+            step, `expected_1e-3`, `expected_1e-4` (0..1): the |w| of the first step, shrunk by the recurrence.
         """
         self._check(self._rows)
-        exact, _ = predicted(self.run, int(self._rows.array()["step"][-1]))
         step = self._rows.array()["step"].astype(np.int64)
-        shrunk = np.abs(exact[step - 1] / exact[step[0] - 1])
+        first, step = step[0], step if steps is None else np.asarray(steps, np.int64)
+        exact = np.abs(predicted(self.run, max(int(step.max()), int(first)))[0])
         # where it swings, a weight is near zero for good only when the envelope is
-        envelope = np.maximum.accumulate(shrunk[::-1])[::-1]
+        envelope = np.maximum.accumulate(exact[::-1])[::-1] / exact[first - 1]
+        shrunk = np.where(step >= first, envelope[step - 1], np.nan)
         place = np.linspace(0, 1, len(self.start))
-        shares = {f"expected_{t:.0e}".replace("e-0", "e-"): np.interp(t / envelope, self.start, place, left=0.0)
+        shares = {f"expected_{t:.0e}".replace("e-0", "e-"): np.interp(t / shrunk, self.start, place, left=0.0)
                   for t in THRESHOLDS}  # fmt: skip
         return pd.DataFrame({"step": step, **shares})
 

@@ -137,9 +137,8 @@ def near_zero(runs: Runs, paths: Paths | Mapping[Hashable, Paths] | None = None)
             turnover=turnover / np.diff(last, prepend=-1),
         )
         if paths is not None:
-            table = table.merge(_of(paths, label, run).expected_near_zero(), on="step", how="left")
-            expected = [name for name in table if name.startswith("expected")]
-            table[expected] = table[expected].interpolate()  # rows of the recorder may have been thinned out otherwise
+            expected = _of(paths, label, run).expected_near_zero(table["step"].to_numpy()).drop(columns="step")
+            table = table.reset_index(drop=True).join(expected)
         tables.append(_labelled(label, table))
     return pd.concat(tables, ignore_index=True)
 
