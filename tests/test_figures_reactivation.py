@@ -42,7 +42,8 @@ KEPT = pd.DataFrame(
 
 def runs(*lost: float) -> pd.DataFrame:
     variants = ["plain", "frozen", "frozen", "forbidden", "forbidden"]
-    one = {"variant": variants, "after": [float("nan"), 1, 4, 1, 4], "lost": [0, *lost], "tested": 200}
+    accuracies = {"live": [0.9, *(0.9 - x for x in lost)], "cut": [0.8, *(0.8 - 2 * x for x in lost)]}
+    one = {"variant": variants, "after": [float("nan"), 1, 4, 1, 4], **accuracies, "tested": 200}
     return pd.concat([pd.DataFrame({"seed": seed, **one}) for seed in (0, 1)], ignore_index=True)
 
 
@@ -93,24 +94,27 @@ def test_titles_follow_the_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lost", "amount"),
+    ("lost", "frozen", "forbidden"),
     [
-        ((0.01, 0.02, 0.0, -0.005), "-2.0 to +0.5"),
-        ((0.01,) * 4, "-1.0"),
-        ((-0.02, -0.01, -0.01, -0.01), "+1.0 to +2.0"),
+        ((0.01, 0.02, 0.0, -0.005), "-2.0 to -1.0", "+0.0 to +0.5"),
+        ((0.01,) * 4, "-1.0", "-1.0"),
+        ((-0.02, -0.01, 0.01, -0.01), "+1.0 to +2.0", "-1.0 to +1.0"),
     ],
 )
-def test_the_title_of_the_control_runs_has_the_right_sign(lost: tuple[float, ...], amount: str) -> None:
-    text = title(figures.controls(runs(*lost)))
-    assert f"accuracy changes by {amount} points on average; one test sample is 0.5" in text
+def test_the_title_of_the_control_runs_has_the_right_sign(lost: tuple, frozen: str, forbidden: str) -> None:
+    figure = figures.controls(runs(*lost))
+    expected = f"freezing the active set {frozen}, forbidding the woken to come back {forbidden}"
+    assert title(figure) == f"Accuracy changes by these points: {expected}"
+    assert "one test sample is 0.5 points" in figure.layout.xaxis.title.text
 
 
 def test_what_is_drawn_is_what_the_table_says() -> None:
     shares = figures.shares(steps())
     assert list(shares.data[0].y) == [2, 1.5, 1]
     assert pd.isna(shares.data[1].y[0]) and list(shares.data[1].y[1:]) == pytest.approx([0.4, 0.2])  # no log of zero
-    frozen, forbidden = figures.controls(runs(0.01, 0.02, 0.0, -0.005)).data
-    assert list(frozen.y) == pytest.approx([-1, -2]) and list(forbidden.y) == pytest.approx([0, 0.5])
+    live, cut, forbidden, _ = figures.controls(runs(0.01, 0.02, 0.0, -0.005)).data
+    assert list(live.y) == pytest.approx([-1, -2]) and list(cut.y) == pytest.approx([-2, -4])
+    assert list(forbidden.y) == pytest.approx([0, 0.5])
     assert list(figures.survival({0.9: stretches()}).data[0].y) == pytest.approx([60, 30, 10])
 
 

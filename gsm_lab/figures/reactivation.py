@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -150,8 +151,8 @@ def kept(table: pd.DataFrame, height: int = 420) -> go.Figure:
     return _drawn(figure, title, "what the weight went through", "share of weights, %", height, logy=True)
 
 
-def controls(table: pd.DataFrame, height: int = 420) -> go.Figure:
-    """Accuracy when weights may not come back, each run against the plain run of its seed: mean, least and most.
+def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
+    """Accuracy when weights may not come back, live and cut, against the plain run of the seed: mean, least and most.
 
     Args:
         table: from `controls`.
@@ -160,26 +161,31 @@ def controls(table: pd.DataFrame, height: int = 420) -> go.Figure:
     _some(table, "table")
     names = {"frozen": "frozen", "forbidden": "woken forbidden"}
     what = {"frozen": "only weights active then may be active", "forbidden": "who stays passive for long, stays so"}
-    figure, means = go.Figure(), []
-    for i, (variant, name) in enumerate(names.items()):
+    accuracies = {"live": "as it is", "cut": "after the cut"}
+    plain = table[table["variant"] == "plain"].set_index("seed")
+    figure, found = go.Figure(), {}
+    for i, (variant, accuracy) in enumerate(itertools.product(names, accuracies)):
         runs = table[table["variant"] == variant]
         if runs.empty:
             continue
-        change = (-100 * runs["lost"]).groupby(runs["after"]).agg(["mean", "min", "max", "count"])
-        hover = f"{what[variant]}, from epoch %{{x:.3g}} on<br>%{{y:+.2f}} points, mean of %{{customdata[2]:.0f}} seeds"
-        hover += " (%{customdata[0]:+.2f} to %{customdata[1]:+.2f})<extra></extra>"
+        change = 100 * (runs[accuracy] - runs["seed"].map(plain[accuracy]))
+        change = change.groupby(runs["after"]).agg(["mean", "min", "max", "count"])
+        hover = f"{what[variant]}, from epoch %{{customdata[3]:g}} on<br>accuracy {accuracies[accuracy]}: %{{y:+.2f}}"
+        hover += " points, mean of %{customdata[2]:.0f} seeds (%{customdata[0]:+.2f} to %{customdata[1]:+.2f})"
         error = {"type": "data", "array": change["max"] - change["mean"], "arrayminus": change["mean"] - change["min"]}
-        looks = line(i, error_y=error, customdata=change[["min", "max", "count"]], hovertemplate=hover)
-        x = change.index * 1.04**i  # set apart a little, or the bars from least to most cover each other
+        data = change[["min", "max", "count"]].assign(after=change.index)
+        looks = line(i, error_y=error, customdata=data, hovertemplate=f"{hover}<extra></extra>")
+        x = change.index * 1.03**i  # set apart a little, or the bars from least to most cover each other
+        name = f"{names[variant]}, {accuracies[accuracy]}"
         figure.add_trace(go.Scatter(x=x, y=change["mean"], name=name, **looks))
-        means += change["mean"].tolist()
+        if accuracy == "live":
+            found[variant] = _span(change["mean"])
     figure.add_hline(y=0, line={"color": "#888888", "width": 1}, annotation_text="plain run")
-    low, high = (f"{m:+.1f}" for m in (min(means), max(means)))
-    amount = low if low == high else f"{low} to {high}"
-    title = f"Where weights may not come back, accuracy changes by {amount} points on average;"
-    title += f" one test sample is {100 / table['tested'].iloc[0]:.2g}"
-    x = "from this epoch on they may not (log)"
-    figure = _drawn(figure, title, x, "accuracy after the cut, change in points", height)
+    verbs = {"frozen": "freezing the active set", "forbidden": "forbidding the woken to come back"}
+    title = ", ".join(f"{verbs[variant]} {span}" for variant, span in found.items())
+    title = f"Accuracy changes by these points: {title}"
+    x = f"from this epoch on they may not (log); one test sample is {100 / table['tested'].iloc[0]:.2g} points"
+    figure = _drawn(figure, title, x, "accuracy, change in points", height)
     return figure.update_xaxes(type="log", **_ticks(table["after"].dropna().unique()))
 
 
@@ -211,6 +217,11 @@ def _ticks(values: Iterable[float]) -> dict[str, list]:
     """Ticks at these values, labelled in full: plotly labels a log axis with lone digits."""
     values = sorted(values)
     return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
+
+
+def _span(values: pd.Series) -> str:
+    low, high = (f"{m + 0.0:+.1f}" for m in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 def _some(what: object, name: str) -> None:
