@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 from typing import Any
 
 import plotly.graph_objects as go
@@ -47,6 +48,9 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
 
 def static(figure: go.Figure, width: int = 1150) -> bytes:
     """The figure as PNG, for readers without a kernel. Needs a Chromium or Chrome, which kaleido drives."""
+    # The package that talks to the browser logs an error when the browser, closing, says something it cannot read.
+    for package in ("choreographer", "kaleido"):
+        logging.getLogger(package).setLevel(logging.CRITICAL)
     return figure.to_image(format="png", width=width, height=figure.layout.height)
 
 
