@@ -1,4 +1,4 @@
-"""The step in two passes, compiled and in blocks, against the reference selection and PyTorch's fused SGD, to the bit."""
+"""The step in two passes, compiled and in blocks, against the reference selection and fused SGD: to the bit."""
 
 from itertools import pairwise
 
