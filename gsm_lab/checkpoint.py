@@ -99,10 +99,12 @@ def _umask() -> int:
 
 def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     opt = run.opt.state_dict()
-    momentum = {str(i): state["momentum_buffer"] for i, state in opt["state"].items() if "momentum_buffer" in state}
     arrays, history = run.history.state()
     tensors = {f"model/{name}": t for name, t in run.model.state_dict().items()}
-    tensors |= {f"momentum/{i}": t for i, t in momentum.items() if t is not None}
+    for room, name in _STATE.items():
+        tensors |= {f"{room}/{i}": state[name] for i, state in opt["state"].items() if state.get(name) is not None}
+    if run.frozen:
+        tensors["gate/candidates"] = run.opt.candidates
     tensors |= {f"history/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
     tensors["random/run"] = run.random_state
     if run._initial is not None:
@@ -127,6 +129,7 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 _COUNTERS = ("steps", "dense_steps", "base", "magnitude")
+_STATE = {"momentum": "momentum_buffer", "average": "gradient_average"}  # what the optimizer keeps for each parameter
 
 
 def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder: Path) -> None:
@@ -151,9 +154,12 @@ def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder
         run._initial = part.get("initial", run._initial)  # absent where a model was given in place of a named one
     run.apply_knobs()
     params = [p for group in run.opt.param_groups for p in group["params"]]
-    for i, buffer in part.get("momentum", {}).items():
-        p = params[int(i)]
-        run.opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
+    for room, name in _STATE.items():
+        for i, buffer in part.get(room, {}).items():
+            p = params[int(i)]
+            run.opt.state[p][name] = torch.empty_like(p).copy_(buffer)
+    if "gate" in part:
+        run.opt.candidates, run.frozen = part["gate"]["candidates"].clone(), True
     arrays = {name: t.numpy() for name, t in part["history"].items()}
     run.history.restore(arrays, plain["history"])
 

@@ -21,6 +21,7 @@ from gsm_lab.history import History
 from gsm_lab.interrupts import interruptible
 from gsm_lab.optim import GSM, budget, cut, keep_masks, param_groups
 
+RAMP_FROM = 4.0  # where a ramp of the compression begins
 FLOOR = 0.01  # of the learning rate, where the cosine ends and stays: training past the planned end still trains
 _EVALUATED_AT_ONCE = 2000  # samples; bounds memory
 _STEPS_A_LOOK = 10  # of the progress bar
@@ -90,6 +91,7 @@ class Run:
         self._layers = list(weights.values())
         self.recorders: list[Callable[[int, np.ndarray, list[np.ndarray]], None]] = []
         self.steps = self.dense_steps = 0
+        self.frozen = False  # whether the knob `freeze` holds the active set
         self.base: float | None = None
         self.magnitude: float | None = None
         self.random_state = torch.Generator().manual_seed(knobs["seed"]).get_state()
@@ -131,6 +133,14 @@ class Run:
         if self.steps <= held or self.knobs["hold"] >= 1:
             return self.knobs["lr"]
         return self.knobs["lr"] * _cosine((self.steps - held) / (self.planned - held))
+
+    @property
+    def compression(self) -> float:
+        """C of the next gated step: the knob's, or on the way there from RAMP_FROM during its ramp."""
+        full, ramp = self.knobs["compression"], self.knobs["ramp"] * self.planned
+        if self.steps >= ramp or full <= RAMP_FROM:
+            return full
+        return RAMP_FROM * (full / RAMP_FROM) ** (self.steps / ramp)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -289,6 +299,7 @@ class Run:
         lr = self.lr
         for group in self.opt.param_groups:
             group["lr"] = lr
+        self._schedule_gate()
         loss = self._forward_backward(self.dense_steps + self.steps)
         self.opt.step()
         self.steps += 1
@@ -300,10 +311,22 @@ class Run:
         if self.steps % self.knobs["evaluate_every"] == 0:
             self._evaluate_now()
 
+    def _schedule_gate(self) -> None:
+        """Put the ramp's C in force; freeze the active set, or let it go, where the knobs say so."""
+        if self.knobs["ramp"]:
+            self.opt.compression = self.compression
+        freeze = self.knobs["freeze"]
+        frozen = freeze < 1 and self.steps >= freeze * self.planned
+        if frozen != self.frozen:
+            masks = keep_masks(self.model, nonzeros=self.nonzeros).values() if frozen else ()
+            self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks]) if frozen else None
+            self.frozen = frozen
+
     def apply_knobs(self) -> None:
         """Hand the knobs to the optimizer: those of the dense epochs while these last, the live ones after."""
         dense = self.base is None and self.knobs["pretrain"] > 0
-        self.opt.compression = 1.0 if dense else self.knobs["compression"]
+        self.opt.compression = 1.0 if dense else self.compression
+        self.opt.smoothing = 0.0 if dense else self.knobs["smoothing"]
         self.opt.param_groups[0]["weight_decay"] = self.knobs["pretrain_decay" if dense else "weight_decay"]
         for group in self.opt.param_groups:
             group["momentum"] = 0.9 if dense else self.knobs["momentum"]

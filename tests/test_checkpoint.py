@@ -62,6 +62,10 @@ def with_own_loss() -> Run:
     return Run(net(), mine(), loss=own_loss, batch_size=8, pretrain=0, compression=4, epochs=6)
 
 
+def smoothed() -> Run:
+    return tiny(compression=20, smoothing=0.9, ramp=0.4, freeze=0.7)
+
+
 # name: (the run, what it does before it is saved, how to resume it, what it does after that)
 CASES: dict[str, tuple[Callable[[], Run], Callable[[Run], object], Callable[[Path], Run], Callable[[Run], object]]] = {
     "lenet300 on digits, 150 and 150": (
@@ -117,6 +121,18 @@ CASES: dict[str, tuple[Callable[[], Run], Callable[[Run], object], Callable[[Pat
         lambda run: run.step(6),
         lambda folder: Run.resume(folder, net(8), mine()),
         lambda run: (run.set(momentum=0.9), run.step(9)),
+    ),
+    "the smoothed gate, during its ramp": (
+        smoothed,
+        lambda run: run.step(9),
+        lambda folder: Run.resume(folder, net(8), mine()),
+        lambda run: run.step(40),
+    ),
+    "the smoothed gate, frozen": (
+        smoothed,
+        lambda run: run.step(43),
+        lambda folder: Run.resume(folder, net(8), mine()),
+        lambda run: run.step(9),
     ),
     "a reset after it": (
         own,

@@ -566,6 +566,56 @@ def test_a_group_that_joins_competes(budget: dict[str, int], expected: tuple[int
         assert_same(a, sgd, b, gsm)
 
 
+# ------------------------------------------------------------------------------------------------ smoothing
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_smoothed_gate_ranks_weight_times_mean_gradient(kernel: str) -> None:
+    """Against the definition, step by step: |w| times an exponential mean of |g|, the mask on plain SGD's gradients."""
+    a, b = net(), net()
+    sgd = SGD(a.parameters(), **HYPER, **KERNELS[kernel])
+    gsm = GSM(b.parameters(), **HYPER, **KERNELS[kernel], compression=9, smoothing=0.75)
+    means = [torch.zeros_like(p) for p in matrices(a)]
+    for step in range(12):
+        backward(a, step)
+        backward(b, step)
+        for mean, p in zip(means, matrices(a), strict=True):
+            mean.mul_(0.75).add_(p.grad.abs(), alpha=0.25)
+        score = torch.cat([(p.detach() * mean).abs().view(-1) for p, mean in zip(matrices(a), means, strict=True)])
+        mask = torch.zeros(272, dtype=torch.bool)
+        mask[naive_top(score.tolist(), 30)] = True
+        for p, part in zip(matrices(a), mask.split([p.numel() for p in matrices(a)]), strict=True):
+            p.grad.mul_(part.view(p.shape))
+        sgd.step()
+        gsm.step()
+        assert torch.equal(gsm.active_mask(), mask)
+        for p, other in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(p, other, rtol=0, atol=0)
+
+
+def test_a_refused_gradient_leaves_no_trace_in_the_mean() -> None:
+    model = net()
+    gsm = GSM(model.parameters(), **HYPER, compression=9, smoothing=0.9)
+    backward(model, 0)
+    gsm.step()
+    before = [gsm.state[p]["gradient_average"].clone() for p in matrices(model)]
+    backward(model, 1)
+    matrices(model)[1].grad[0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="nan"):
+        gsm.step()
+    assert all(torch.equal(gsm.state[p]["gradient_average"], x) for p, x in zip(matrices(model), before, strict=True))
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1, 1.5, math.nan, "0.9", None, True])
+def test_a_bad_smoothing_is_named(bad: Any) -> None:
+    with pytest.raises(ValueError, match="smoothing must be a number from 0"):
+        GSM(net().parameters(), smoothing=bad)
+    gsm = GSM(net().parameters(), smoothing=0.5)
+    with pytest.raises(ValueError, match="smoothing must be a number from 0"):
+        gsm.smoothing = bad
+    assert gsm.smoothing == 0.5 == GSM(net().parameters(), smoothing=0.5).state_dict()["param_groups"][0]["smoothing"]
+
+
 # ------------------------------------------------------------------------------------------------ the budget
 
 

@@ -19,6 +19,7 @@ import gsm_lab as gl
 from gsm_lab import Dataset, Run
 from gsm_lab.data import Batches, DataNotFound
 from gsm_lab.knobs import KNOBS, RECIPES
+from gsm_lab.optim import budget, keep_masks
 
 
 class Net(nn.Module):
@@ -312,6 +313,28 @@ def test_the_schedule_follows_its_knobs_live() -> None:
     assert run.lr == run.knobs["lr"] and run.planned == 80
     run.set(lr=0.5)
     assert run.lr == 0.5
+
+
+def test_a_ramp_raises_c_by_equal_factors_from_4_to_the_knob() -> None:
+    run = tiny(compression=36, ramp=0.5, epochs=4, pretrain=0, smoothing=0.9)
+    expected = [budget(368, compression=4 * 9 ** min(1, step / 20)) for step in range(30)]
+    run.step(30)
+    assert run.history.frame()["active"].tolist() == expected and expected[-1] == run.nonzeros == 10
+    assert run.history.evaluation_frame().filter(like="kept/").sum(axis=1).eq(10).all()
+    assert tiny(compression=3, ramp=1, pretrain=0).compression == 3
+
+
+def test_freeze_holds_the_largest_q_and_lets_go_again() -> None:
+    run = tiny(compression=20, freeze=0.5, epochs=4, pretrain=0)
+    run.step(20)
+    kept = torch.cat([mask.view(-1) for mask in keep_masks(run.model, nonzeros=18).values()])
+    assert not run.frozen and run.opt.candidates is None
+    for _ in range(5):
+        run.step()
+        assert run.frozen and not (run.opt.active_mask() & ~kept).any()
+    run.set(freeze=1)
+    run.step(3)
+    assert not run.frozen and run.opt.candidates is None and (run.opt.active_mask() & ~kept).any()
 
 
 def test_train_goes_to_the_end_of_the_plan_and_evaluates() -> None:

@@ -87,28 +87,32 @@ class Gate:
         torch.autograd.graph.increment_version([*self._listed, *momenta])
         return True
 
-    def close(self, q: int, may_be_written: bool) -> tuple[list[tuple[Tensor, Tensor]], bool]:
+    def close(
+        self, q: int, may_be_written: bool, averages: list[Tensor] | None = None
+    ) -> tuple[list[tuple[Tensor, Tensor]], bool]:
         """Form T from the current weights and gradients, choose the exact top `q`, and gate.
 
         Args:
             q: how many gradients pass, 0 < q < count (fewer where fewer T are positive).
             may_be_written: whether the caller's use of the result may write into it.
+            averages: of the tensors, to stand in T for their gradients.
 
         Returns:
             (tensor, gated gradient) for each tensor that has a gradient, and whether every T that passed is finite. The
             gated gradients are valid until the next call.
         """
-        if not may_be_written and (passes := self._two_passes([])) and (threshold := passes.threshold(q)) is not None:
+        own = averages is None and not may_be_written
+        if own and (passes := self._two_passes([])) and (threshold := passes.threshold(q)) is not None:
             if self._numpy is None:
                 self._allocate(torch.device("cpu"))
             passes.gate(threshold, self._numpy)
             self.threshold, self._open, self._mask = float(threshold), False, None
             return list(zip(self.weights, self._parts, strict=True)), True
-        plain = self._measure()
+        plain = self._measure([p.grad for p in self.weights] if averages is None else averages)
         metric = self._numpy if self._numpy is not None else self._buffer.cpu().numpy()
         top = top_q(metric, q)
         self.threshold, self._open = top.threshold, False
-        if may_be_written or top.ties_left_out or not (plain and top.finite):
+        if not (own and plain and top.finite) or top.ties_left_out:
             self._mask = torch.from_numpy(chosen(metric, top))
             gated = [(p, p.grad.masked_fill(~self.mask(p), 0.0)) for p in self.weights if p.grad is not None]
             return gated, top.finite
@@ -150,14 +154,13 @@ class Gate:
             start += other.numel()
         raise ValueError(f"p, a tensor of shape {tuple(p.shape)}, is not among this optimizer's prunable tensors")
 
-    def _measure(self) -> bool:
+    def _measure(self, grads: list[Tensor | None]) -> bool:
         """Fill the buffer with T; returns whether it can stand in for the gradients: all float32, contiguous, there."""
         device = self.weights[0].device
         if self._buffer is None or self._buffer.device != device:
             self._allocate(device)
         plain = True
-        for p, t in zip(self.weights, self._parts, strict=True):
-            grad = p.grad
+        for p, grad, t in zip(self.weights, grads, self._parts, strict=True):
             if grad is None:
                 t.zero_()
             elif grad.dtype == torch.float32 and grad.device == device and grad.is_contiguous() and p.is_contiguous():

@@ -35,6 +35,9 @@ class GSM(torch.optim.SGD):
         lr, momentum, weight_decay, and all else: as in `torch.optim.SGD`.
         compression: C = N / Q, at least 1; at 1 this is SGD, bit for bit. Can be changed at any step.
         nonzeros: Q itself; give one of the two (without either, compression is 1).
+        smoothing: 0, as in the paper; or s below 1, an option of this project: the gate then ranks |w| * m instead of
+            T, with m <- s m + (1 - s) |gradient|. Batches then agree on who stays, so that the cut takes nothing away;
+            but hardly any weight comes back any more, and a step takes longer.
 
     Attributes:
         nonzeros: Q in force.
@@ -60,14 +63,16 @@ class GSM(torch.optim.SGD):
         *,
         compression: float | None = None,
         nonzeros: int | None = None,
+        smoothing: float = 0.0,
         **sgd: Any,
     ) -> None:
         if compression is None and nonzeros is None:
             compression = 1.0
-        self._first = {"compression": compression, "nonzeros": nonzeros}  # for the groups that super() is about to add
+        # for the groups that super() is about to add
+        self._first = {"compression": compression, "nonzeros": nonzeros, "smoothing": _checked(smoothing)}
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **sgd)
         self._start_fresh()
-        self._change(**self._first)
+        self._change(compression=compression, nonzeros=nonzeros)
 
     # -- what competes ---------------------------------------------------------------------------------------------
 
@@ -94,6 +99,17 @@ class GSM(torch.optim.SGD):
     @compression.setter
     def compression(self, c: float) -> None:
         self._change(compression=c, nonzeros=None)
+
+    @property
+    def smoothing(self) -> float:
+        """Over how many steps, about 1 / (1 - smoothing), the gate looks at gradients; 0: only at this step's."""
+        return self.param_groups[0]["smoothing"]
+
+    @smoothing.setter
+    def smoothing(self, s: float) -> None:
+        s = _checked(s)
+        for group in self.param_groups:
+            group["smoothing"] = s
 
     @property
     def threshold(self) -> float:
@@ -153,7 +169,7 @@ class GSM(torch.optim.SGD):
     def _step_in_passes(self) -> bool:
         """Do all of the step in two passes, where these do what fused SGD would do with the gated gradients."""
         gate, groups = self._gate(), self.param_groups
-        if gate.candidates is not None or not all(map(_is_plain, groups)):
+        if gate.candidates is not None or self.smoothing or not all(map(_is_plain, groups)):
             return False
         q = budget(gate.count, **self._own())
         if q >= gate.count or len(self._group_of) < sum(n for n, _ in self._gate_key):
@@ -181,7 +197,7 @@ class GSM(torch.optim.SGD):
         for p in self._others:
             self._refuse_non_finite(p)
         if q < gate.count:
-            gated, finite = gate.close(q, may_be_written=writes)
+            gated, finite = gate.close(q, may_be_written=writes, averages=self._averages())
         else:
             gated, finite = [(p, p.grad.clone()) for p in gate.weights if writes and p.grad is not None], False
             gate.open()
@@ -189,6 +205,22 @@ class GSM(torch.optim.SGD):
             for p in gate.weights:
                 self._refuse_non_finite(p)
         return gated + [(p, p.grad.clone()) for p in self._others if p.grad is not None] if writes else gated
+
+    def _averages(self) -> list[Tensor] | None:
+        """The smoothed |gradients| of the competing tensors, brought up to date; None without smoothing."""
+        if not (s := self.smoothing):
+            return None
+        weights = self._gate().weights
+        for p in weights:  # a gradient that is refused must not be in an average
+            self._refuse_non_finite(p)
+        averages = []
+        for p in weights:
+            if "gradient_average" not in self.state[p]:
+                self.state[p]["gradient_average"] = torch.zeros_like(p)
+            averages.append(self.state[p]["gradient_average"].mul_(s))
+            if p.grad is not None:
+                averages[-1].add_(p.grad.abs(), alpha=1 - s)
+        return averages
 
     def _gate(self) -> Gate:
         """The gate over what competes now: the tensors of two or more dimensions in prunable groups, once each."""
@@ -247,7 +279,7 @@ class GSM(torch.optim.SGD):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; it competes unless it says `prunable=False`. Where `compression` was set, Q follows N."""
         param_group.setdefault("prunable", True)
-        param_group.update(self._own() if self.param_groups else self._first)
+        param_group.update({**self._own(), "smoothing": self.smoothing} if self.param_groups else self._first)
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -255,7 +287,7 @@ class GSM(torch.optim.SGD):
         before = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
         for group, own in zip_longest(self.param_groups, before, fillvalue={}):
-            for name in {"prunable", "compression", "nonzeros", "names"} & own.keys():
+            for name in {"prunable", "compression", "nonzeros", "smoothing", "names"} & own.keys():
                 group.setdefault(name, own[name])
         self._start_fresh()
 
@@ -263,6 +295,12 @@ class GSM(torch.optim.SGD):
         self._gate_key: list[tuple[int, bool]] | None = None
         # fused SGD asks GradScaler for the scaled gradients; the gate must see, and check, the true ones
         self._step_supports_amp_scaling = False
+
+
+def _checked(smoothing: float) -> float:
+    if isinstance(smoothing, bool) or not isinstance(smoothing, _NUMBERS) or not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be a number from 0 (the paper's gate) to below 1, got {smoothing!r}")
+    return float(smoothing)
 
 
 def _is_plain(group: dict[str, Any]) -> bool:
