@@ -1,7 +1,7 @@
 """GSM where the weights are spread over ranks (DTensors: FSDP2, tensor parallelism, HSDP): the gate and the cut.
 
 The active set is that of one process with the same gradients: the exact global top Q, ties to the lower position in the
-whole model. What it costs is said in `exchange`: 32 KiB a step in three messages. Under DDP none of this is needed: all
+whole model. What it costs is said in `exchange`: 32 KiB a step in two messages. Under DDP none of this is needed: all
 ranks see the same averaged gradients, and the ordinary gate picks the same set on each of them.
 """
 
@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gsm_lab.optim.exchange import SMALLEST, RankLost, Ranks, Top, agreed, signature
+from gsm_lab.optim.exchange import RankLost, Ranks, Top, agreed, signature
 from gsm_lab.optim.layout import is_distributed, local
+from gsm_lab.optim.radix import SMALLEST
 from gsm_lab.optim.spread import SpreadMetric, placed_as
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RankLost", "ShardedGate", "agree", "on_shards"]
 
-_QUARTER = 2 << 23  # what the bits of a float lose when it is divided by four
 _pass_above = torch.ops.aten.threshold_backward.grad_input  # (grad, x, limit): grad where x > limit or NaN, else 0
 
 
@@ -56,7 +56,7 @@ class ShardedGate:
         self._metric = SpreadMetric(weights, others, name)
         self.count, self.size = self._metric.count, self._metric.size
         self.candidates: Tensor | None = None
-        self._bound = SMALLEST
+        self._base = SMALLEST
         self.shut()
 
     def shut(self) -> None:
@@ -97,7 +97,7 @@ class ShardedGate:
             self._let_pass()
             return [(self.weights[i], grads[i].clone() if may_be_written else grads[i]) for i in there] + rest
         self.threshold, self._open = float(np.int32(top.bits).view(np.float32)), False
-        self._bound, self._mask = max(SMALLEST, top.bits - _QUARTER), mask
+        self._base, self._mask = top.base, mask
         if mask is not None:
             masks = self._metric.split(mask)
             return [(self.weights[i], grads[i].masked_fill(~masks[i], 0.0)) for i in there] + rest
@@ -117,7 +117,7 @@ class ShardedGate:
             copies = {part.tensor for part in self._metric.parts if not part.counted}
             unseen = [(p, grad) for p, grad in pairs if p in copies]
         wrong = self._first_complaint(unseen + rest)
-        top = self._metric.top(q, self._bound, setting, wrong, lambda: self._first_complaint(pairs))
+        top = self._metric.top(q, self._base, setting, wrong, lambda: self._first_complaint(pairs))
         if top is None or (plain and top.finite and not top.left_out and not mask_anyway):
             return top, None
         return top, self._metric.chosen(top)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsm_lab.optim.exchange import NAN, SMALLEST, Own, Top, last_kept, top_q
+from gsm_lab.optim.exchange import Own, Top, top_q
 from gsm_lab.optim.layout import lay_out, local
+from gsm_lab.optim.radix import NAN, SMALLEST, last_kept
 from gsm_lab.optim.selection import _runs_above
 
 
@@ -33,11 +34,11 @@ class SpreadMetric:
         """Something [size] in the parts' shapes."""
         return [flat[a:b].view(part.shape) for part, (a, b) in zip(self.parts, pairwise(self._ends), strict=True)]
 
-    def top(self, q: int, bound: int, setting: str, wrong: str | None, look: Callable[[], str | None]) -> Top | None:
+    def top(self, q: int, base: int, setting: str, wrong: str | None, look: Callable[[], str | None]) -> Top | None:
         """`exchange.top_q` of the values of all ranks."""
         counted = [view for view, part in zip(self.views, self.parts, strict=True) if part.counted]
         bits = [view.reshape(-1).view(torch.int32) for view in counted]
-        own = Own(self.count, q, sum(map(len, bits)), bound, setting, wrong)
+        own = Own(self.count, q, sum(map(len, bits)), base, setting, wrong)
         return top_q(own, lambda least: _at_least(bits, least, self.values), look, self.ranks.sum)
 
     def chosen(self, top: Top) -> Tensor:
