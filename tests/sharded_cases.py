@@ -320,6 +320,14 @@ def bad_gradient(tensor: int, value: float, compression: float) -> tuple[str, st
     return said
 
 
+def bad_copy() -> tuple[str, str]:
+    """A gradient is not finite in a copy that does not count."""
+    tensors = [nn.Parameter(placed("copies", 0, torch.ones(3, 4)))]
+    gsm = GSM(tensors, **HYPER, compression=4)
+    give(tensors[0], torch.full((3, 4), torch.inf if dist.get_rank() == 1 else 1.0))
+    return refused(tensors, gsm)
+
+
 def different_compression(compressions: list[float]) -> tuple[str, str]:
     tensors, gsm = model_in_rows(compression=compressions[dist.get_rank()])
     said = refused(tensors, gsm)
@@ -431,14 +439,14 @@ def lost(how: str) -> tuple[str, str] | None:
 # ------------------------------------------------------------------------------------------------ real training
 
 
-def trained(steps: int) -> float:
+def trained(steps: int, mesh: str = "flat") -> float:
     """FSDP2 with its own gradients: after each step what one process does with those; returns how far the loss fell."""
     torch.manual_seed(0)
     whole = nn.Sequential(nn.Linear(12, 17), nn.Tanh(), nn.Linear(17, 5))
     model = copy.deepcopy(whole)
     for layer in (*model, model):
         if not isinstance(layer, nn.Tanh):
-            fully_shard(layer, mesh=meshes()["flat"])
+            fully_shard(layer, mesh=meshes()[mesh])
     one, gsm = (GSM(param_groups(m), **HYPER, compression=7) for m in (whole, model))
     random = torch.Generator().manual_seed(dist.get_rank())
     losses = []

@@ -1,8 +1,12 @@
 """GSM where the weights are spread over ranks (DTensors: FSDP2, tensor parallelism, HSDP): the gate and the cut.
 
-The active set is that of one process with the same gradients: the exact global top Q, ties to the lower position in the
-whole model. What it costs is said in `exchange`: 32 KiB a step in two messages. Under DDP none of this is needed: all
-ranks see the same averaged gradients, and the ordinary gate picks the same set on each of them.
+The active set is that of one process with the same weights and gradients: the exact global top Q, ties to the lower
+position in the whole model. What it costs is said in `exchange`: 32 KiB a step in two messages. Under DDP none of this
+is needed: all ranks see the same averaged gradients, and the ordinary gate picks the same set on each of them.
+
+The weights, too, are those of one process to the bit, where torch's kernels round every entry alike: in float32 the
+default and foreach ones do. The fused ones, and all in bfloat16, may round the last few entries of a tensor in another
+way than the others, and a part has other last entries than the whole.
 """
 
 from __future__ import annotations
