@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsm_lab.optim import exchange, radix, selection
+from gsm_lab.optim.ranks import agreed, mean, signature
 from tests import sharded_cases as cases
 from tests.ranks import World
 
@@ -267,7 +268,7 @@ values = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=1000)
 @given(st.lists(st.tuples(values, st.integers(0, 3)), min_size=1, max_size=60), st.integers(1, 4), values, st.data())
 def test_the_exchange_equals_one_process(
     entries: list[tuple[float, int]], size: int, bound: float, data: st.DataObject
@@ -279,7 +280,10 @@ def test_the_exchange_equals_one_process(
 
 @pytest.mark.parametrize("kind", ["random", "constant", "95% zero", "zero", "tied"])
 @pytest.mark.parametrize("q", [1, 700, 20_000, 41_999, 42_000])
-def test_the_exchange_on_more_numbers(kind: str, q: int) -> None:
+@pytest.mark.parametrize("packed", [exchange.PACKED, 0])
+def test_the_exchange_on_more_numbers(kind: str, q: int, packed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as where there are too many numbers for two counts in a word."""
+    monkeypatch.setattr(exchange, "PACKED", packed)
     random = np.random.default_rng(0)
     metric = {
         "random": random.lognormal(0, 4, 42_000),
@@ -302,9 +306,9 @@ def test_the_last_position_that_stays(positions: list[int], data: st.DataObject)
 @untimed
 @given(st.lists(st.integers(0, 2**60 - 1), min_size=1, max_size=6))
 def test_signatures_tell_whether_all_agree(numbers: list[int]) -> None:
-    sums = [sum(column) for column in zip(*(exchange.signature(x, 3) for x in numbers), strict=True)]
-    assert exchange.agreed(sums, len(numbers)) == (numbers[0] if len(set(numbers)) == 1 else None)
-    assert exchange.mean(sums, len(numbers)) == pytest.approx(sum(numbers) / len(numbers))
+    sums = [sum(column) for column in zip(*(signature(x, 3) for x in numbers), strict=True)]
+    assert agreed(sums, len(numbers)) == (numbers[0] if len(set(numbers)) == 1 else None)
+    assert mean(sums, len(numbers)) == pytest.approx(sum(numbers) / len(numbers))
 
 
 def test_the_most_a_rank_sends() -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gsm_lab.optim.gate import Gate, Update, is_simple
-from gsm_lab.optim.layout import is_distributed
+from gsm_lab.optim.ranks import is_distributed
 from gsm_lab.optim.selection import budget
 from gsm_lab.optim.sharded import ShardedGate, on_shards
 

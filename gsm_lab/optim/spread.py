@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gsm_lab.optim.exchange import Own, Top, top_q
-from gsm_lab.optim.layout import lay_out, local
+from gsm_lab.optim.layout import lay_out
 from gsm_lab.optim.radix import NAN, SMALLEST, last_kept
+from gsm_lab.optim.ranks import local
 from gsm_lab.optim.selection import _runs_above
 
 
