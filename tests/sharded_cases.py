@@ -209,17 +209,17 @@ WAYS = {
 }
 
 
-def follow_one_process(kind: str, name: str, way: str = "default") -> int:
+def follow_one_process(kind: str, name: str, way: str = "default", shapes: list[tuple[int, ...]] = SHAPES) -> int:
     """Tensors placed in a way, against one process that has all of them, at several Q; returns the steps compared."""
     random, steps = torch.Generator().manual_seed(len(kind) + len(name)), 0
-    n = sum(math.prod(shape) for shape in SHAPES if len(shape) > 1)
+    n = sum(math.prod(shape) for shape in shapes if len(shape) > 1)
     for q in (1, n // 3, n - 1, n):
-        start = [contents(name, random, shape) for shape in SHAPES]
+        start = [contents(name, random, shape) for shape in shapes]
         whole = [nn.Parameter(w) for w, _ in start]
         sharded = [nn.Parameter(placed(kind, i, w)) for i, (w, _) in enumerate(start)]
         one, gsm = (GSM(tensors, **WAYS[way], nonzeros=q) for tensors in (whole, sharded))
         for step in range(3):
-            for i, (p, w, shape) in enumerate(zip(sharded, whole, SHAPES, strict=True)):
+            for i, (p, w, shape) in enumerate(zip(sharded, whole, shapes, strict=True)):
                 if step == 1 and i == 2:  # a gradient that is not there
                     p.grad = w.grad = None
                     continue

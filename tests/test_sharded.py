@@ -168,6 +168,11 @@ def test_a_rank_without_prunable_weight_takes_part(ranks: World) -> None:
     ranks.run(cases.nothing_to_prune_on_one_rank)
 
 
+@pytest.mark.parametrize("name", ["random", "constant"])
+def test_ranks_whose_parts_are_all_empty_take_part(four: World, name: str) -> None:
+    four.run(cases.follow_one_process, "rows", name, shapes=[(2, 9), (1,)])
+
+
 def test_a_tensor_of_partial_sums_is_refused(two: World) -> None:
     for said in two.run(cases.partial_sums):
         assert "'layer.weight'" in said and "Partial" in said
