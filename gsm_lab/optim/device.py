@@ -44,6 +44,21 @@ def top_q(metric: Tensor, q: int) -> tuple[Tensor, Tensor]:
     return torch.where(none, 0, prefix).int().view(torch.float32), chosen
 
 
+def on_accelerator(tensors: list[Tensor]) -> bool:
+    """Whether all tensors are on one device that is no CPU."""
+    devices = {p.device for p in tensors}
+    return len(devices) == 1 and next(iter(devices)).type != "cpu"
+
+
+def refuse_capture() -> None:
+    """Raise RuntimeError while a CUDA graph is being captured: Q and the knobs would stay what they are now in it."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "GSM.step cannot be captured in a CUDA graph: compression and learning rate would be frozen in it. Capture "
+            "forward and backward, and call step outside"
+        )
+
+
 class Watch:
     """Flags, a tensor on a device for each parameter, that say whose gradient was not finite: looked at when there."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsm_lab.optim import device
 from gsm_lab.optim.blocks import Blocks
 from gsm_lab.optim.passes import LARGE
 from gsm_lab.optim.selection import chosen, top_q
@@ -37,7 +38,8 @@ class Gate:
         weights: the competing tensors; the flat order of everything here is theirs, row-major within each.
 
     Attributes:
-        threshold: the smallest T that passed at the last `close` (float32; 0.0 before, and while the gate is open).
+        threshold: the smallest T that passed at the last `close` (float32; 0.0 before, and while the gate is open; on
+            an accelerator a tensor).
         candidates: bool [count], who may pass; None: everybody.
     """
 
@@ -109,7 +111,9 @@ class Gate:
             self.threshold, self._open, self._mask = float(threshold), False, None
             return list(zip(self.weights, self._parts, strict=True)), True
         plain = self._measure([p.grad for p in self.weights] if averages is None else averages)
-        metric = self._numpy if self._numpy is not None else self._buffer.cpu().numpy()
+        if self._numpy is None:
+            return self._choose_on_device(q), bool(torch.isfinite(self._buffer.max()))
+        metric = self._numpy
         top = top_q(metric, q)
         self.threshold, self._open = top.threshold, False
         if not (own and plain and top.finite) or top.ties_left_out:
@@ -122,6 +126,16 @@ class Gate:
         below = float(np.nextafter(np.float32(top.threshold), np.float32(0.0)))
         pairs = [(p, p.grad, t) for p, t in zip(self.weights, self._parts, strict=True) if p.grad is not None]
         return [(p, _pass_above(grad, t, below, grad_input=t)) for p, grad, t in pairs], True
+
+    def close_on_device(self, q: int) -> list[tuple[Tensor, Tensor]]:
+        """`close` without waiting for the device; what is not finite passes first, and is for others to find."""
+        self._measure([p.grad for p in self.weights])
+        return self._choose_on_device(q)
+
+    def _choose_on_device(self, q: int) -> list[tuple[Tensor, Tensor]]:
+        self.threshold, self._mask = device.top_q(self._buffer, q)
+        self._open = False
+        return [(p, p.grad.masked_fill(~self.mask(p), 0.0)) for p in self.weights if p.grad is not None]
 
     def _two_passes(self, others: list[Tensor]) -> Passes | None:
         """The passes over the competing tensors and `others`, where there are some that can read all of them now."""
@@ -140,8 +154,12 @@ class Gate:
 
     def active(self) -> Tensor:
         """Which weights passed at the last step: bool [N], on the CPU; all False before the first."""
+        return self._active().cpu()
+
+    def _active(self) -> Tensor:
+        """The same, where it is."""
         if self._mask is None:  # a T that passed is positive, so its gradient is not zero
-            self._mask = self._buffer.bool().cpu()
+            self._mask = self._buffer.bool()
         self._lent = True  # what was handed out is not written to again
         return self._mask
 
@@ -150,31 +168,31 @@ class Gate:
         start = 0
         for other in self.weights:
             if other is p:
-                return self.active()[start : start + p.numel()].view(p.shape).to(p.device)
+                return self._active()[start : start + p.numel()].view(p.shape).to(p.device)
             start += other.numel()
         raise ValueError(f"p, a tensor of shape {tuple(p.shape)}, is not among this optimizer's prunable tensors")
 
     def _measure(self, grads: list[Tensor | None]) -> bool:
         """Fill the buffer with T; returns whether it can stand in for the gradients: all float32, contiguous, there."""
-        device = self.weights[0].device
-        if self._buffer is None or self._buffer.device != device:
-            self._allocate(device)
+        place = self.weights[0].device
+        if self._buffer is None or self._buffer.device != place:
+            self._allocate(place)
         plain = True
         for p, grad, t in zip(self.weights, grads, self._parts, strict=True):
             if grad is None:
                 t.zero_()
-            elif grad.dtype == torch.float32 and grad.device == device and grad.is_contiguous() and p.is_contiguous():
+            elif grad.dtype == torch.float32 and grad.device == place and grad.is_contiguous() and p.is_contiguous():
                 torch.mul(p, grad, out=t)
             else:
                 t.copy_(p.float() * grad.float())
                 plain = False
         self._buffer.abs_()
         if self.candidates is not None:
-            self._buffer.masked_fill_(~self.candidates.to(device), 0.0)
+            self._buffer.masked_fill_(~self.candidates.to(place), 0.0)
         return plain
 
-    def _allocate(self, device: torch.device) -> None:
-        self._buffer = torch.empty(self.count, dtype=torch.float32, device=device)
-        self._numpy = self._buffer.numpy() if device.type == "cpu" else None
+    def _allocate(self, place: torch.device) -> None:
+        self._buffer = torch.empty(self.count, dtype=torch.float32, device=place)
+        self._numpy = self._buffer.numpy() if place.type == "cpu" else None
         sizes = [p.numel() for p in self.weights]
         self._parts = [t.view(p.shape) for p, t in zip(self.weights, self._buffer.split(sizes), strict=True)]

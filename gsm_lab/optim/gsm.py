@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsm_lab.optim.device import Watch, on_accelerator, refuse_capture
 from gsm_lab.optim.gate import Gate
+from gsm_lab.optim.ranks import is_distributed
 from gsm_lab.optim.selection import budget
+from gsm_lab.optim.sgd import checked, first_non_finite, is_plain, lent, sgd_step
+from gsm_lab.optim.sharded import ShardedGate, on_shards
 
 _NOTHING: dict[str, Any] = {}
-_NUMBERS = (float, int)  # not tensors, in which a learning rate may come
 
 
 class GSM(torch.optim.SGD):
@@ -46,10 +49,15 @@ class GSM(torch.optim.SGD):
     Raises:
         ValueError: an argument out of range.
         FloatingPointError: from `step()`, when a gradient holds NaN or inf; it names the parameter, and no weight has
-            changed. (Under a `GradScaler` an overflow skips the step before it comes to that.)
+            changed. (Under a `GradScaler` an overflow skips the step before it comes to that. On an accelerator, with
+            `fused=True`, that step is left out and a later one raises: see `device`.)
+        RuntimeError: from `step()` while a CUDA graph is being captured, which is not supported.
 
     Ties at the threshold go to the weight that comes first. T is formed in float32 whatever the parameters' type.
     `p.grad` is never written to. A parameter whose `grad` is None takes no part in a step but counts towards N.
+
+    Parameters may be DTensors (FSDP2, tensor parallelism): N, Q and the threshold are then those of the whole model,
+    the active set is the one that a single process would choose, and every rank has to call `step` (see `sharded`).
     """
 
     def __init__(
@@ -69,7 +77,7 @@ class GSM(torch.optim.SGD):
         if compression is None and nonzeros is None:
             compression = 1.0
         # for the groups that super() is about to add
-        self._first = {"compression": compression, "nonzeros": nonzeros, "smoothing": _checked(smoothing)}
+        self._first = {"compression": compression, "nonzeros": nonzeros, "smoothing": checked(smoothing)}
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **sgd)
         self._start_fresh()
         self._change(compression=compression, nonzeros=nonzeros)
@@ -107,14 +115,14 @@ class GSM(torch.optim.SGD):
 
     @smoothing.setter
     def smoothing(self, s: float) -> None:
-        s = _checked(s)
+        s = checked(s)
         for group in self.param_groups:
             group["smoothing"] = s
 
     @property
     def threshold(self) -> float:
         """The smallest T that was active in the last step (float32); 0.0 before the first step, and at Q = N."""
-        return self._gate().threshold
+        return float(self._gate().threshold)
 
     def active(self, p: Tensor) -> Tensor:
         """Which entries of the prunable tensor `p` received their gradient in the last step: bool, of p's shape.
@@ -125,12 +133,15 @@ class GSM(torch.optim.SGD):
         return self._gate().mask(p)
 
     def active_mask(self) -> Tensor:
-        """`active` of all prunable tensors, flattened and joined in the order of the groups: bool [N], on the CPU."""
+        """`active` of all prunable tensors, flattened and joined in the order of the groups: bool [N], on the CPU.
+
+        Of DTensors it has only this rank's parts.
+        """
         return self._gate().active()
 
     @property
     def candidates(self) -> Tensor | None:
-        """Which weights may become active, bool [N] in the order of `active_mask`; None: all of them.
+        """Which weights may become active, bool, as long and in the order of `active_mask`; None: all of them.
 
         For experiments that freeze the active set, or keep weights from coming back. Not part of `state_dict()`, and
         forgotten when a parameter group is added. At Q = N the gate is open to all.
@@ -139,7 +150,8 @@ class GSM(torch.optim.SGD):
 
     @candidates.setter
     def candidates(self, mask: Tensor | None) -> None:
-        n = self.weights
+        gate = self._gate()
+        n = gate.size if isinstance(gate, ShardedGate) else gate.count
         if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (n,)):
             got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"{mask!r}"
             raise ValueError(f"candidates must be None or a bool tensor of shape ({n},), got {got}")
@@ -153,23 +165,21 @@ class GSM(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._step_in_passes():
+        if self._step_in_passes() or self._step_on_device():
             return loss
         gated = self._close_gate()
-        given = [p.grad for p, _ in gated]
-        try:
-            for p, grad in gated:
-                p.grad = grad
-            _sgd_step(self)
-        finally:
-            for (p, _), grad in zip(gated, given, strict=True):
-                p.grad = grad
+        if self._sharded:
+            with on_shards(self, gated):
+                sgd_step(self)
+            return loss
+        with lent(gated):
+            sgd_step(self)
         return loss
 
     def _step_in_passes(self) -> bool:
         """Do all of the step in two passes, where these do what fused SGD would do with the gated gradients."""
         gate, groups = self._gate(), self.param_groups
-        if gate.candidates is not None or self.smoothing or not all(map(_is_plain, groups)):
+        if self._sharded or gate.candidates is not None or self.smoothing or not all(map(is_plain, groups)):
             return False
         q = budget(gate.count, **self._own())
         if q >= gate.count or len(self._group_of) < sum(n for n, _ in self._gate_key):
@@ -190,10 +200,43 @@ class GSM(torch.optim.SGD):
         return True
 
     @torch.no_grad()
+    def _step_on_device(self) -> bool:
+        """Do the step on an accelerator without waiting for it, where SGD is fused (see `device`)."""
+        gate = self._gate()
+        if self._sharded or not on_accelerator(self._in_turn) or not all(g["fused"] for g in self.param_groups):
+            return False
+        if (first := self._watch.first()) is not None:
+            gate.shut()
+            raise FloatingPointError(
+                f"the gradient of {self._name(self._in_turn[first])} was not finite in an earlier step, which was left "
+                "out. Lower the learning rate, or look for a division by zero in the loss"
+            )
+        q = budget(gate.count, **self._own())
+        if (
+            q >= gate.count
+            or self.smoothing
+            or not all("momentum_buffer" in self.state.get(p, ()) for p in gate.weights)
+        ):
+            return False  # in the first step, SGD would leave a momentum behind even if it leaves the step out
+        refuse_capture()
+        gated = gate.close_on_device(q)
+        self.found_inf = self._watch.bad([p.grad for p in self._in_turn])
+        try:
+            with lent(gated):
+                sgd_step(self)
+        finally:
+            del self.found_inf
+        return True
+
+    @torch.no_grad()
     def _close_gate(self) -> list[tuple[Tensor, Tensor]]:
         """The gated gradients to use in place of the tensors' own."""
         gate, writes = self._gate(), self._writes_gradients()
         q = budget(gate.count, **self._own())
+        if self._sharded and self.smoothing:
+            raise ValueError(f"smoothing must be 0 where weights are spread over ranks, got {self.smoothing}")
+        if self._sharded:  # ranks raise together, so the gate looks at the other gradients too, and hands them back
+            return gate.close(q, writes, " and ".join(f"{k}={v}" for k, v in self._own().items() if v is not None))
         for p in self._others:
             self._refuse_non_finite(p)
         if q < gate.count:
@@ -205,6 +248,12 @@ class GSM(torch.optim.SGD):
             for p in gate.weights:
                 self._refuse_non_finite(p)
         return gated + [(p, p.grad.clone()) for p in self._others if p.grad is not None] if writes else gated
+
+    def _has_no_momentum_yet(self) -> bool:
+        """Whether this is a first step: SGD would leave half a momentum behind even where it leaves the step out."""
+        return any(g["momentum"] for g in self.param_groups) and any(
+            p.grad is not None and self.state.get(p, _NOTHING).get("momentum_buffer") is None for p in self._in_turn
+        )
 
     def _averages(self) -> list[Tensor] | None:
         """The smoothed |gradients| of the competing tensors, brought up to date; None without smoothing."""
@@ -222,16 +271,21 @@ class GSM(torch.optim.SGD):
                 averages[-1].add_(p.grad.abs(), alpha=1 - s)
         return averages
 
-    def _gate(self) -> Gate:
+    def _gate(self) -> Gate | ShardedGate:
         """The gate over what competes now: the tensors of two or more dimensions in prunable groups, once each."""
         key = [(len(g["params"]), g["prunable"]) for g in self.param_groups]
         if key != self._gate_key:
             all_of_them = dict.fromkeys(p for g in self.param_groups for p in g["params"])
             competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
-            self._gate_now, self._gate_key = Gate(list(competing)), key
             self._group_of = {p: i for i, g in enumerate(self.param_groups) for p in g["params"]}
             self._others = [p for p in all_of_them if p not in competing]
             self._in_turn = [*competing, *self._others]
+            self._sharded = any(map(is_distributed, all_of_them))
+            if self._sharded:
+                self._gate_now = ShardedGate(list(competing), self._others, self._name, self._complaint)
+            else:
+                self._gate_now = Gate(list(competing))
+            self._gate_key = key
         return self._gate_now
 
     def _writes_gradients(self) -> bool:
@@ -244,16 +298,20 @@ class GSM(torch.optim.SGD):
         )
 
     def _refuse_non_finite(self, p: Tensor) -> None:
-        if p.grad is None:
-            return
-        grad = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
-        # the sum is one pass without a temporary, but may overflow where all is finite: it only raises suspicion
-        if not math.isfinite(grad.sum().item()) and not torch.isfinite(grad).all():
+        if p.grad is not None and (said := self._complaint(p, p.grad)):
             self._gate().shut()
-            raise FloatingPointError(
-                f"the gradient of {self._name(p)} holds {_first_non_finite(grad)}; no weight was changed. "
-                "Lower the learning rate, or look for a division by zero in the loss"
-            )
+            raise FloatingPointError(said)
+
+    def _complaint(self, p: Tensor, grad: Tensor) -> str | None:
+        """What is wrong with the gradient of `p`, or this rank's part of it, if something is."""
+        grad = grad.coalesce().values() if grad.is_sparse else grad
+        # the sum is one pass without a temporary, but may overflow where all is finite: it only raises suspicion
+        if math.isfinite(grad.sum().item()) or torch.isfinite(grad).all():
+            return None
+        return (
+            f"the gradient of {self._name(p)} holds {first_non_finite(grad)}{' of this rank' * bool(self._sharded)}; "
+            "no weight was changed. Lower the learning rate, or look for a division by zero in the loss"
+        )
 
     def _name(self, p: Tensor) -> str:
         """What the parameter is called, from `names` (or torch's `param_names`), else by its place."""
@@ -293,32 +351,6 @@ class GSM(torch.optim.SGD):
 
     def _start_fresh(self) -> None:
         self._gate_key: list[tuple[int, bool]] | None = None
+        self._watch = Watch()
         # fused SGD asks GradScaler for the scaled gradients; the gate must see, and check, the true ones
         self._step_supports_amp_scaling = False
-
-
-def _checked(smoothing: float) -> float:
-    if isinstance(smoothing, bool) or not isinstance(smoothing, _NUMBERS) or not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must be a number from 0 (the paper's gate) to below 1, got {smoothing!r}")
-    return float(smoothing)
-
-
-def _is_plain(group: dict[str, Any]) -> bool:
-    return (
-        bool(group["fused"] and group["momentum"])
-        and not (group["nesterov"] or group["maximize"] or group["differentiable"])
-        and all(isinstance(group[name], _NUMBERS) for name in ("lr", "weight_decay", "momentum", "dampening"))
-    )
-
-
-def _first_non_finite(grad: Tensor) -> str:
-    place = int((~torch.isfinite(grad)).reshape(-1).to(torch.uint8).argmax())
-    return f"{float(grad.reshape(-1)[place])} at flat position {place:,}"
-
-
-def _sgd_step(optimizer: torch.optim.SGD) -> None:
-    """SGD's step without the hooks: torch wraps `step` of every class that has an instance, and ours has run them."""
-    step = torch.optim.SGD.step
-    if getattr(step, "hooked", False):
-        step = step.__wrapped__
-    step(optimizer)
