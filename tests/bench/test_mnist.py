@@ -1,4 +1,7 @@
-"""Real MNIST, LeNet-300-100 at 60x (targets: 98.18% after the cut, the paper's, and four minutes a seed on 2 cores)."""
+"""Real MNIST, LeNet-300-100 at 60x, by the paper's gate and by the smoothed one.
+
+Targets: 98.18% after the cut, the paper's, and 98.35% smoothed; four minutes a seed on 2 cores.
+"""
 
 import os
 import statistics
@@ -25,12 +28,15 @@ def mnist() -> gl.Dataset:
     return gl.load("mnist", root)
 
 
-def test_lenet300_on_real_mnist() -> None:
+@pytest.mark.parametrize(
+    ("options", "target"), [({}, PAPER), (gl.knobs.SMOOTHED, 0.9835)], ids=["the paper's gate", "smoothed"]
+)
+def test_lenet300_on_real_mnist(options: dict, target: float) -> None:
     data = mnist()
     rows, seconds, cuts = [], [], []
     for seed in SEEDS:
         start = time.perf_counter()
-        run = gl.Run("lenet300", data, compression=60, seed=seed)
+        run = gl.Run("lenet300", data, compression=60, seed=seed, **options)
         run.train(progress=False)
         live, cut = run.evaluate(), run.evaluate(cut=True)
         seconds.append(time.perf_counter() - start)
@@ -40,5 +46,5 @@ def test_lenet300_on_real_mnist() -> None:
         rows.append(f"| {seed} | {accuracies} | {seconds[-1]:.0f} |")
     print(f"\n{machine()}\n| seed | dense | dense, cut | live | cut | s |\n|---|---|---|---|---|---|", *rows, sep="\n")
     print(f"mean after the cut {100 * statistics.mean(cuts):.2f}%, slowest {max(seconds):.0f} s")
-    assert statistics.mean(cuts) >= PAPER
+    assert statistics.mean(cuts) >= target
     assert max(seconds) <= 240
