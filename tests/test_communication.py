@@ -12,8 +12,8 @@ from gsm_lab.data import load
 from gsm_lab.models import build, prunable
 from gsm_lab.run import Run
 from gsm_lab.studies import communication as study
-from gsm_lab.studies.sparse_exchange import local_top
 from gsm_lab.studies.ranks import on_ranks
+from gsm_lab.studies.sparse_exchange import local_top
 from tests import rank_workers
 
 SMALL = {"data": "digits", "model": "lenet300", "compression": 60, "pretrain": 1, "epochs": 3, "batch_size": 64}

@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab.data.dataset import integer
 from gsm_lab.run import Run
-from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
 from gsm_lab.studies.ranks import MOST, on_ranks
+from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
 
 _STEPS_A_REPORT = 20
 LOOKS = 15  # steps looked at unless told, evenly over the run

@@ -181,7 +181,8 @@ def serve(descriptor: int) -> None:
         connection.send(("joined", None))
         message = ("done", worker(lambda n: connection.send(("steps", n)), **arguments))
     except BaseException as error:
-        message = ("failed", f"{type(error).__name__}: {error}")
+        lines = str(error).splitlines() or [""]  # what comes from C++ goes on with a stack trace
+        message = ("failed", f"{type(error).__name__}: {lines[0]}")
     connection.send(message)
     # Its sockets stay open until all are done: who leaves first would look like a lost rank to the others.
     threading.Event().wait()
