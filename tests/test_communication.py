@@ -85,12 +85,17 @@ def by_hand(look: study.Look, factor: float, part: slice) -> dict[str, float]:
     wanted = top(look.averaged, look.nonzeros)
     local = [top(gradient, int(factor * look.nonzeros)) for gradient in look.local]
     single = [len(one & wanted) / len(wanted) for one in local]
+    mean = np.zeros_like(look.averaged, dtype=np.float64)
+    for gradient in look.local:
+        sent = torch.from_numpy(look.weights * gradient).abs().topk(int(factor * look.nonzeros)).indices.numpy()
+        mean[sent] += gradient[sent] / len(look.local)
+    chosen = top(mean.astype(np.float32), look.nonzeros)
     pairs = [2 * len(a & b) / (len(a) + len(b)) for a, b in itertools.combinations(local, 2)]
     return {
         "wanted": len(wanted), "single": np.mean(single), "least": min(single),
         "intersection": len(set.intersection(*local) & wanted) / len(wanted),
         "union": len(set.union(*local) & wanted) / len(wanted),
-        "between": np.mean(pairs), "travel": len(set.union(*local)),
+        "chosen": len(chosen & wanted) / len(wanted), "between": np.mean(pairs), "travel": len(set.union(*local)),
     }  # fmt: skip
 
 
@@ -128,6 +133,7 @@ def test_agreement_on_six_weights():
     assert list(rows["intersection"]) == [0.5, 0.5, 1]
     assert list(rows["between"]) == pytest.approx([1, 4 / 6, 6 / 7])
     assert list(rows["travel"]) == [2, 4, 4]
+    assert list(rows["chosen"]) == [0.5, 0.5, 1]  # of 1.5 Q, weight 2 (half of 3.5) arrives before weight 3 (half of 3)
 
 
 def test_stages_are_thirds_of_the_run_and_layers_nobody_wants_have_no_recall():

@@ -29,7 +29,8 @@ def agreement(looks: Sequence[Look], factors: Sequence[float] = (1, 2, 4, 8, 16)
         A row for each step, factor and layer (and "all"): `step`, `epoch`, `stage` (early, middle, late: thirds of the
         run); `ranks`; `layer`, `weights` in it; `wanted`, how many of the global top Q are there; `factor`. Recalls of
         these, 0..1 (NaN where none is wanted): `single`, the mean over ranks of what a rank's own top kQ holds, and
-        `least`, that of the worst; `intersection`, what all hold; `union`, what at least one holds. `between`: overlap
+        `least`, that of the worst; `intersection`, what all hold; `union`, what at least one holds; `chosen`, what
+        the gate would choose from the mean of what was sent (a rank that does not send adds 0). `between`: overlap
         of two ranks' top kQ, 2 |A and B| / (|A| + |B|), mean over all pairs; `travel`: how many weights at least one
         rank would send. `same`: whether every rank's gate opened for exactly the global set.
 
@@ -45,10 +46,13 @@ def agreement(looks: Sequence[Look], factors: Sequence[float] = (1, 2, 4, 8, 16)
         for factor in factors:
             q = min(wanted.size, max(1, int(factor * look.nonzeros)))
             local = np.stack([_top(look.weights * gradient, q) for gradient in look.local])
+            arrived = np.where(local, look.local, 0).mean(axis=0, dtype=np.float32)
+            taken = _top(look.weights * arrived, look.nonzeros)
             for layer, part in _layers(look):
                 row = {**_place(look), "ranks": len(local), "layer": layer, "weights": part.stop - part.start}
                 row |= {"wanted": int(wanted[part].sum()), "factor": factor}
-                rows.append(row | _overlaps(wanted[part], local[:, part]) | {"same": same})
+                row |= _overlaps(wanted[part], local[:, part])
+                rows.append(row | {"chosen": _share(taken[part], wanted[part]), "same": same})
     return pd.DataFrame(rows)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab.data.dataset import integer
@@ -145,7 +146,11 @@ class RankRun(Run):
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.exchange = Exchange(self._layers, self.ranks)
         size = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        self.parallel = DistributedDataParallel(self.model, bucket_cap_mb=size // 2**20 + 1)
+        self.parallel = DistributedDataParallel(
+            self.model,
+            bucket_cap_mb=size // 2**20 + 1,  # all in one bucket: the hook's competition is over all of them
+            broadcast_buffers=any(isinstance(module, _NormBase) for module in self.model.modules()),
+        )
         self.parallel.register_comm_hook(self.exchange, exchange_hook)
 
     def _forward_backward(self, batch: int) -> float:
