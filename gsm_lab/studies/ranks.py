@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -65,8 +66,8 @@ def on_ranks(
     with _started(ranks) as members, tqdm(total=total, unit="step", disable=not progress) as bar:
         for member in members:
             # The group waits longer than we do, so that it is always this process that speaks.
-            member.connection.send((member.rank, ranks, str(member.folder / "store"), 2 * timeout + _START))
-            member.connection.send((worker, arguments or {}))
+            _send(member.connection, (member.rank, ranks, str(member.folder / "store"), 2 * timeout + _START))
+            _send(member.connection, (worker, arguments or {}))
         while len(results) < ranks:
             waiting = {member.connection: member for member in members if member.rank not in results}
             limit = timeout if all(member.joined for member in members) else max(timeout, _START)
@@ -128,7 +129,7 @@ def _started(ranks: int) -> Iterator[list[_Member]]:
 def _received(member: _Member, members: list[_Member]) -> tuple[str, Any]:
     """The next message of a rank. Raises RuntimeError when its process has ended."""
     try:
-        kind, value = member.connection.recv()
+        kind, value = pickle.loads(member.connection.recv_bytes())
     except (EOFError, ConnectionError):
         code = member.process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -156,6 +157,11 @@ def _after(members: list[_Member]) -> str:
     return f"after {steps:,} steps" if steps else "before the first step"
 
 
+def _send(connection: Connection, message: Any) -> None:
+    """As bytes: `send` would hand over tensors by shared memory, for which the sender has to stay alive."""
+    connection.send_bytes(pickle.dumps(message))
+
+
 def _loopback() -> str:
     """The network interface that no other machine can reach: lo, lo0."""
     return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
@@ -171,19 +177,19 @@ def serve(descriptor: int) -> None:
 
     connection = Connection(descriptor)
     torch.set_num_threads(1)
-    rank, ranks, store, seconds = connection.recv()
+    rank, ranks, store, seconds = pickle.loads(connection.recv_bytes())
     try:
-        worker, arguments = connection.recv()
+        worker, arguments = pickle.loads(connection.recv_bytes())
         threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timedelta(seconds=seconds)
         )
-        connection.send(("joined", None))
-        message = ("done", worker(lambda n: connection.send(("steps", n)), **arguments))
+        _send(connection, ("joined", None))
+        message = ("done", worker(lambda n: _send(connection, ("steps", n)), **arguments))
     except BaseException as error:
         lines = str(error).splitlines() or [""]  # what comes from C++ goes on with a stack trace
         message = ("failed", f"{type(error).__name__}: {lines[0]}")
-    connection.send(message)
+    _send(connection, message)
     # Its sockets stay open until all are done: who leaves first would look like a lost rank to the others.
     threading.Event().wait()
 
