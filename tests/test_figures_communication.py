@@ -21,7 +21,16 @@ def agreement(layers=("a.weight", "all"), factors=(1.0, 2.0), scale=1.0) -> pd.D
         single = min(1.0, scale * (0.5 + 0.1 * i) * (1 if factor == 1 else 2))
         row = {"step": 10 * i + 1, "epoch": 1.0, "stage": stage, "ranks": 2, "layer": layer, "weights": 100}
         row |= {"wanted": 10, "factor": factor, "single": single, "least": single, "intersection": single - 0.1}
-        rows.append(row | {"union": min(1.0, single + 0.1), "between": single - 0.2, "travel": 12, "same": True})
+        rows.append(
+            row
+            | {
+                "union": min(1.0, single + 0.1),
+                "chosen": single - 0.05,
+                "between": single - 0.2,
+                "travel": 12,
+                "same": True,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -81,7 +90,7 @@ def test_what_the_legend_tells_apart_differs_in_dash_and_marker_and_colour(name)
 
 
 def test_a_stage_looks_the_same_in_all_panels():
-    for name, panels in (("recall", 3), ("quantised", 2)):
+    for name, panels in (("recall", 4), ("quantised", 2)):
         for stage in STAGES:
             traces = [trace for trace in ALL[name]().data if trace.name == stage]
             assert len(traces) == panels and len({str(t.line) + str(t.marker) for t in traces}) == 1
@@ -89,17 +98,18 @@ def test_a_stage_looks_the_same_in_all_panels():
 
 
 def test_titles_follow_the_tables():
-    recall = "One rank's own top Q holds 60% of the global top Q, its top 2Q 100%; any of 2 ranks: 70% and 100%"
+    recall = "One rank's own top Q holds 60% of the global top Q, its top 2Q 100%; "
+    recall += "from what 2 ranks send, the gate chooses 55% and 95% of it"
     assert title(figures.recall(agreement())) == recall
     assert "of the global top Q in a, its" in title(figures.recall(agreement(), "a.weight"))
-    nearly = "its top 2Q 99.8%; any"
+    nearly = "its top 2Q 99.8%; from"
     assert nearly in title(figures.recall(agreement(scale=0.998).assign(single=0.9985)))
     overlap = (
         "Two of 2 ranks share 30% of their top Q early in the run, 50% late; one alone finds 60% of the global top Q"
     )
     assert title(figures.overlap(agreement())) == overlap
     assert "of their top 2Q in a early" in title(figures.overlap(agreement(), 2, "a.weight"))
-    expected = "8 bits a weight keep 90% of the top Q, 1 bit 40%; there |w| alone would choose 80% of the set"
+    expected = "Quantised gradients keep of the exact top Q: 90% at 8 bits, 40% at 1 bit"
     assert title(figures.quantised(quantised())) == expected
     expected = "Sending only the local top kQ changes accuracy after the cut by -2.0 (top Q), +0.4 (top 4Q) points"
     assert title(figures.accuracy(hooked())) == f"{expected}, mean of 2 seeds"

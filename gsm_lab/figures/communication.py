@@ -17,12 +17,15 @@ from gsm_lab.figures.style import line
 
 __all__ = ["accuracy", "overlap", "quantised", "recall", "volume"]
 
-_WHO = {"single": "one rank's own", "intersection": "what all ranks send", "union": "what any rank sends"}
+_WHO = {"single": "sent by one rank", "intersection": "sent by all ranks", "union": "sent by at least one",
+        "chosen": "chosen from what arrives"}  # fmt: skip
 _UNITS = {0: "bytes", 3: "kB", 6: "MB", 9: "GB", 12: "TB", 15: "PB"}
 
 
 def recall(table: pd.DataFrame, layer: str = "all") -> go.Figure:
     """Share of the global top Q among local top kQ against k, a line a stage; of one rank, of all, of any.
+
+    And how much of it the gate would choose from the mean of what was sent.
 
     Args:
         table: from `agreement`.
@@ -35,19 +38,20 @@ def recall(table: pd.DataFrame, layer: str = "all") -> go.Figure:
     least, most = mean.index.min(), mean.index.max()
     title = f"One rank's own top {_times_q(least)} holds {_percent(mean['single'][least])} of the global top Q"
     title += f"{_inside(layer)}, its top {_times_q(most)} {_percent(mean['single'][most])}"
-    title += f"; any of {_ranks(table)}: {_percent(mean['union'][least])} and {_percent(mean['union'][most])}"
+    title += f"; from what {_ranks(table)} send, the gate chooses "
+    title += f"{_percent(mean['chosen'][least])} and {_percent(mean['chosen'][most])} of it"
     figure = make_subplots(
-        rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=list(_WHO.values())
+        rows=1, cols=len(_WHO), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=list(_WHO.values())
     )
     for col, who in enumerate(_WHO, 1):
         for i, (stage, rows) in enumerate(table.groupby("stage", sort=False)):
             one = rows.groupby("factor")[[who, "travel", "wanted"]].mean()
-            hover = f"{stage}, top %{{x:g}}Q: %{{y:.2f}}% of the global top Q are in {_WHO[who]}"
+            hover = f"{stage}, top %{{x:g}}Q: %{{y:.2f}}% of the global top Q are {_WHO[who]}"
             hover += "<br>%{customdata:,.0f} weights travel in all"
             look = {"name": stage, "legendgroup": stage, "showlegend": col == 1, "customdata": one["travel"], **line(i)}
             figure.add_trace(scatter(one.index, 100 * one[who], hover, look), 1, col)
     titled(figure, title, 440)
-    figure.update_xaxes(title_text="k: each rank sends its top kQ (log)", type="log", **_ticks(mean.index))
+    figure.update_xaxes(title_text="k, each sends top kQ (log)", type="log", **_ticks(mean.index))
     figure.update_yaxes(title_text="of the global top Q, %", range=[0, 102], col=1)
     return figure
 
@@ -95,11 +99,9 @@ def quantised(table: pd.DataFrame) -> go.Figure:
     """
     _some(table)
     mean = table.groupby("bits")[["recall", "by_size", "exact_by_size"]].mean()
-    most, least = mean.index.max(), mean.index.min()
-    title = f"{_bits(most)} a weight keep {_percent(mean['recall'][most])} of the top Q"
-    if most != least:
-        title += f", {_bits(least)} {_percent(mean['recall'][least])}"
-    title += f"; there |w| alone would choose {_percent(mean['by_size'][least])} of the set"
+    kept = mean["recall"].sort_index(ascending=False)
+    title = "Quantised gradients keep of the exact top Q: "
+    title += ", ".join(f"{_percent(share)} at {_bits(b)}" for b, share in kept.items())
     titles = ("of the exact top Q, still chosen", "of the chosen, among the Q largest |w|")
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=titles)
     for i, (stage, rows) in enumerate(table.groupby("stage", sort=False)):
@@ -112,7 +114,7 @@ def quantised(table: pd.DataFrame) -> go.Figure:
     exact = 100 * float(mean["exact_by_size"].iloc[0])
     rule = {"mode": "lines", "line": DOTS, "name": "exact gradients"}
     hover = "%{y:.1f}% of the exact top Q are among the Q largest |w|"
-    figure.add_trace(scatter([least, most], [exact, exact], hover, rule), 1, 2)
+    figure.add_trace(scatter([kept.index[-1], kept.index[0]], [exact, exact], hover, rule), 1, 2)
     titled(figure, title, 430)
     figure.update_xaxes(title_text="bits a weight (log)", type="log", **_ticks(mean.index))
     figure.update_yaxes(title_text="share of Q, %", range=[0, 102], col=1)
