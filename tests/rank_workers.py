@@ -54,30 +54,30 @@ def pids_then_silent(report, folder):
     threading.Event().wait()
 
 
-def exchanged(report, factor, seed):
-    """One step of each exchange on gradients drawn from a seed: what each rank had, and what DDP made of them."""
+def exchanged(report, sent):
+    """Three steps for each number of weights to send: what each rank had, and what DDP made of it."""
     from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
 
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-    weights = [p for p in model.parameters() if p.ndim >= 2]
-    state = Exchange(weights, ranks)
+    state = Exchange([p for p in model.parameters() if p.ndim >= 2], ranks)
     parallel = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=1)
     parallel.register_comm_hook(state, exchange_hook)
-    state.sent = None if factor is None else int(factor)
-    state.listen = True
-    found = []
-    for step in range(3):  # DDP builds its buckets anew after the first
-        torch.manual_seed(1000 * seed + 10 * step + rank)
-        x = torch.randn(4, 7)
-        parallel.zero_grad()
-        (parallel(x) ** 2).mean().backward()
-        averaged = [p.grad.clone() for p in model.parameters()]
-        alone = torch.autograd.grad((model(x) ** 2).mean(), list(model.parameters()))
-        found.append({"local": state.local.clone(), "averaged": averaged, "alone": list(alone)})
-        report(1)
-    return found, [p.detach().clone() for p in model.parameters()], state.gathered, state.reduced
+    state.listen, found = True, []
+    for state.sent in sent:
+        state.gathered = state.reduced = 0
+        for step in range(3):  # DDP builds its buckets anew after the first
+            torch.manual_seed(10 * step + rank + 1)
+            x = torch.randn(4, 7)
+            parallel.zero_grad()
+            (parallel(x) ** 2).mean().backward()
+            averaged = [p.grad.clone() for p in model.parameters()]
+            alone = torch.autograd.grad((model(x) ** 2).mean(), list(model.parameters()))
+            found.append({"sent": state.sent, "local": state.local, "averaged": averaged, "alone": list(alone)})
+            report(1)
+        found[-1] |= {"gathered": state.gathered, "reduced": state.reduced}
+    return found, [p.detach().clone() for p in model.parameters()]
 
 
 def two_buckets(report):

@@ -101,12 +101,12 @@ def by_hand(look: study.Look, factor: float, part: slice) -> dict[str, float]:
 
 
 def test_agreement_equals_a_loop_with_topk_and_sets(looks):
-    table = study.agreement(looks, factors=(1, 2.5, 8))
-    assert len(table) == len(looks) * 3 * 4
+    table = study.agreement(looks, factors=(1, 2.5))
+    assert len(table) == len(looks) * 2 * 4
     parts = {"fc1.weight": slice(0, 235_200), "fc2.weight": slice(235_200, 265_200),
              "fc3.weight": slice(265_200, 266_200), "all": slice(0, 266_200)}  # fmt: skip
     for look in looks[::3]:
-        for factor, (layer, part) in itertools.product((1, 2.5, 8), parts.items()):
+        for factor, (layer, part) in itertools.product((1, 2.5), parts.items()):
             rows = table[(table["step"] == look.step) & (table["factor"] == factor) & (table["layer"] == layer)]
             expected = by_hand(look, factor, part)
             assert len(rows) == 1 and rows["same"].all() and rows["weights"].item() == part.stop - part.start
@@ -183,30 +183,30 @@ def test_rounding_is_right_in_the_mean_and_stays_on_its_levels():
 # ------------------------------------------------------------------------------------------------ the hook
 
 
-@pytest.mark.parametrize(("ranks", "sent"), [(2, None), (2, 9), (4, 3), (2, 50)])
-def test_the_hook_averages_what_a_loop_over_the_ranks_would(ranks, sent):
-    results = on_ranks(rank_workers.exchanged, ranks, {"factor": sent, "seed": 3}, progress=False)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_hook_averages_what_a_loop_over_the_ranks_would(ranks):
+    results = on_ranks(rank_workers.exchanged, ranks, {"sent": [None, 9, 50, None]}, progress=False)
     weights = torch.cat([p.reshape(-1) for p in results[0][1] if p.ndim >= 2])
-    for step in range(3):
-        alone = [one[0][step]["alone"] for one in results]
-        expected = [torch.stack(gs).mean(0) for gs in zip(*alone, strict=True)]
-        flats = [torch.cat([g.reshape(-1) for g in gs if g.ndim >= 2]) for gs in alone]
+    for step, first in enumerate(results[0][0]):
+        found = [steps[step] for steps, _ in results]
+        expected = [torch.stack(gs).mean(0) for gs in zip(*(one["alone"] for one in found), strict=True)]
+        flats = [torch.cat([g.reshape(-1) for g in one["alone"] if g.ndim >= 2]) for one in found]
+        sent = first["sent"]
         if sent is not None:
             mean = torch.zeros_like(weights)
             for flat in flats:
-                top = (flat * weights).abs().topk(min(sent, len(weights))).indices
+                top = (flat * weights).abs().topk(sent).indices
                 mean[top] += flat[top] / ranks
-            sizes = [g.numel() for g in expected if g.ndim >= 2]
-            parts = iter(mean.split(sizes))
+            parts = iter(mean.split([g.numel() for g in expected if g.ndim >= 2]))
             expected = [next(parts).view_as(g) if g.ndim >= 2 else g for g in expected]
-        for rank, (found, *_) in enumerate(results):
-            torch.testing.assert_close(found[step]["averaged"], expected, rtol=1e-5, atol=1e-7)
-            torch.testing.assert_close(found[step]["local"], flats[rank], rtol=1e-5, atol=1e-7)
-            for a, b in zip(found[step]["averaged"], results[0][0][step]["averaged"], strict=True):
+        for one, flat in zip(found, flats, strict=True):
+            torch.testing.assert_close(one["averaged"], expected, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(one["local"], flat, rtol=1e-5, atol=1e-7)
+            for a, b in zip(one["averaged"], first["averaged"], strict=True):
                 assert torch.equal(a, b)  # to the bit, or the ranks' models would part
-    gathered, reduced = results[0][2:]
-    assert gathered == (0 if sent is None else 3 * 8 * sent)
-    assert reduced == 3 * 4 * (58 if sent is None else 8)
+        if "gathered" in first:
+            assert first["gathered"] == (0 if sent is None else 3 * 8 * sent)
+            assert first["reduced"] == 3 * 4 * (58 if sent is None else 8)
 
 
 def test_the_hook_refuses_several_buckets():
