@@ -19,11 +19,26 @@ from typing import Any
 
 import pandas as pd
 
+from gsm_lab.optim.exchange import signature
+from gsm_lab.optim.radix import NEAR, NEAR_UNPACKED, PACKED
 from gsm_lab.optim.selection import budget
 from gsm_lab.studies.agreement import STAGES, agreement, quantised
 from gsm_lab.studies.parallel_runs import LOOKS, Look, local_gradients, with_hook
 
-__all__ = ["AT_SCALE", "LOOKS", "STAGES", "Look", "agreement", "cost", "local_gradients", "quantised", "with_hook"]
+__all__ = [
+    "AT_SCALE",
+    "LOOKS",
+    "STAGES",
+    "Look",
+    "agreement",
+    "cost",
+    "counts",
+    "local_gradients",
+    "quantised",
+    "with_hook",
+]
+
+HEADER = 6 + 2 * len(signature(0, 3)) + len(signature(0, 2))  # words
 
 # A thousand ranks and a hundred billion weights: bfloat16 gradients, 64-bit indices (32 bits do not reach), one network
 # port of 400 Gb/s a rank, 5 microseconds from one rank to the next. Nothing overlaps with anything.
@@ -42,8 +57,8 @@ def cost(
     bits: int = 8,
     value_bytes: float = 4,
     index_bytes: int = 4,
-    count_bytes: int = 65536,
-    count_rounds: int = 5,
+    count_bytes: int | None = None,
+    count_rounds: int | None = None,
     link: float = 1.25,
     latency: float = 50.0,
 ) -> pd.DataFrame:
@@ -56,8 +71,8 @@ def cost(
         factor: k, where each rank sends its local top kQ.
         bits: a weight, of the quantised scheme.
         value_bytes, index_bytes: of one gradient, and of one index.
-        count_bytes, count_rounds: of GSM's exchange of counts (`gsm_lab.optim.sharded`): bytes a rank hands over in a
-            step, in so many collectives one after the other.
+        count_bytes, count_rounds: of GSM's exchange of counts: bytes a rank hands over in a step, in so many messages
+            one after the other. Unless given, those of a usual step of `gsm_lab.optim.exchange`, see `counts`.
         link: GB/s (1e9 bytes) that a rank sends; latency: microseconds from one rank to the next.
 
     Returns:
@@ -74,12 +89,12 @@ def cost(
     Raises ValueError: an argument out of range, or indices too small for so many weights.
     """
     assumed = {"factor": factor, "bits": bits, "value_bytes": value_bytes, "index_bytes": index_bytes,
-               "count_rounds": count_rounds, "link": link}  # fmt: skip
+               "link": link}  # fmt: skip
     for name, value in assumed.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
-    for name, value in {"count_bytes": count_bytes, "latency": latency}.items():
-        if not 0 <= value < math.inf:
+    for name, value in {"count_bytes": count_bytes, "count_rounds": count_rounds, "latency": latency}.items():
+        if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
     tables = []
     for n, r in itertools.product(_several(weights), _several(ranks)):
@@ -90,7 +105,10 @@ def cost(
         q = budget(int(n), compression=compression)
         sent = min(n, max(1, int(factor * q)))
         rest, levels = r - 1, math.ceil(math.log2(r))
-        half, both, counts = rest / r, 2 * rest / r, 2 * count_bytes
+        half, both = rest / r, 2 * rest / r
+        usual_bytes, usual_rounds = counts(n)
+        up_and_down = 2 * (usual_bytes if count_bytes is None else count_bytes)
+        climbs = 2 * levels * (usual_rounds if count_rounds is None else count_rounds)
         b, pair = value_bytes, value_bytes + index_bytes
         of = f"{factor:g}Q" if factor != 1 else "Q"
         rows = [
@@ -99,10 +117,10 @@ def cost(
             ("QSGD, to everybody", False, rest * (2.8 * n + 32) / 8, rest, "(R−1) · (2.8 N + 32)/8"),
             ("1 bit, signSGD", False, both * n / 8, 2 * rest, "2 (R−1)/R · N/8"),
             (f"local top {of}, to everybody", False, rest * sent * pair, rest, f"(R−1) · (b+i) {of}"),
-            ("reduce-scatter, then the active", True, half * (b * n + pair * q) + counts,
-             2 * rest + 2 * levels * count_rounds, "(R−1)/R · (b N + (b+i) Q) + counts"),
+            ("reduce-scatter, then the active", True, half * (b * n + pair * q) + up_and_down,
+             2 * rest + climbs, "(R−1)/R · (b N + (b+i) Q) + counts"),
             ("active only, set known", True, both * b * q, 2 * rest, "2 (R−1)/R · b Q"),
-            ("GSM under FSDP2, in addition", True, counts, 2 * levels * count_rounds, "2 · counts"),
+            ("GSM under FSDP2, in addition", True, up_and_down, climbs, "2 · counts"),
             ("GSM under DDP, in addition", True, 0, 0, "0"),
         ]  # fmt: skip
         table = pd.DataFrame(rows, columns=["scheme", "exact", "bytes", "messages", "formula"])
@@ -114,6 +132,17 @@ def cost(
     if not tables:
         raise ValueError("weights and ranks must hold at least one value each, got none")
     return pd.concat(tables, ignore_index=True)
+
+
+def counts(weights: float) -> tuple[int, int]:
+    """What GSM's exchange hands over on each rank in a usual step under FSDP2: bytes, and messages.
+
+    That is the header and a histogram for each digit of what lies near the last threshold (`gsm_lab.optim.exchange`);
+    the first step, and ties at the threshold, take more, at most 57.2 KiB.
+    """
+    packed = weights < PACKED  # then a word holds two counts
+    words = sum((1 << width) // (1 + packed) for _, width in (NEAR if packed else NEAR_UNPACKED))
+    return 8 * (HEADER + words), len(NEAR if packed else NEAR_UNPACKED)
 
 
 def _several(value: float | Iterable[float]) -> list[float]:
