@@ -209,17 +209,17 @@ WAYS = {
 }
 
 
-def follow_one_process(kind: str, name: str, way: str = "default") -> int:
+def follow_one_process(kind: str, name: str, way: str = "default", shapes: list[tuple[int, ...]] = SHAPES) -> int:
     """Tensors placed in a way, against one process that has all of them, at several Q; returns the steps compared."""
     random, steps = torch.Generator().manual_seed(len(kind) + len(name)), 0
-    n = sum(math.prod(shape) for shape in SHAPES if len(shape) > 1)
+    n = sum(math.prod(shape) for shape in shapes if len(shape) > 1)
     for q in (1, n // 3, n - 1, n):
-        start = [contents(name, random, shape) for shape in SHAPES]
+        start = [contents(name, random, shape) for shape in shapes]
         whole = [nn.Parameter(w) for w, _ in start]
         sharded = [nn.Parameter(placed(kind, i, w)) for i, (w, _) in enumerate(start)]
         one, gsm = (GSM(tensors, **WAYS[way], nonzeros=q) for tensors in (whole, sharded))
         for step in range(3):
-            for i, (p, w, shape) in enumerate(zip(sharded, whole, SHAPES, strict=True)):
+            for i, (p, w, shape) in enumerate(zip(sharded, whole, shapes, strict=True)):
                 if step == 1 and i == 2:  # a gradient that is not there
                     p.grad = w.grad = None
                     continue
@@ -318,6 +318,14 @@ def bad_gradient(tensor: int, value: float, compression: float) -> tuple[str, st
     gsm.step()
     assert gsm.active_mask().any() or not gsm.active_mask().numel() or compression > 1
     return said
+
+
+def bad_copy() -> tuple[str, str]:
+    """A gradient is not finite in a copy that does not count."""
+    tensors = [nn.Parameter(placed("copies", 0, torch.ones(3, 4)))]
+    gsm = GSM(tensors, **HYPER, compression=4)
+    give(tensors[0], torch.full((3, 4), torch.inf if dist.get_rank() == 1 else 1.0))
+    return refused(tensors, gsm)
 
 
 def different_compression(compressions: list[float]) -> tuple[str, str]:
@@ -431,14 +439,14 @@ def lost(how: str) -> tuple[str, str] | None:
 # ------------------------------------------------------------------------------------------------ real training
 
 
-def trained(steps: int) -> float:
+def trained(steps: int, mesh: str = "flat") -> float:
     """FSDP2 with its own gradients: after each step what one process does with those; returns how far the loss fell."""
     torch.manual_seed(0)
     whole = nn.Sequential(nn.Linear(12, 17), nn.Tanh(), nn.Linear(17, 5))
     model = copy.deepcopy(whole)
     for layer in (*model, model):
         if not isinstance(layer, nn.Tanh):
-            fully_shard(layer, mesh=meshes()["flat"])
+            fully_shard(layer, mesh=meshes()[mesh])
     one, gsm = (GSM(param_groups(m), **HYPER, compression=7) for m in (whole, model))
     random = torch.Generator().manual_seed(dist.get_rank())
     losses = []

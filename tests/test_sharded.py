@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsm_lab.optim import exchange, radix, selection
+from gsm_lab.optim.ranks import agreed, mean, signature
 from tests import sharded_cases as cases
 from tests.ranks import World
 
@@ -44,7 +45,7 @@ def ranks(request: pytest.FixtureRequest) -> World:
 
 @pytest.mark.parametrize("kernel", [{}, {"foreach": True}], ids=["default", "foreach"])
 def test_lenet_under_fsdp2_follows_one_process(ranks: World, kernel: dict[str, bool]) -> None:
-    answers = ranks.run(cases.lenet_follows_one_process, 300 if not kernel else 30, kernel)
+    answers = ranks.run(cases.lenet_follows_one_process, 30 if kernel else 300, kernel)
     assert all(a["messages"] == [FIRST, *ALL_DIGITS[1:]] for a in answers)  # of the first step
     assert all(a["usual"] == (FIRST, 8 * 2048) and a["most"] <= BUDGET for a in answers)
     assert sum(a["active"] for a in answers) == 266_200 // 60
@@ -87,7 +88,11 @@ def test_the_cut_is_that_of_one_process(ranks: World, kind: str) -> None:
 
 
 def test_real_gradients_of_fsdp2(ranks: World) -> None:
-    assert max(ranks.run(cases.trained, 60)) < 0.8
+    assert max(ranks.run(cases.trained, 40)) < 0.9
+
+
+def test_real_gradients_of_fsdp2_on_two_dimensions(four: World) -> None:
+    four.run(cases.trained, 5, "ab")
 
 
 def test_fsdp2_over_tensor_parallelism(four: World) -> None:
@@ -142,6 +147,11 @@ def test_a_gradient_that_is_not_finite_is_refused_by_all(
     assert len(named) == 1 and len(others) == ranks.size - 1 and all("no weight was changed" in x for _, x in answers)
 
 
+def test_a_copy_that_is_not_finite_is_refused_by_all(two: World) -> None:
+    (first, said), (second, own) = two.run(cases.bad_copy)
+    assert first == second == "FloatingPointError" and "on 1 other rank" in said and "holds inf" in own
+
+
 @pytest.mark.parametrize("odd", [1, 4, 60])
 def test_ranks_that_disagree_on_compression(ranks: World, odd: float) -> None:
     compressions = [3.0] * (ranks.size - 1) + [odd]
@@ -156,6 +166,11 @@ def test_ranks_that_disagree_on_the_model(two: World) -> None:
 
 def test_a_rank_without_prunable_weight_takes_part(ranks: World) -> None:
     ranks.run(cases.nothing_to_prune_on_one_rank)
+
+
+@pytest.mark.parametrize("name", ["random", "constant"])
+def test_ranks_whose_parts_are_all_empty_take_part(four: World, name: str) -> None:
+    four.run(cases.follow_one_process, "rows", name, shapes=[(2, 9), (1,)])
 
 
 def test_a_tensor_of_partial_sums_is_refused(two: World) -> None:
@@ -258,7 +273,7 @@ values = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=1000)
 @given(st.lists(st.tuples(values, st.integers(0, 3)), min_size=1, max_size=60), st.integers(1, 4), values, st.data())
 def test_the_exchange_equals_one_process(
     entries: list[tuple[float, int]], size: int, bound: float, data: st.DataObject
@@ -270,7 +285,10 @@ def test_the_exchange_equals_one_process(
 
 @pytest.mark.parametrize("kind", ["random", "constant", "95% zero", "zero", "tied"])
 @pytest.mark.parametrize("q", [1, 700, 20_000, 41_999, 42_000])
-def test_the_exchange_on_more_numbers(kind: str, q: int) -> None:
+@pytest.mark.parametrize("packed", [exchange.PACKED, 0])
+def test_the_exchange_on_more_numbers(kind: str, q: int, packed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as where there are too many numbers for two counts in a word."""
+    monkeypatch.setattr(exchange, "PACKED", packed)
     random = np.random.default_rng(0)
     metric = {
         "random": random.lognormal(0, 4, 42_000),
@@ -293,9 +311,9 @@ def test_the_last_position_that_stays(positions: list[int], data: st.DataObject)
 @untimed
 @given(st.lists(st.integers(0, 2**60 - 1), min_size=1, max_size=6))
 def test_signatures_tell_whether_all_agree(numbers: list[int]) -> None:
-    sums = [sum(column) for column in zip(*(exchange.signature(x, 3) for x in numbers), strict=True)]
-    assert exchange.agreed(sums, len(numbers)) == (numbers[0] if len(set(numbers)) == 1 else None)
-    assert exchange.mean(sums, len(numbers)) == pytest.approx(sum(numbers) / len(numbers))
+    sums = [sum(column) for column in zip(*(signature(x, 3) for x in numbers), strict=True)]
+    assert agreed(sums, len(numbers)) == (numbers[0] if len(set(numbers)) == 1 else None)
+    assert mean(sums, len(numbers)) == pytest.approx(sum(numbers) / len(numbers))
 
 
 def test_the_most_a_rank_sends() -> None:

@@ -20,11 +20,10 @@ That is 57.2 KiB at the very most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gsm_lab.optim.radix import (
@@ -42,42 +41,7 @@ from gsm_lab.optim.radix import (
     pack,
     unpack,
 )
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-
-class RankLost(RuntimeError):
-    """Another rank did not answer during the gate's exchange; no weight of this rank was changed in this step."""
-
-
-class Ranks:
-    """The ranks over which the weights of a model are spread.
-
-    Args:
-        groups: process groups whose sums, one after the other, reach every rank: one, or one for each dimension of a
-            mesh.
-        device: where their backend takes tensors.
-    """
-
-    def __init__(self, groups: Sequence[ProcessGroup], device: torch.device | str) -> None:
-        self.groups, self.device = [g for g in groups if dist.get_world_size(g) > 1], device
-
-    def sum(self, counts: Tensor) -> Tensor:
-        """The sum over all ranks of int64 [n]; raises RankLost where a rank does not answer in the group's time-out."""
-        counts = counts.to(self.device)
-        try:
-            for group in self.groups:
-                dist.all_reduce(counts, group=group)
-        except RuntimeError as lost:
-            raise RankLost(
-                "another rank did not answer within the process group's time-out while the ranks were choosing the "
-                "active weights; no weight of this rank was changed in this step. Resume from the last checkpoint"
-            ) from lost
-        return counts
-
-
-# -- the header ------------------------------------------------------------------------------------------------------
+from gsm_lab.optim.ranks import agreed, mean, signature
 
 
 class Own(NamedTuple):
@@ -162,28 +126,6 @@ def top_q(own: Own, above: Callable[[int], Tensor], look: Callable[[], str | Non
         return Top(0, 0, 0, True, n, q)
     value, kept, equal = kth_greatest(found, min(q, positive), DIGITS, total, counts)
     return Top(value, kept, equal - kept, not odd, n, q)
-
-
-_PIECE = 20  # bits: a million ranks can add the squares of such numbers in an int64
-
-
-def signature(number: int, pieces: int) -> list[int]:
-    """A number in pieces of 20 bits, and their squares: from the sums of these `agreed` sees whether all were equal."""
-    parts = [number >> _PIECE * i & (1 << _PIECE) - 1 for i in range(pieces)]
-    return parts + [part * part for part in parts]
-
-
-def agreed(sums: Sequence[int], ranks: int) -> int | None:
-    """The number whose `signature` every rank has sent, None where they differ: then some piece has a variance."""
-    half = len(sums) // 2
-    if any(ranks * square != piece * piece for piece, square in zip(sums[:half], sums[half:], strict=True)):
-        return None
-    return sum(piece // max(ranks, 1) << _PIECE * i for i, piece in enumerate(sums[:half]))
-
-
-def mean(sums: Sequence[int], ranks: int) -> float:
-    """The mean of the numbers whose signatures were summed."""
-    return sum(piece << _PIECE * i for i, piece in enumerate(sums[: len(sums) // 2])) / max(ranks, 1)
 
 
 def _header(own: Own, over: int, odd: int) -> list[int]:
