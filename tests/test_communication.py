@@ -13,16 +13,16 @@ from gsm_lab.models import build, prunable
 from gsm_lab.optim import exchange
 from gsm_lab.run import Run
 from gsm_lab.studies import communication as study
-from gsm_lab.studies.ranks import on_ranks
+from gsm_lab.studies.processes import on_ranks
 from gsm_lab.studies.sparse_exchange import local_top
-from tests import rank_workers
+from tests import process_workers
 
-SMALL = {"data": "digits", "model": "lenet300", "compression": 60, "pretrain": 1, "epochs": 3, "batch_size": 64}
+SMALL = {"data": "digits", "model": "lenet300", "compression": 60, "pretrain": 1, "epochs": 1, "batch_size": 64}
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def looks(request) -> list[study.Look]:
-    return study.local_gradients(SMALL, ranks=request.param, steps=[1, 5, 20, 60], progress=False)
+    return study.local_gradients(SMALL, ranks=request.param, steps=[1, 5, 12, 22], progress=False)
 
 
 # ------------------------------------------------------------------------------------------------ real processes
@@ -30,9 +30,9 @@ def looks(request) -> list[study.Look]:
 
 def test_looks_hold_what_the_settings_promise(looks):
     run = Run(**SMALL)
-    assert [look.step for look in looks] == [1, 5, 20, 60]
+    assert [look.step for look in looks] == [1, 5, 12, 22]
     for look in looks:
-        assert look.planned == run.planned == 66 and look.epoch == look.step / 22
+        assert look.planned == run.planned == 22 and look.epoch == look.step / 22
         assert look.layers == {"fc1.weight": 235_200, "fc2.weight": 30_000, "fc3.weight": 1_000}
         assert look.nonzeros == 4436 == look.active.sum()
         assert look.weights.shape == look.averaged.shape == look.local.shape[1:] == (266_200,)
@@ -186,7 +186,7 @@ def test_rounding_is_right_in_the_mean_and_stays_on_its_levels():
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_hook_averages_what_a_loop_over_the_ranks_would(ranks):
-    results = on_ranks(rank_workers.exchanged, ranks, {"sent": [None, 9, 50, None]}, progress=False)
+    results = on_ranks(process_workers.exchanged, ranks, {"sent": [None, 9, 50, None]}, progress=False)
     weights = torch.cat([p.reshape(-1) for p in results[0][1] if p.ndim >= 2])
     for step, first in enumerate(results[0][0]):
         found = [steps[step] for steps, _ in results]
@@ -212,7 +212,7 @@ def test_the_hook_averages_what_a_loop_over_the_ranks_would(ranks):
 
 def test_the_hook_refuses_several_buckets():
     with pytest.raises(RuntimeError, match="exchange_hook needs all gradients in one bucket: give DDP a bucket_cap_mb"):
-        on_ranks(rank_workers.two_buckets, 2, progress=False)
+        on_ranks(process_workers.two_buckets, 2, progress=False)
 
 
 def test_local_top_is_topk_and_leaves_zeros_out():
@@ -330,7 +330,7 @@ def test_at_scale_uses_the_assumptions_as_written():
             lambda: study.local_gradients(SMALL | {"batch_size": 63}),
             "batch_size must be a multiple of ranks, .* 63 and",
         ),
-        (lambda: study.local_gradients(SMALL, steps=[67]), "steps is 67; valid: an integer in 1 .. 66"),
+        (lambda: study.local_gradients(SMALL, steps=[23]), "steps is 23; valid: an integer in 1 .. 22"),
         (lambda: study.local_gradients(SMALL, steps=[]), "steps must hold at least one value"),
         (lambda: study.local_gradients(SMALL | {"lr": -1}), "lr must be a number from 0 to 100, got -1"),
         (lambda: study.with_hook(SMALL, factors=[math.inf]), "factors must hold at least one finite number > 0"),

@@ -149,6 +149,7 @@ def volume(table: pd.DataFrame, what: str = "bytes") -> go.Figure:
     title = f"At {_count(table[x].max())} {x} the dense exchange takes {said(end['dense all-reduce'])} a rank and step"
     title += f", GSM's counts {said(end[fixed])} more, and under DDP nothing"
     titled(figure, title, 500, 3)
+    figure.update_layout(margin={"l": 88})
     others = {"weights": "ranks", "ranks": "weights"}[x]
     figure.update_xaxes(title_text=f"{x} (log), at {_count(table[others].iloc[0])} {others}", **WIDE)
     unit = "bytes that a rank sends in a step" if what == "bytes" else "seconds a step, for the exchange alone"
@@ -188,7 +189,8 @@ def accuracy(table: pd.DataFrame) -> go.Figure:
     sample = 100 / table["tested"].iloc[0]
     x = f"k: each of {_ranks(table)} sends its top kQ (log); one test sample is {sample:.2g} points"
     figure.update_xaxes(title_text=x, type="log", **_ticks(sparse["factor"].unique()))
-    figure.update_yaxes(title_text="test accuracy, %")
+    shown = 100 * table[["live", "cut"]].to_numpy()
+    figure.update_yaxes(title_text="test accuracy, %", range=[shown.min() - 1, min(100.5, shown.max() + 1)])
     return figure
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import pandas as pd
 
-from gsm_lab.optim.exchange import signature
 from gsm_lab.optim.radix import NEAR, NEAR_UNPACKED, PACKED
+from gsm_lab.optim.ranks import signature
 from gsm_lab.optim.selection import budget
 from gsm_lab.studies.agreement import STAGES, agreement, quantised
 from gsm_lab.studies.parallel_runs import LOOKS, Look, local_gradients, with_hook

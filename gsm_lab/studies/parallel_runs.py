@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab.data.dataset import integer
 from gsm_lab.run import Run
-from gsm_lab.studies.ranks import MOST, on_ranks
+from gsm_lab.studies.processes import MOST, on_ranks
 from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
 
 _STEPS_A_REPORT = 20
@@ -53,7 +53,7 @@ def local_gradients(
     settings: Mapping[str, Any],
     ranks: int = 2,
     steps: Sequence[int] | None = None,
-    timeout: float = 60.0,
+    timeout: float = 120.0,
     progress: bool = True,
 ) -> list[Look]:
     """Train with DDP in `ranks` real processes, and take down every rank's own gradient at some steps.
@@ -84,7 +84,7 @@ def with_hook(
     factors: Sequence[float] = (1, 2, 4, 8),
     ranks: int = 2,
     seeds: Iterable[int] = range(3),
-    timeout: float = 60.0,
+    timeout: float = 120.0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """What a training reaches when ranks send only their local top kQ of |g * w|, beside one with the dense exchange.

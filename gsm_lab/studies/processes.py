@@ -36,7 +36,7 @@ def on_ranks(
     arguments: dict[str, Any] | None = None,
     *,
     total: int = 0,
-    timeout: float = 60.0,
+    timeout: float = 120.0,
     progress: bool = True,
 ) -> list[Any]:
     """Call `worker(report, **arguments)` in `ranks` processes that form a group; returns what each returned, by rank.
@@ -96,7 +96,7 @@ class _Member:
         environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": _loopback()}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", f"from gsm_lab.studies.ranks import serve; serve({theirs.fileno()})"],
+                [sys.executable, "-c", f"from gsm_lab.studies.processes import serve; serve({theirs.fileno()})"],
                 env=environ,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
