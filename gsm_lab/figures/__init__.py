@@ -1,6 +1,6 @@
 """Figures: tables and histories in, `plotly.graph_objects.Figure` out; nothing here trains.
 
-One module for each study, imported when first used: `reactivation`, `taylor`, `trajectories`.
+One module for each study, imported when first used: `communication`, `reactivation`, `taylor`, `trajectories`.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ from gsm_lab.figures.style import line, show, static
 
 __all__ = ["PANELS", "curves", "dashboard", "line", "lines", "marks", "show", "static", "title_texts", "update"]
 
-_STUDIES = ("reactivation", "taylor", "trajectories")
+_STUDIES = ("communication", "reactivation", "taylor", "trajectories")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["reactivation", "taylor", "trajectories"]
+__all__ = ["communication", "reactivation", "taylor", "trajectories"]
 
 
 def __getattr__(name: str) -> ModuleType:

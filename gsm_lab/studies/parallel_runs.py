@@ -1,0 +1,240 @@
+"""Trainings on several ranks with DDP: their local gradients, and what becomes of them when less is exchanged.
+
+The batch of a step is that of a `Run` with the same settings, dealt out to the ranks; so the dense exchange trains the
+network that one process would, up to rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+from gsm_lab.data.dataset import integer
+from gsm_lab.run import Run
+from gsm_lab.studies.processes import MOST, on_ranks
+from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
+
+_STEPS_A_REPORT = 20
+LOOKS = 15  # steps looked at unless told, evenly over the run
+
+
+@dataclass(frozen=True)
+class Look:
+    """One step of a training on several ranks: the gradients before and after DDP averaged them.
+
+    `step` of `planned`, `epoch`; `weights` float32 [N] before the step; `local` float32 [ranks, N], each rank's own
+    gradient; `averaged` float32 [N]; `active` bool [N], who received it; `same`, whether every rank had this set and
+    this threshold, to the bit; `nonzeros`, Q; `layers`, name -> weights in it, in the order of the N.
+    """
+
+    step: int
+    planned: int
+    epoch: float
+    weights: np.ndarray
+    local: np.ndarray
+    averaged: np.ndarray
+    active: np.ndarray
+    same: bool
+    nonzeros: int
+    layers: dict[str, int]
+
+
+def local_gradients(
+    settings: Mapping[str, Any],
+    ranks: int = 2,
+    steps: Sequence[int] | None = None,
+    timeout: float = 120.0,
+    progress: bool = True,
+) -> list[Look]:
+    """Train with DDP in `ranks` real processes, and take down every rank's own gradient at some steps.
+
+    Args:
+        settings: arguments of `Run`, by name. The batch is dealt out: each rank gets batch_size / ranks samples. A
+            model given as a module must be of a class that can be imported.
+        ranks: 2 to 64.
+        steps: gated steps to look at, 1 to what is planned; 15 spread evenly unless given. A look takes
+            (4 ranks + 9) bytes a weight.
+        timeout, progress: as for `on_ranks`, whose errors are raised too.
+
+    Raises ValueError: a setting or step out of range, or a batch that cannot be dealt out evenly.
+    """
+    first = _checked(settings, ranks)
+    planned = first.planned
+    steps = np.linspace(1, planned, min(LOOKS, planned)).round() if steps is None else list(steps)
+    if not len(steps):
+        raise ValueError("steps must hold at least one value, got none")
+    steps = sorted({integer("steps", int(step) if step == int(step) else step, 1, planned) for step in steps})
+    arguments = {"settings": dict(settings), "steps": steps}
+    total = first.dense_left + steps[-1]
+    return on_ranks(_looks, ranks, arguments, total=total, timeout=timeout, progress=progress)[0]
+
+
+def with_hook(
+    settings: Mapping[str, Any],
+    factors: Sequence[float] = (1, 2, 4, 8),
+    ranks: int = 2,
+    seeds: Iterable[int] = range(3),
+    timeout: float = 120.0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """What a training reaches when ranks send only their local top kQ of |g * w|, beside one with the dense exchange.
+
+    The gate chooses its Q from the mean of what was sent. Dense epochs before it closes use the dense exchange, and
+    biases are always averaged.
+
+    Args:
+        settings, ranks, timeout, progress: as for `local_gradients`.
+        factors: k, each > 0. Q times k is rounded down, and is at most N.
+        seeds: at least one. Runs of one seed share initial weights, dense epochs and batches.
+
+    Returns:
+        A row a run: `seed`; `factor` (inf for the dense exchange); `live` and `cut`, test accuracy 0..1 at the end;
+        `lost`, the cut accuracy of the seed's dense exchange minus this one's; `base`, the dense model's accuracy when
+        the gate closed; `tested`, test samples; `bytes` a rank sends in a step over a ring (indices of 4 bytes), and
+        `share` of these in the bytes of the dense exchange; `ranks`.
+
+    Raises:
+        ValueError: a setting out of range, no seeds or no factors.
+        RuntimeError: as `on_ranks`; also if the ranks end with different models, which must never happen.
+    """
+    factors, seeds = [float(k) for k in factors], [int(seed) for seed in seeds]
+    if not factors or not all(0 < k < math.inf for k in factors):
+        raise ValueError(f"factors must hold at least one finite number > 0, got {factors!r}")
+    if not seeds:
+        raise ValueError("seeds must hold at least one value, got none")
+    first = _checked(settings, ranks)
+    total = len(seeds) * (1 + len(factors)) * (first.dense_left + first.planned)
+    arguments = {"settings": dict(settings), "factors": factors, "seeds": seeds}
+    found = on_ranks(_exchanges, ranks, arguments, total=total, timeout=timeout, progress=progress)
+    for rank, rows in enumerate(found):
+        if rows != found[0]:
+            raise RuntimeError(f"rank {rank} ended with another model than rank 0")
+    table = pd.DataFrame(found[0]).drop(columns="digest")
+    dense = table[np.isinf(table["factor"])].set_index("seed")
+    table.insert(4, "lost", table["seed"].map(dense["cut"]) - table["cut"])
+    return table.assign(share=table["bytes"] / table["seed"].map(dense["bytes"]), ranks=ranks)
+
+
+def _checked(settings: Mapping[str, Any], ranks: int) -> Run:
+    """A run that is not going to be trained: what is wrong with the settings shows here, before processes start."""
+    ranks = integer("ranks", ranks, 2, MOST)
+    run = Run(**settings)
+    size = run.knobs["batch_size"]
+    if size % ranks:
+        raise ValueError(f"batch_size must be a multiple of ranks, to be dealt out evenly, got {size} and {ranks}")
+    return run
+
+
+# -- in the process of a rank ------------------------------------------------------------------------------------------
+
+
+class RankRun(Run):
+    """A `Run` in which this rank does its part of each batch, and DDP the rest."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self.exchange = Exchange(self._layers, self.ranks)
+        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        self.parallel = DistributedDataParallel(
+            self.model,
+            bucket_cap_mb=size // 2**20 + 1,  # all in one bucket: the hook's competition is over all of them
+            broadcast_buffers=any(isinstance(module, _NormBase) for module in self.model.modules()),
+        )
+        self.parallel.register_comm_hook(self.exchange, exchange_hook)
+
+    def _forward_backward(self, batch: int) -> float:
+        x, y = (part[self.rank :: self.ranks] for part in self.batches.batch(batch))
+        self.parallel.train()
+        self.opt.zero_grad()
+        loss = self.loss(self.parallel(x), y)
+        loss.backward()
+        return loss.item()
+
+    def flat_weights(self) -> np.ndarray:
+        """The prunable weights, a copy: float32 [N]."""
+        return _flat(self._layers)
+
+    def to_the_gate(self, report: Callable[[int], None]) -> None:
+        """The dense epochs."""
+        while self.base is None:
+            left = self.dense_left
+            report(left - self.pretrain(_STEPS_A_REPORT))
+
+    def to_step(self, last: int, report: Callable[[int], None]) -> None:
+        """Gated steps up to `last`."""
+        while self.steps < last:
+            n = min(_STEPS_A_REPORT, last - self.steps)
+            self.step(n)
+            report(n)
+
+
+def _quiet(settings: Mapping[str, Any], **more: Any) -> RankRun:
+    """A run that is not evaluated on the way."""
+    run = RankRun(**{**settings, **more})
+    run.set(evaluate_every=max(1, run.planned))
+    return run
+
+
+def _looks(report: Callable[[int], None], settings: Mapping[str, Any], steps: list[int]) -> list[Look]:
+    """The looks, on rank 0; none on the others."""
+    run, looks = _quiet(settings), []
+    run.to_the_gate(report)
+    for step in steps:
+        run.to_step(step - 1, report)
+        run.exchange.listen = True
+        weights = run.flat_weights()
+        run.step()
+        report(1)
+        run.exchange.listen = False
+        parts = [torch.empty_like(run.exchange.local) for _ in range(run.ranks)] if run.rank == 0 else None
+        dist.gather(run.exchange.local, parts)
+        active = run.opt.active_mask().numpy()
+        choices: list[Any] = [None] * run.ranks
+        dist.all_gather_object(choices, (hashlib.sha256(active.tobytes()).hexdigest(), run.opt.threshold))
+        if parts is not None:
+            averaged = _flat([p.grad for p in run.exchange.weights])
+            local = torch.stack(parts).numpy()
+            same = len(set(choices)) == 1
+            at = (step, run.planned, step / run.epoch_steps)
+            looks.append(
+                Look(*at, weights, local, averaged, active.copy(), same, run.nonzeros, dict(run.history.layers))
+            )
+    return looks
+
+
+def _exchanges(
+    report: Callable[[int], None], settings: Mapping[str, Any], factors: list[float], seeds: list[int]
+) -> list[dict[str, Any]]:
+    """A row for each seed and factor, the same on every rank."""
+    rows = []
+    for seed in seeds:
+        for factor in (math.inf, *factors):
+            run = _quiet(settings, seed=seed)
+            run.to_the_gate(report)
+            exchange, n = run.exchange, run.opt.weights
+            exchange.gathered = exchange.reduced = 0
+            exchange.sent = None if math.isinf(factor) else min(n, max(1, int(factor * run.nonzeros)))
+            run.to_step(run.planned, report)
+            # over a ring: each part goes to all but one, and what is reduced goes round twice
+            sent = exchange.gathered * (run.ranks - 1) + exchange.reduced * 2 * (run.ranks - 1) / run.ranks
+            digest = hashlib.sha256(_flat(list(run.model.parameters())).tobytes()).hexdigest()
+            row = {"seed": seed, "factor": factor, "live": run.evaluate(), "cut": run.evaluate(cut=True)}
+            row |= {"base": run.base, "tested": len(run.data.test_y), "bytes": sent / run.planned, "digest": digest}
+            rows.append(row)
+    return rows
+
+
+def _flat(tensors: list[torch.Tensor]) -> np.ndarray:
+    """float32 [N], a copy."""
+    return torch.cat([p.detach().float().reshape(-1) for p in tensors]).numpy()
