@@ -110,10 +110,11 @@ class History:
         reactivated = np.zeros(len(self.layers), np.int32)
         if self._before is not None:
             reactivated = self._count(np.greater(active, self._before, out=self._flags))
-            self.reactivations += int(reactivated.sum())
         self._before = active
         near = [self._near_zero(w) for w in weights]
-        counts = (self._count(active), reactivated, [n[0] for n in near], [n[1] for n in near])
+        counts = np.array([self._count(active), reactivated, [n[0] for n in near], [n[1] for n in near]], np.int32)
+        counts = self._total(counts)
+        self.reactivations += int(counts[1].sum())
         self.steps.append((step, epoch, loss, threshold, lr, *counts))
 
     def evaluated(self, step: int, live: float, cut: float, kept: list[int]) -> None:
@@ -179,7 +180,7 @@ class History:
             rows, plain[table] = getattr(self, table).state()
             arrays |= {f"{table}/{column}": np.ascontiguousarray(rows[column]) for column in rows.dtype.names}
         if self._before is not None:
-            arrays["before"] = np.packbits(self._before)
+            arrays["before"] = np.packbits(self._all_of(self._before))
         return arrays, plain
 
     def restore(self, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
@@ -193,7 +194,19 @@ class History:
             target.restore(rows, **plain[table])
         self._before = None
         if "before" in arrays:
-            self._before = np.unpackbits(arrays["before"], count=len(self._flags)).astype(bool)
+            count = sum(self.layers.values())
+            self._before = self._part_of(np.unpackbits(arrays["before"], count=count).astype(bool))
+
+    # Three that are otherwise where a process holds a part of each layer, see `gsm_lab.sharded`.
+
+    def _total(self, counts: np.ndarray) -> np.ndarray:
+        return counts
+
+    def _all_of(self, flags: np.ndarray) -> np.ndarray:
+        return flags
+
+    def _part_of(self, flags: np.ndarray) -> np.ndarray:
+        return flags
 
     def _count(self, flags: np.ndarray) -> np.ndarray:
         bounds = self._bounds
