@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from gsm_lab.optim.gate import Gate, Update, is_simple
+from gsm_lab.optim.layout import is_distributed
 from gsm_lab.optim.selection import budget
+from gsm_lab.optim.sharded import ShardedGate, on_shards
 
 
 class GSM(torch.optim.SGD):
@@ -44,6 +46,9 @@ class GSM(torch.optim.SGD):
 
     Ties at the threshold go to the weight that comes first. T is formed in float32 whatever the parameters' type.
     `p.grad` is never written to. A parameter whose `grad` is None takes no part in a step but counts towards N.
+
+    Parameters may be DTensors (FSDP2, tensor parallelism): N, Q and the threshold are then those of the whole model,
+    the active set is the one that a single process would choose, and every rank has to call `step` (see `sharded`).
     """
 
     def __init__(
@@ -106,12 +111,15 @@ class GSM(torch.optim.SGD):
         return self._gate().mask(p)
 
     def active_mask(self) -> Tensor:
-        """`active` of all prunable tensors, flattened and joined in the order of the groups: bool [N], on the CPU."""
+        """`active` of all prunable tensors, flattened and joined in the order of the groups: bool [N], on the CPU.
+
+        Of DTensors it has only this rank's parts.
+        """
         return self._gate().active()
 
     @property
     def candidates(self) -> Tensor | None:
-        """Which weights may become active, bool [N] in the order of `active_mask`; None: all of them.
+        """Which weights may become active, bool, as long and in the order of `active_mask`; None: all of them.
 
         For experiments that freeze the active set, or keep weights from coming back. Not part of `state_dict()`, and
         forgotten when a parameter group is added. At Q = N the gate is open to all.
@@ -120,7 +128,8 @@ class GSM(torch.optim.SGD):
 
     @candidates.setter
     def candidates(self, mask: Tensor | None) -> None:
-        n = self.weights
+        gate = self._gate()
+        n = gate.size if isinstance(gate, ShardedGate) else gate.count
         if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (n,)):
             got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"{mask!r}"
             raise ValueError(f"candidates must be None or a bool tensor of shape ({n},), got {got}")
@@ -135,6 +144,10 @@ class GSM(torch.optim.SGD):
             with torch.enable_grad():
                 loss = closure()
         gated = self._close_gate()
+        if self._sharded:
+            with on_shards(self, gated):
+                _sgd_step(self)
+            return loss
         given = [p.grad for p, _ in gated]
         try:
             for p, grad in gated:
@@ -151,6 +164,8 @@ class GSM(torch.optim.SGD):
         """The gated gradients to use in place of the tensors' own; None for tensors whose step the gate has done."""
         gate, writes = self._gate(), self._writes_gradients()
         q = budget(gate.count, **self._own())
+        if self._sharded:  # ranks raise together, so the gate looks at the other gradients too, and hands them back
+            return gate.close(q, writes, " and ".join(f"{k}={v}" for k, v in self._own().items() if v is not None))
         for p in self._others:
             self._refuse_non_finite(p)
         if q < gate.count:
@@ -163,15 +178,20 @@ class GSM(torch.optim.SGD):
                 self._refuse_non_finite(p)
         return gated + [(p, p.grad.clone()) for p in self._others if p.grad is not None] if writes else gated
 
-    def _gate(self) -> Gate:
+    def _gate(self) -> Gate | ShardedGate:
         """The gate over what competes now: the tensors of two or more dimensions in prunable groups, once each."""
         key = [(len(g["params"]), g["prunable"]) for g in self.param_groups]
         if key != self._gate_key:
             all_of_them = dict.fromkeys(p for g in self.param_groups for p in g["params"])
             competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
-            self._gate_now, self._gate_key = Gate(list(competing)), key
             self._group_of = {p: i for i, g in enumerate(self.param_groups) for p in g["params"]}
             self._others = [p for p in all_of_them if p not in competing]
+            self._sharded = any(map(is_distributed, all_of_them))
+            if self._sharded:
+                self._gate_now = ShardedGate(list(competing), self._others, self._name, self._complaint)
+            else:
+                self._gate_now = Gate(list(competing))
+            self._gate_key = key
         return self._gate_now
 
     def _update(self) -> Update | None:
@@ -195,16 +215,20 @@ class GSM(torch.optim.SGD):
         )
 
     def _refuse_non_finite(self, p: Tensor) -> None:
-        if p.grad is None:
-            return
-        grad = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
-        # the sum is one pass without a temporary, but may overflow where all is finite: it only raises suspicion
-        if not math.isfinite(grad.sum().item()) and not torch.isfinite(grad).all():
+        if p.grad is not None and (said := self._complaint(p, p.grad)):
             self._gate().shut()
-            raise FloatingPointError(
-                f"the gradient of {self._name(p)} holds {_first_non_finite(grad)}; no weight was changed. "
-                "Lower the learning rate, or look for a division by zero in the loss"
-            )
+            raise FloatingPointError(said)
+
+    def _complaint(self, p: Tensor, grad: Tensor) -> str | None:
+        """What is wrong with the gradient of `p`, or this rank's part of it, if something is."""
+        grad = grad.coalesce().values() if grad.is_sparse else grad
+        # the sum is one pass without a temporary, but may overflow where all is finite: it only raises suspicion
+        if math.isfinite(grad.sum().item()) or torch.isfinite(grad).all():
+            return None
+        return (
+            f"the gradient of {self._name(p)} holds {_first_non_finite(grad)}{' of this rank' * bool(self._sharded)}; "
+            "no weight was changed. Lower the learning rate, or look for a division by zero in the loss"
+        )
 
     def _name(self, p: Tensor) -> str:
         """What the parameter is called, from `names` (or torch's `param_names`), else by its place."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsm_lab.optim import spread
+from gsm_lab.optim.layout import is_distributed, local
 from gsm_lab.optim.selection import budget, chosen, top_q
 
 _NORMS = (
@@ -68,12 +70,23 @@ def keep_masks(model: nn.Module, compression: float | None = None, nonzeros: int
     Raises:
         ValueError: no prunable weights, or a budget out of range.
         FloatingPointError: a weight is NaN or infinite.
+
+    Where weights are DTensors (FSDP2, tensor parallelism) every rank has to call it; Q is that of the whole model, and
+    the masks are placed as the weights are.
     """
+    return _keep(model, compression, nonzeros)[0]
+
+
+def _keep(model: nn.Module, compression: float | None, nonzeros: int | None) -> tuple[dict[str, Tensor], int]:
+    """The masks, and how many weights stay."""
     weights = prunable(model)
     count = sum(p.numel() for p in weights.values())
     if not count:
         raise ValueError(f"model {type(model).__name__} has no prunable weights")
     q = budget(count, compression, nonzeros)
+    if any(map(is_distributed, weights.values())):
+        setting = f"nonzeros={nonzeros}" if compression is None else f"compression={compression}"
+        return spread.keep_masks(weights, q, setting)
     for name, p in weights.items():
         if not torch.isfinite(p).all():
             raise FloatingPointError(f"weight {name!r} holds NaN or infinite values; nothing was cut")
@@ -83,7 +96,7 @@ def keep_masks(model: nn.Module, compression: float | None = None, nonzeros: int
     for name, p in weights.items():
         masks[name] = flat[start : start + p.numel()].view(p.shape).to(p.device)
         start += p.numel()
-    return masks
+    return masks, int(flat.sum())
 
 
 @torch.no_grad()
@@ -95,7 +108,7 @@ def cut(model: nn.Module, compression: float | None = None, nonzeros: int | None
     Returns:
         How many weights stay.
     """
-    masks = keep_masks(model, compression, nonzeros)
+    masks, kept = _keep(model, compression, nonzeros)
     for name, p in prunable(model).items():
-        p.masked_fill_(~masks[name], 0.0)
-    return sum(int(m.sum()) for m in masks.values())
+        local(p).masked_fill_(~local(masks[name]), 0.0)
+    return kept

@@ -1,0 +1,104 @@
+"""A metric that is spread over ranks, and the exact global top Q of it: for the gate, and for the cut at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsm_lab.optim.exchange import NAN, SMALLEST, Own, Top, last_kept, top_q
+from gsm_lab.optim.layout import lay_out, local
+from gsm_lab.optim.selection import _runs_above
+
+
+class SpreadMetric:
+    """A number >= 0 for each entry of this rank's parts of some tensors, and the exact global top Q of all of them.
+
+    `values`: float32 [size], part after part; `views`: the same in the parts' shapes.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], also: Sequence[Tensor], name: Callable[[Tensor], str]) -> None:
+        self.parts, self.ranks = lay_out(tensors, also, name)
+        self.count = sum(x.numel() for x in tensors)
+        self._ends = np.cumsum([0, *(part.shape.numel() for part in self.parts)]).tolist()
+        self.size = self._ends[-1]
+        device = local(tensors[0]).device if tensors else self.ranks.device
+        self.values = torch.zeros(self.size, dtype=torch.float32, device=device)
+        self.views = self.split(self.values)
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Something [size] in the parts' shapes."""
+        return [flat[a:b].view(part.shape) for part, (a, b) in zip(self.parts, pairwise(self._ends), strict=True)]
+
+    def top(self, q: int, bound: int, setting: str, wrong: str | None, look: Callable[[], str | None]) -> Top | None:
+        """`exchange.top_q` of the values of all ranks."""
+        counted = [view for view, part in zip(self.views, self.parts, strict=True) if part.counted]
+        bits = [view.reshape(-1).view(torch.int32) for view in counted]
+        own = Own(self.count, q, sum(map(len, bits)), bound, setting, wrong)
+        return top_q(own, lambda least: _at_least(bits, least, self.values), look, self.ranks.sum)
+
+    def chosen(self, top: Top) -> Tensor:
+        """Which of the values belong to the top Q: bool [size]; where ties are left out, ranks ask each other again."""
+        bits = self.values.view(torch.int32)
+        mask = bits >= max(top.bits, SMALLEST)
+        if not top.left_out:
+            return mask
+        tied = [(view == top.bits if top.bits < NAN else view >= NAN).reshape(-1) for view in self.split(bits)]
+        places = [np.flatnonzero(part.cpu().numpy()) for part in tied]
+        positions = [part.positions(where) for part, where in zip(self.parts, places, strict=True)]
+        counted = [x for x, part in zip(positions, self.parts, strict=True) if part.counted]
+        mine = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *counted]))
+        last = last_kept(mine, top.kept, top.n, self.ranks.sum)
+        for start, where, position in zip(self._ends, places, positions, strict=False):
+            mask[torch.from_numpy(start + where[position > last]).to(mask.device)] = False
+        return mask
+
+
+def _at_least(parts: list[Tensor], least: int, like: Tensor) -> Tensor:
+    """All bits that are at least `least`, int32; NaN as `NAN`."""
+    found = [torch.empty(0, dtype=torch.int32, device=like.device)]
+    for bits in parts:
+        near = torch.from_numpy(_runs_above(bits.numpy(), np.int32(least))) if bits.is_cpu else bits
+        found.append(near[near >= least])
+    return torch.cat(found).clamp_(max=NAN)
+
+
+def placed_as(p: Tensor, part: Tensor) -> Tensor:
+    """A tensor of p's shape and placement, of which this rank's part is given."""
+    whole = torch.empty_like(p, dtype=part.dtype, requires_grad=False)
+    local(whole).copy_(part)
+    return whole
+
+
+def keep_masks(weights: dict[str, Tensor], q: int, setting: str) -> tuple[dict[str, Tensor], int]:
+    """What a cut to the `q` greatest |w| over all ranks keeps; every rank calls it, with the same tensors in order.
+
+    Args:
+        weights: name -> tensor, some of them DTensors.
+        q: how many stay, of all.
+        setting: where q comes from, for errors.
+
+    Returns:
+        name -> bool, placed as the tensor is; and how many stay, of all.
+
+    Raises:
+        ValueError, FloatingPointError: on every rank, as `exchange.top_q`.
+    """
+    names = {id(p): name for name, p in weights.items()}
+    metric = SpreadMetric(list(weights.values()), (), lambda p: repr(names[id(p)]))
+    for p, view in zip(weights.values(), metric.views, strict=True):
+        view.copy_(local(p))
+    metric.values.abs_()
+    finite = {name: bool(torch.isfinite(local(p)).all()) for name, p in weights.items()}
+    wrong = next(
+        (f"weight {name!r} holds NaN or infinite values; nothing was cut" for name in weights if not finite[name]), None
+    )
+    top = metric.top(q, SMALLEST, setting, wrong, lambda: None)
+    mask = metric.values > 0 if top is None else metric.chosen(top)
+    masks = metric.split(mask)
+    counted = sum(int(m.sum()) for m, part in zip(masks, metric.parts, strict=True) if part.counted)
+    kept = metric.ranks.sum(torch.tensor([counted]))
+    return {name: placed_as(p, m) for (name, p), m in zip(weights.items(), masks, strict=True)}, int(kept)
