@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
-from gsm_lab.ranks import RankLost, Ranks, lost_ranks, stops_held_back
+from gsm_lab.ranks import RankLost, World, lost_ranks, stops_held_back
 from gsm_lab.run import Run
 
 
@@ -59,23 +59,23 @@ class ParallelRun(Run):
     _forward: Callable[[Tensor], Tensor]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.ranks = Ranks()
+        self.world = World()
         super().__init__(*args, **kwargs)
 
     @property
     def rank(self) -> int:
         """Of this process."""
-        return self.ranks.rank
+        return self.world.rank
 
     def _start(self, source_model: str | nn.Module, source_data: str | datasets.Dataset, given: dict[str, Any]) -> None:
-        with self.ranks.together():
+        with self.world.together():
             data = self._load(source_data)
             name = source_model if isinstance(source_model, str) else type(source_model).__name__
             knobs = settings.resolve(given, data.name, name)
-            self.ranks.must_agree(knobs | {"parallel": type(self).__name__, "data": data.digest})
-            if knobs["batch_size"] < self.ranks.size:
+            self.world.must_agree(knobs | {"parallel": type(self).__name__, "data": data.digest})
+            if knobs["batch_size"] < self.world.size:
                 raise ValueError(
-                    f"batch_size must be at least the number of ranks, {self.ranks.size}, got {knobs['batch_size']}: "
+                    f"batch_size must be at least the number of ranks, {self.world.size}, got {knobs['batch_size']}: "
                     "each rank takes a share of every batch"
                 )
             self._share_initial_weights()
@@ -89,11 +89,11 @@ class ParallelRun(Run):
         """The data; on each host one rank goes first, as it may have to be fetched."""
         if not isinstance(source, str):
             return source
-        if self.ranks.local > 0:
-            self.ranks.exchange()
+        if self.world.local > 0:
+            self.world.exchange()
         data = datasets.load(source)
-        if self.ranks.local == 0:
-            self.ranks.exchange()
+        if self.world.local == 0:
+            self.world.exchange()
         return data
 
     def _share_initial_weights(self) -> None:
@@ -104,9 +104,9 @@ class ParallelRun(Run):
                     dist.broadcast(t, 0)
 
     def _placed(self, model: nn.Module) -> nn.Module:
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.size))
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world.size))
         if self._initial is None and torch.cuda.device_count() >= ranks_here:  # a GPU each; else all stay on the CPU
-            torch.cuda.set_device(self.ranks.local)
+            torch.cuda.set_device(self.world.local)
             model = model.cuda()
         return model
 
@@ -116,9 +116,9 @@ class ParallelRun(Run):
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def _forward_backward(self, batch: int) -> float:
-        rows = self.batches.indices(batch)[self.ranks.rank :: self.ranks.size]
+        rows = self.batches.indices(batch)[self.world.rank :: self.world.size]
         x, y = self.data.train_x.index_select(0, rows), self.data.train_y.index_select(0, rows)
-        weight = len(rows) * self.ranks.size / self.batches.batch_size  # 1 where all ranks have as many rows
+        weight = len(rows) * self.world.size / self.batches.batch_size  # 1 where all ranks have as many rows
         self.model.train()
         self.opt.zero_grad()
         with self._random_numbers_of_this_rank():
@@ -129,12 +129,12 @@ class ParallelRun(Run):
     @contextlib.contextmanager
     def _random_numbers_of_this_rank(self) -> Iterator[None]:
         """Every rank draws one number from the common stream, and goes its own way from there until the block ends."""
-        if self.ranks.size == 1:  # as in a `Run`
+        if self.world.size == 1:  # as in a `Run`
             yield
             return
         seed = int(torch.randint(2**31, ()))
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed + self.ranks.rank)
+            torch.default_generator.manual_seed(seed + self.world.rank)
             yield
 
     def _meet(self, loss: float) -> float:
@@ -143,16 +143,16 @@ class ParallelRun(Run):
         mark = float(zlib.crc32(moving.encode()) % 2**15)  # few enough bits for the sums of squares to be exact
         numbers = torch.tensor([loss, bool(self._asked), mark, mark**2], dtype=torch.float64)
         kept = [s.detach().double().cpu() for s in self._statistics]
-        total = self.ranks.total(torch.cat([numbers, *kept]))
+        total = self.world.total(torch.cat([numbers, *kept]))
         loss, stop, marks, squares = total[:4].tolist()
-        if marks**2 != squares * self.ranks.size:  # equality holds where all marks are equal, and nowhere else
-            self.ranks.must_agree({name: self.knobs[name] for name in settings.LIVE})
+        if marks**2 != squares * self.world.size:  # equality holds where all marks are equal, and nowhere else
+            self.world.must_agree({name: self.knobs[name] for name in settings.LIVE})
         if stop:
             self._agreed.append(signal.SIGINT)
         with torch.no_grad():
             for mine, mean in zip(self._statistics, total[4:].split([s.numel() for s in kept]), strict=True):
-                mine.copy_(mean / self.ranks.size)
-        return loss / self.ranks.size
+                mine.copy_(mean / self.world.size)
+        return loss / self.world.size
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[list[int]]:
@@ -172,23 +172,23 @@ class ParallelRun(Run):
     def _right(self, x: Tensor, y: Tensor, replaced: dict[str, Tensor]) -> int:
         """Each rank looks at every size-th row."""
         with lost_ranks():
-            rows = slice(self.ranks.rank, None, self.ranks.size)
-            return int(self.ranks.total(torch.tensor(super()._right(x[rows], y[rows], replaced))))
+            rows = slice(self.world.rank, None, self.world.size)
+            return int(self.world.total(torch.tensor(super()._right(x[rows], y[rows], replaced))))
 
     def save(self, folder: str | Path) -> Path:
         """Write all of the run to `folder`: rank 0 does, and the others wait for it. See `gsm_lab.checkpoint`.
 
         Raises OSError on rank 0, and `gsm_lab.ranks.Elsewhere` on the others, where it cannot be written.
         """
-        with lost_ranks(), self.ranks.together():
+        with lost_ranks(), self.world.together():
             return super().save(folder)
 
     @classmethod
     def resume(cls, folder: str | Path, *args: Any, **kwargs: Any) -> ParallelRun:
         """As `Run.resume`; what was saved may have been trained by any number of ranks. All must see the folder."""
-        with lost_ranks(), Ranks().together():
+        with lost_ranks(), World().together():
             run = super().resume(folder, *args, **kwargs)
-            run.ranks.must_agree({"the run resumed from": (run.steps, run.dense_steps, run.knobs)})
+            run.world.must_agree({"the run resumed from": (run.steps, run.dense_steps, run.knobs)})
             return run
 
     def alone(self, folder: Path) -> Run:
@@ -202,19 +202,33 @@ class ParallelRun(Run):
 
     def first_rank_says(self, flag: bool) -> bool:
         """`flag` as it is on rank 0."""
-        return self.ranks.first(flag)
+        return self.world.first(flag)
 
 
 class DDPRun(ParallelRun):
     """Every rank holds the model and gets the averaged gradient, so it picks the same weights without asking."""
 
     def _wrap(self) -> None:
-        # Buckets that are rearranged after a process's first step would add up in another order after resuming: DDP
-        # leaves them as they are where it looks for unused parameters.
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified", category=UserWarning)
-        self._forward = DistributedDataParallel(
-            self.model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the new name of `broadcast_buffers` is not in torch 2.6
+            self._forward = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._backward_for_nothing()
+
+    def _backward_for_nothing(self) -> None:
+        """Have DDP arrange its buckets, which it does by the first backward pass of a process.
+
+        After that one it adds up in another order. So a run that goes on would differ in the last bit from one that
+        was resumed, if that pass were a step of the run.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        x, y = (t[: self.world.size * 2] for t in (self.data.train_x, self.data.train_y))
+        with torch.random.fork_rng(devices=[]):
+            self.model.train()
+            self.loss(self._forward(x), y).backward()
+        self.opt.zero_grad()
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def kind(name: str) -> type[ParallelRun]:

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from gsm_lab.optim.sharded import RankLost
+
+__all__ = ["Elsewhere", "RankLost", "World", "joined", "lost_ranks", "stops_held_back"]
+
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = 120.0  # seconds
+_KEPT: list[dist.ProcessGroup] = []
 _STOPS: list[int] = []  # signals that wait for a place where all ranks can stop
 _OF_THE_GROUP = re.compile("gloo|nccl|socket|connection|timed out|wait timeout|peer", re.IGNORECASE)
-
-
-class RankLost(RuntimeError):
-    """Another rank has ended, or did not answer in time."""
 
 
 class Elsewhere(ValueError):
@@ -34,7 +35,7 @@ class Elsewhere(ValueError):
 
 
 @contextlib.contextmanager
-def joined(timeout: float = TIMEOUT) -> Iterator[Ranks]:
+def joined(timeout: float = TIMEOUT) -> Iterator[World]:
     """Join the processes that `torchrun` started; leave them at the end.
 
     SIGINT and SIGTERM are held back in between, for a run over ranks to end at the same step on all of them.
@@ -61,14 +62,17 @@ def joined(timeout: float = TIMEOUT) -> Iterator[Ranks]:
             f"rank {os.environ['RANK']}: the {os.environ['WORLD_SIZE']} ranks did not come together within "
             f"{timeout:g} s ({_first_sentence(error)})"
         ) from None
+    # DDP must not be the last to let go of the group: it would wait, holding Python's lock, for gloo's threads to end,
+    # while they wait for that lock to let go of a tensor.
+    _KEPT.append(dist.group.WORLD)
     try:
         with stops_held_back():
-            yield Ranks()
+            yield World()
     finally:
         dist.destroy_process_group()
 
 
-class Ranks:
+class World:
     """This process and the others of the default process group.
 
     Every method is a collective: each rank has to call it, in the same order. Each raises `RankLost` when a rank has
@@ -141,15 +145,16 @@ def lost_ranks() -> Iterator[None]:
     """What gloo and NCCL raise when another rank is gone becomes RankLost."""
     try:
         yield
-    except RankLost:
-        raise
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not _OF_THE_GROUP.search(str(error)):
+        lost, cause = isinstance(error, RankLost), error.__cause__ or error
+        if lost and error.__cause__ is None:  # from a block inside this one
             raise
-        late = re.search("tim(ed |e)out", str(error), re.IGNORECASE)
+        if not (lost or isinstance(error, dist.DistError) or _OF_THE_GROUP.search(str(error))):
+            raise
+        late = re.search("tim(ed |e)out", str(cause), re.IGNORECASE)
         what = "did not answer in time" if late else "has ended"
         raise RankLost(
-            f"rank {dist.get_rank()}: another of the {dist.get_world_size()} ranks {what} ({_first_sentence(error)})"
+            f"rank {dist.get_rank()}: another of the {dist.get_world_size()} ranks {what} ({_first_sentence(cause)})"
         ) from None
 
 

@@ -18,7 +18,7 @@ from gsm_lab.history import History
 from gsm_lab.optim import param_groups
 from gsm_lab.optim.prunable import prunable
 from gsm_lab.parallel import ParallelRun
-from gsm_lab.ranks import Ranks
+from gsm_lab.ranks import World
 from gsm_lab.run import Run
 
 _UNIT = 1_000_000  # parameters; smaller modules are gathered together with what they are part of
@@ -35,13 +35,13 @@ class FSDPRun(ParallelRun):
         param_groups(model)  # refuses a model without prunable weights, before that is changed
         if not isinstance(model, FSDPModule):
             device = next(model.parameters()).device.type
-            mesh = init_device_mesh(device, (self.ranks.size,))
+            mesh = init_device_mesh(device, (self.world.size,))
             _shard(model, lambda m: fully_shard(m, mesh=mesh))
             fully_shard(model, mesh=mesh)
         return model
 
     def _new_history(self, weights: dict[str, nn.Parameter]) -> History:
-        return _ShardedHistory(weights, self.ranks)
+        return _ShardedHistory(weights, self.world)
 
     def _values(self) -> list[Tensor]:
         return [p.detach().to_local() for p in self._layers]
@@ -86,16 +86,16 @@ def _shard(module: nn.Module, shard: Callable[[nn.Module], Any]) -> None:
 class _ShardedHistory(History):
     """Counts the weights this rank holds, and adds the counts up over ranks: 16 bytes a layer and step."""
 
-    def __init__(self, weights: dict[str, nn.Parameter], ranks: Ranks) -> None:
+    def __init__(self, weights: dict[str, nn.Parameter], world: World) -> None:
         super().__init__({layer: p.numel() for layer, p in weights.items()})
-        self._params, self._ranks = list(weights.values()), ranks
+        self._params, self._world = list(weights.values()), world
         sizes = [p.to_local().numel() for p in self._params]
         self._bounds = np.cumsum([0, *sizes])
         self._flags = np.empty(sum(sizes), dtype=bool)
         self._magnitude = np.empty(max(sizes), dtype=np.float32)
 
     def _total(self, counts: np.ndarray) -> np.ndarray:
-        return self._ranks.total(torch.from_numpy(counts)).numpy()
+        return self._world.total(torch.from_numpy(counts)).numpy()
 
     def _all_of(self, flags: np.ndarray) -> np.ndarray:
         parts = []

@@ -1,10 +1,12 @@
 """Real process groups for tests: functions that run in several processes at once, over gloo on loopback."""
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 
 # Forked from a process that has imported torch, and nothing else has happened in: a process starts in no time.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["gsm_lab.sharded", "gsm_lab.cli", "tests.test_run"])
+_CONTEXT.set_forkserver_preload(["gsm_lab.sharded", "gsm_lab.optim.compiled", "gsm_lab.cli", "tests.test_run"])
 
 
 class Ended(NamedTuple):
@@ -37,7 +39,8 @@ def in_ranks(
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         processes = [
-            _CONTEXT.Process(target=_in_rank, args=(rank, size, port, folder, work, args)) for rank in range(size)
+            _CONTEXT.Process(target=_in_rank, args=(rank, size, port, folder, timeout, work, args))
+            for rank in range(size)
         ]
         for process in processes:
             process.start()
@@ -63,7 +66,9 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def _in_rank(rank: int, size: int, port: int, folder: str, work: Callable[..., Any], args: tuple) -> None:
+def _in_rank(
+    rank: int, size: int, port: int, folder: str, timeout: float, work: Callable[..., Any], args: tuple
+) -> None:
     for name, number in (("out", 1), ("err", 2)):
         handle = os.open(Path(folder) / f"{rank}.{name}", os.O_CREAT | os.O_WRONLY)
         os.dup2(handle, number)
@@ -72,8 +77,10 @@ def _in_rank(rank: int, size: int, port: int, folder: str, work: Callable[..., A
     import torch
 
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(timeout - 2)  # where it hangs
     try:
         result = work(*args)
+        sys.stdout.flush()
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
