@@ -27,6 +27,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gsm_lab.optim.layout import is_distributed
+
 if TYPE_CHECKING:
     from gsm_lab.data import Dataset
     from gsm_lab.run import Run
@@ -133,7 +135,7 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _whole(t: Tensor, wanted: bool) -> Tensor | None:
     """A copy on the CPU, gathered where ranks hold parts of it (a DTensor); None where it is not wanted."""
-    if hasattr(t, "full_tensor"):
+    if is_distributed(t):
         t = t.full_tensor()
     # safetensors refuses tensors that share memory (tied weights) and strides; a copy has neither
     return t.detach().cpu().clone(memory_format=torch.contiguous_format) if wanted else None
@@ -142,12 +144,12 @@ def _whole(t: Tensor, wanted: bool) -> Tensor | None:
 def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
     """`model.load_state_dict` from whole tensors, each rank taking its part where the model is sharded."""
     own = model.state_dict()
-    model.load_state_dict({name: _part_of(t, own.get(name)) for name, t in state.items()})
+    model.load_state_dict({name: part_of(t, own.get(name)) for name, t in state.items()})
 
 
-def _part_of(whole: Tensor, like: Tensor | None) -> Tensor:
+def part_of(whole: Tensor, like: Tensor | None) -> Tensor:
     """What this rank holds of a tensor that is laid out like `like`: the tensor itself unless that is a DTensor."""
-    if not hasattr(like, "full_tensor") or hasattr(whole, "full_tensor"):
+    if not is_distributed(like) or is_distributed(whole):
         return whole
     from torch.distributed.tensor import distribute_tensor
 
@@ -182,7 +184,7 @@ def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder
     params = [p for group in run.opt.param_groups for p in group["params"]]
     for i, buffer in part.get("momentum", {}).items():
         p = params[int(i)]
-        run.opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(_part_of(buffer, p))
+        run.opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(part_of(buffer, p))
     arrays = {name: t.numpy() for name, t in part["history"].items()}
     run.history.restore(arrays, plain["history"])
 

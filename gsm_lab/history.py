@@ -119,7 +119,7 @@ class History:
 
     def evaluated(self, step: int, live: float, cut: float, kept: list[int]) -> None:
         """Take down an evaluation: accuracies 0..1 as the model is and as if cut, weights of each layer that stay."""
-        self.evaluations.append((step, live, cut, kept))
+        self.evaluations.append((step, live, cut, self._total(np.array(kept, np.int32))))
 
     def moved(self, step: int, knob: str, old: Any, new: Any) -> None:
         """Take down that a knob moved after `step` steps. Moves of one knob between two steps are one, or none."""

@@ -20,6 +20,7 @@ from gsm_lab import knobs as settings
 from gsm_lab.history import History
 from gsm_lab.interrupts import interruptible
 from gsm_lab.optim import GSM, budget, cut, keep_masks, param_groups
+from gsm_lab.optim.layout import local
 
 FLOOR = 0.01  # of the learning rate, where the cosine ends and stays: training past the planned end still trains
 _EVALUATED_AT_ONCE = 2000  # samples; bounds memory
@@ -245,7 +246,7 @@ class Run:
     def _evaluate_now(self) -> None:
         with torch.no_grad():
             masks = keep_masks(self.model, nonzeros=self.nonzeros)
-            kept = [int(mask.sum()) for mask in masks.values()]
+            kept = [int(local(mask).sum()) for mask in masks.values()]
             replaced = {name: p * masks[name] for name, p in models.prunable(self.model).items()}
             live, as_cut = self._accuracy({}), self._accuracy(replaced)
         if self.steps == 0:
@@ -299,7 +300,7 @@ class Run:
         self.opt.step()
         self.steps += 1
         active = self.opt.active_mask().numpy()
-        weights = [p.float().cpu().contiguous().numpy() for p in self._values()]
+        weights = [local(p.detach()).float().cpu().contiguous().numpy() for p in self._layers]
         self.history.record(self.steps, self.steps / self.epoch_steps, loss, self.opt.threshold, lr, active, weights)
         for recorder in self.recorders:
             recorder(self.steps, active, weights)
@@ -365,10 +366,6 @@ class Run:
 
     def _new_history(self, weights: dict[str, nn.Parameter]) -> History:
         return History({layer: p.numel() for layer, p in weights.items()})
-
-    def _values(self) -> list[Tensor]:
-        """This process's part of each prunable tensor."""
-        return [p.detach() for p in self._layers]
 
     def __repr__(self) -> str:
         name = self.source_model if isinstance(self.source_model, str) else type(self.source_model).__name__

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
+from gsm_lab.checkpoint import part_of
 from gsm_lab.history import History
 from gsm_lab.optim import param_groups
+from gsm_lab.optim.layout import local
 from gsm_lab.optim.prunable import prunable
+from gsm_lab.optim.spread import placed_as
 from gsm_lab.parallel import ParallelRun
 from gsm_lab.ranks import World
 from gsm_lab.run import Run
@@ -43,17 +46,14 @@ class FSDPRun(ParallelRun):
     def _new_history(self, weights: dict[str, nn.Parameter]) -> History:
         return _ShardedHistory(weights, self.world)
 
-    def _values(self) -> list[Tensor]:
-        return [p.detach().to_local() for p in self._layers]
-
     @torch.no_grad()
     def _accuracy(self, replaced: dict[str, Tensor]) -> float:
         """FSDP2 gathers the parameters it knows: what replaces them takes their place while it is looked at."""
-        own = {name: p.to_local() for name, p in prunable(self.model).items() if name in replaced}
+        own = {name: local(p) for name, p in prunable(self.model).items() if name in replaced}
         before = {name: part.clone() for name, part in own.items()}
         try:
             for name, part in own.items():
-                part.copy_(replaced[name].to_local())
+                part.copy_(local(replaced[name]))
             return super()._accuracy({})
         finally:
             for name, part in own.items():
@@ -89,7 +89,7 @@ class _ShardedHistory(History):
     def __init__(self, weights: dict[str, nn.Parameter], world: World) -> None:
         super().__init__({layer: p.numel() for layer, p in weights.items()})
         self._params, self._world = list(weights.values()), world
-        sizes = [p.to_local().numel() for p in self._params]
+        sizes = [local(p).numel() for p in self._params]
         self._bounds = np.cumsum([0, *sizes])
         self._flags = np.empty(sum(sizes), dtype=bool)
         self._magnitude = np.empty(max(sizes), dtype=np.float32)
@@ -100,17 +100,16 @@ class _ShardedHistory(History):
     def _all_of(self, flags: np.ndarray) -> np.ndarray:
         parts = []
         for p, (a, b) in zip(self._params, itertools.pairwise(self._bounds), strict=True):
-            local = torch.from_numpy(flags[a:b].view(np.uint8)).view(p.to_local().shape).to(p.device)
-            whole = DTensor.from_local(
-                local, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
-            )
-            parts.append(whole.full_tensor().cpu().numpy().astype(bool).reshape(-1))
+            part = torch.from_numpy(flags[a:b].view(np.uint8)).view(local(p).shape).to(p.device)
+            parts.append(_flat(placed_as(p, part).full_tensor()))
         return np.concatenate(parts)
 
     def _part_of(self, flags: np.ndarray) -> np.ndarray:
         parts, wholes = [], torch.from_numpy(flags.view(np.uint8)).split(list(self.layers.values()))
         for p, whole in zip(self._params, wholes, strict=True):
-            whole = whole.view(p.shape).to(p.device)
-            part = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None).to_local()
-            parts.append(part.cpu().numpy().astype(bool).reshape(-1))
+            parts.append(_flat(local(part_of(whole.view(p.shape), p))))
         return np.concatenate(parts)
+
+
+def _flat(flags: Tensor) -> np.ndarray:
+    return flags.cpu().numpy().astype(bool).reshape(-1)

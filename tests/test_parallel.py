@@ -12,10 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
 
 import gsm_lab as gl
-from gsm_lab import Run, cli, parallel, ranks
+from gsm_lab import Run, cli, parallel, ranks, sharded
 from tests.processes import Ended, in_ranks
 from tests.test_cli import environ
 from tests.test_run import Net, differs, everything, mine, net
@@ -37,6 +43,7 @@ def counters(run: Run) -> tuple[object, ...]:
 
 def straight_and_resumed(kind: str, folder: Path) -> dict[str, object]:
     """In a rank: 20 steps, and 10 and 10 more after resuming, of LeNet-300-100 and of a net with dropout and norms."""
+    sharded._UNIT = 150  # parameters: two layers of `net` are sharded by themselves, the last with the whole
     with ranks.joined(TIMEOUT):
         found = {}
         for name, make, own in (
@@ -348,7 +355,7 @@ def test_a_dead_rank_is_one_sentence_and_the_last_checkpoint_is_whole(kind, tmp_
 def hangs(kind: str) -> str:
     """In a rank: rank 1 does not come to the next step any more."""
     with ranks.joined(2.0) as group:
-        store = torch.distributed.distributed_c10d._get_default_store()
+        store = dist.distributed_c10d._get_default_store()
         run = parallel.kind(kind)(net(), mine(), **OWN)
         run.step(3)
         try:
@@ -364,6 +371,78 @@ def hangs(kind: str) -> str:
 def test_a_rank_that_does_not_answer_is_given_up_after_the_timeout():
     said = in_ranks(2, hangs, "ddp")[0].result
     assert said.startswith("rank 0: another of the 2 ranks did not answer in time (")
+
+
+# ------------------------------------------------------------------------------------------------ sharded files
+
+
+class Loop:
+    """A loop of a user's own: LeNet-300-100 on digits with GSM, saved by torch.distributed.checkpoint."""
+
+    def __init__(self, seed: int, compression: float, shard: bool) -> None:
+        self.data = gl.load("digits")
+        self.model = gl.models.build("lenet300", (1, 28, 28), 10, self.data.mean, self.data.std, seed)
+        if shard:
+            fully_shard(self.model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+        self.opt = gl.GSM(gl.param_groups(self.model), 0.1, 0.9, weight_decay=3e-3, compression=compression)
+
+    def steps(self, first: int, last: int) -> None:
+        for step in range(first, last):
+            rows = slice(64 * step, 64 * step + 64)
+            self.opt.zero_grad()
+            F.cross_entropy(self.model(self.data.train_x[rows]), self.data.train_y[rows]).backward()
+            self.opt.step()
+
+    def state(self) -> dict[str, object]:
+        model, opt = get_state_dict(self.model, self.opt)
+        return {"model": model, "opt": opt}
+
+    def load(self, folder: Path) -> None:
+        state = self.state()
+        dcp.load(state, checkpoint_id=folder)
+        set_state_dict(self.model, self.opt, model_state_dict=state["model"], optim_state_dict=state["opt"])
+
+    def reached(self) -> list[torch.Tensor]:
+        """All weights and momenta, and who was active, whole."""
+        params = list(self.model.parameters())
+        momenta = [self.opt.state[p]["momentum_buffer"] for p in params]
+        active = [self.opt.active(p).float() for p in params if p.ndim > 1]
+        every = [t.detach() for t in (*params, *momenta, *active)]
+        return [t.full_tensor() if hasattr(t, "full_tensor") else t.clone() for t in every]
+
+
+def saves_shards(folder: Path) -> list[torch.Tensor]:
+    with ranks.joined(TIMEOUT):
+        loop = Loop(0, 60, True)
+        loop.steps(0, 5)
+        dcp.save(loop.state(), checkpoint_id=folder)
+        loop.steps(5, 8)
+        return loop.reached()
+
+
+def loads_shards(folder: Path, shard: bool, again: Path | None) -> tuple[float, int, list[torch.Tensor]]:
+    with ranks.joined(TIMEOUT):
+        loop = Loop(1, 10, shard)
+        loop.load(folder)
+        if again is not None:
+            dcp.save(loop.state(), checkpoint_id=again)
+        loop.steps(5, 8)
+        return loop.opt.compression, loop.opt.nonzeros, loop.reached()
+
+
+def test_sharded_files_go_from_two_ranks_to_four_to_one(tmp_path):
+    one = Loop(0, 60, False)
+    one.steps(0, 8)
+    two = in_ranks(2, saves_shards, tmp_path / "two")[0].result
+    assert len(list((tmp_path / "two").glob("*.distcp"))) == 2
+    four = in_ranks(4, loads_shards, tmp_path / "two", True, tmp_path / "four")[0].result
+    (alone,) = (e.result for e in in_ranks(1, loads_shards, tmp_path / "four", False, None))
+    for compression, nonzeros, reached in (four, alone):
+        assert (compression, nonzeros) == (60, 4436)
+        for a, b in zip(reached, two, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    for a, b in zip(one.reached(), two, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ torchrun
