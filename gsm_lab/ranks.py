@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import pickle
 import re
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -25,7 +27,9 @@ __all__ = ["Elsewhere", "RankLost", "World", "joined", "lost_ranks", "stops_held
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = 120.0  # seconds
-_KEPT: list[dist.ProcessGroup] = []
+# gloo's threads let go of a tensor after the call has returned. Where it is theirs to free they need Python's lock, and
+# would never get it from a thread that waits for them to end: DDP when it is the last to leave the group, or the exit.
+_HELD: deque[torch.Tensor] = deque(maxlen=16)
 _STOPS: list[int] = []  # signals that wait for a place where all ranks can stop
 _OF_THE_GROUP = re.compile("gloo|nccl|socket|connection|timed out|wait timeout|peer", re.IGNORECASE)
 
@@ -62,9 +66,6 @@ def joined(timeout: float = TIMEOUT) -> Iterator[World]:
             f"rank {os.environ['RANK']}: the {os.environ['WORLD_SIZE']} ranks did not come together within "
             f"{timeout:g} s ({_first_sentence(error)})"
         ) from None
-    # DDP must not be the last to let go of the group: it would wait, holding Python's lock, for gloo's threads to end,
-    # while they wait for that lock to let go of a tensor.
-    _KEPT.append(dist.group.WORLD)
     try:
         with stops_held_back():
             yield World()
@@ -92,6 +93,7 @@ class World:
 
     def total(self, numbers: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of a tensor on the CPU; the same bits on all of them. Returns the tensor itself."""
+        _HELD.append(numbers)
         with lost_ranks():
             dist.all_reduce(numbers)
         return numbers
@@ -102,9 +104,12 @@ class World:
 
     def exchange(self, value: Any = None, failure: str | None = None) -> list[Any]:
         """The values of all ranks, by rank. Raises Elsewhere where one of the others hands in a failure instead."""
-        every: list[Any] = [None] * self.size
-        with lost_ranks():
-            dist.all_gather_object(every, (value, failure))
+        own = torch.frombuffer(bytearray(pickle.dumps((value, failure))), dtype=torch.uint8)
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = len(own)
+        table = torch.zeros(self.size, int(self.total(sizes).max()), dtype=torch.uint8)
+        table[self.rank, : len(own)] = own
+        every = [pickle.loads(bytes(row)) for row in self.total(table).numpy()]
         for rank, (_, failed) in enumerate(every):
             if failed is not None and rank != self.rank:
                 raise Elsewhere(f"rank {rank}: {failed}")
