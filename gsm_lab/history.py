@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from gsm_lab import tally
 from gsm_lab.knobs import LIVE
 
 THRESHOLDS = (1e-3, 1e-4)  # below these a weight is near zero
@@ -83,8 +83,6 @@ class History:
         self.reactivations = 0  # of all steps, also where rows were thinned out
         self._bounds = np.cumsum([0, *layers.values()])
         self._before: np.ndarray | None = None  # who was active one step earlier, bool [N]
-        self._flags = np.empty(int(self._bounds[-1]), dtype=bool)
-        self._magnitude = np.empty(max(layers.values(), default=0), dtype=np.float32)
 
     def record(
         self,
@@ -107,12 +105,10 @@ class History:
             active: who received a gradient, bool [N]; kept by reference until the next call.
             weights: the layers' values after the step, float32, each contiguous.
         """
-        reactivated = np.zeros(len(self.layers), np.int32)
-        if self._before is not None:
-            reactivated = self._count(np.greater(active, self._before, out=self._flags))
+        held, reactivated = tally.flags(active, self._before, self._bounds)
         self._before = active
-        near = [self._near_zero(w) for w in weights]
-        counts = np.array([self._count(active), reactivated, [n[0] for n in near], [n[1] for n in near]], np.int32)
+        near = [tally.near_zero(w.reshape(-1), THRESHOLDS) for w in weights]
+        counts = np.array([held, reactivated, [n[0] for n in near], [n[1] for n in near]], np.int32)
         counts = self._total(counts)
         self.reactivations += int(counts[1].sum())
         self.steps.append((step, epoch, loss, threshold, lr, *counts))
@@ -207,13 +203,3 @@ class History:
 
     def _part_of(self, flags: np.ndarray) -> np.ndarray:
         return flags
-
-    def _count(self, flags: np.ndarray) -> np.ndarray:
-        bounds = self._bounds
-        return np.array([np.count_nonzero(flags[a:b]) for a, b in itertools.pairwise(bounds)], np.int32)
-
-    def _near_zero(self, w: np.ndarray) -> tuple[int, int]:
-        size = w.size
-        magnitude = np.abs(w.reshape(-1), out=self._magnitude[:size])
-        flags = self._flags[:size]
-        return tuple(np.count_nonzero(np.less(magnitude, t, out=flags)) for t in THRESHOLDS)

@@ -50,16 +50,17 @@ class ParallelRun(Run):
 
     Raises:
         ValueError: also where the ranks' settings or data differ, or there are more ranks than rows in a batch. From
-            `step` and `train`, before anything changes: `set` was not called alike on all ranks.
+            `step` and `train`, before a weight changes: `set` was not called alike on all ranks.
         RankLost: a rank has ended, or did not answer in time. There is no going on but by resuming what was saved.
         KeyboardInterrupt: on all ranks after the same step, when one of them received SIGINT or SIGTERM.
     """
 
     breakdowns = (FloatingPointError, RankLost)
-    _forward: Callable[[Tensor], Tensor]
+    _forward: Callable[[Tensor], Tensor] | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.world = World()
+        self.world.add(self)
         super().__init__(*args, **kwargs)
 
     @property
@@ -112,6 +113,10 @@ class ParallelRun(Run):
 
     def _wrap(self) -> None:
         self._forward = self.model
+
+    def leave(self) -> None:
+        """Let go of the process group, which is about to end."""
+        self._forward = None
 
     # -- a step ----------------------------------------------------------------------------------------------------
 

@@ -7,12 +7,15 @@ settings, what went wrong) go over gloo, also where gradients go over NCCL: no s
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import pickle
 import re
 import signal
 import threading
+import traceback
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
@@ -28,8 +31,10 @@ __all__ = ["Elsewhere", "RankLost", "World", "joined", "lost_ranks", "stops_held
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = 120.0  # seconds
 # gloo's threads let go of a tensor after the call has returned. Where it is theirs to free they need Python's lock, and
-# would never get it from a thread that waits for them to end: DDP when it is the last to leave the group, or the exit.
+# never get it from a thread that holds it while it waits for them to end. So tensors are held a little longer, and DDP,
+# which would wait so, has to let go of the group before Python does, which waits without the lock.
 _HELD: deque[torch.Tensor] = deque(maxlen=16)
+_MEMBERS: weakref.WeakSet[Any] = weakref.WeakSet()  # what has a method `leave`
 _STOPS: list[int] = []  # signals that wait for a place where all ranks can stop
 _OF_THE_GROUP = re.compile("gloo|nccl|socket|connection|timed out|wait timeout|peer", re.IGNORECASE)
 
@@ -70,6 +75,9 @@ def joined(timeout: float = TIMEOUT) -> Iterator[World]:
         with stops_held_back():
             yield World()
     finally:
+        for member in _MEMBERS:
+            member.leave()
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -90,6 +98,10 @@ class World:
             raise RuntimeError("there is no process group: put `with gsm_lab.ranks.joined():` around it")
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local = int(os.environ.get("LOCAL_RANK", self.rank))
+
+    def add(self, member: Any) -> None:
+        """Have `member.leave()` called before the group ends. (No collective.)"""
+        _MEMBERS.add(member)
 
     def total(self, numbers: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of a tensor on the CPU; the same bits on all of them. Returns the tensor itself."""
@@ -158,6 +170,7 @@ def lost_ranks() -> Iterator[None]:
             raise
         late = re.search("tim(ed |e)out", str(cause), re.IGNORECASE)
         what = "did not answer in time" if late else "has ended"
+        traceback.clear_frames(error.__traceback__)  # they hold on to the group
         raise RankLost(
             f"rank {dist.get_rank()}: another of the {dist.get_world_size()} ranks {what} ({_first_sentence(cause)})"
         ) from None

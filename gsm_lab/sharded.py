@@ -91,8 +91,6 @@ class _ShardedHistory(History):
         self._params, self._world = list(weights.values()), world
         sizes = [local(p).numel() for p in self._params]
         self._bounds = np.cumsum([0, *sizes])
-        self._flags = np.empty(sum(sizes), dtype=bool)
-        self._magnitude = np.empty(max(sizes), dtype=np.float32)
 
     def _total(self, counts: np.ndarray) -> np.ndarray:
         return self._world.total(torch.from_numpy(counts)).numpy()

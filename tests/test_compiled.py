@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gsm_lab.optim import GSM, gate
-from gsm_lab.optim.selection import chosen, sampling, top_q
+from gsm_lab.optim.selection import chosen, top_q
 
 numba = pytest.importorskip("numba")
 from gsm_lab.optim import compiled, kernels  # noqa: E402
@@ -21,6 +21,14 @@ TOTAL = sum(SIZES)
 
 def split(flat: np.ndarray, sizes: list[int] = SIZES) -> list[Tensor]:
     return [torch.from_numpy(part.copy()) for part in np.split(flat.astype(np.float32), np.cumsum(sizes)[:-1])]
+
+
+def tensors(w: np.ndarray, g: np.ndarray, sizes: list[int] = SIZES) -> list[Tensor]:
+    """Tensors with gradients."""
+    weights = split(w, sizes)
+    for p, grad in zip(weights, split(g, sizes), strict=True):
+        p.grad = grad
+    return weights
 
 
 def contents(name: str, seed: int = 0, n: int = TOTAL) -> tuple[np.ndarray, np.ndarray]:
@@ -56,9 +64,9 @@ def check(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] = SIZES) -> Non
     with np.errstate(all="ignore"):
         metric = np.abs(w * g)
     top = top_q(metric.copy(), q)
-    weights, grads = split(w, sizes), split(g, sizes)
-    passes = compiled.Passes(sizes)
-    threshold = passes.threshold(weights, grads, q)
+    passes = compiled.Passes(tensors(w, g, sizes))
+    assert passes.take()
+    threshold = passes.threshold(q)
     if top.ties_left_out or not top.finite or top.threshold == 0:
         assert threshold is None
         return
@@ -85,30 +93,62 @@ def test_any_sizes_any_q(draw: st.DataObject) -> None:
     check(*contents(draw.draw(st.sampled_from(KINDS)), draw.draw(st.integers(0, 99)), n), q, [*sizes, 1])
 
 
+@pytest.fixture(params=[1, 2, 3], ids="{} threads".format)
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many threads share the work, however little it is."""
+    monkeypatch.setattr(compiled, "SHARED", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [[70_000, 3, 12_345, 0, 1], [1, 30_011, 50_000], [100]], ids=str)
+def test_threads_find_what_one_finds(kind: str, sizes: list[int], threads: int) -> None:
+    n = sum(sizes)
+    for q in (1, max(1, n // 60), n // 3, n - 1):
+        check(*contents(kind, 3, n), q, sizes)
+
+
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("q", [50, 500])
-def test_exact_when_the_sample_misleads(q: int, offset: int) -> None:
-    """Everything large lies where the sample looks (its bound is too high), or next to it (it sees nothing)."""
+def test_exact_when_the_sample_misleads(q: int, offset: int, threads: int) -> None:
+    """Everything large lies where the sample looks (its bracket is too high), or next to it (it sees nothing)."""
     n = 60_000
-    stride, above = sampling(n, q)
-    assert above
+    stride, ((_, least), (_, more)) = compiled.sampling(n, q)
     rng = np.random.default_rng(1)
-    w, g = np.ones(n, np.float32), rng.random(n).astype(np.float32)
-    g[offset::stride][: above + 2] += 1
-    check(w, g, q, [50_000, 10_000])
+    w = np.ones(n, np.float32)
+    for large in (least, more + 2):
+        g = rng.random(n).astype(np.float32)
+        g[offset::stride][:large] += 1
+        check(w, g, q, [50_000, 10_000])
     g[:] = 0
     g[offset::stride] = rng.random(g[offset::stride].size)
     check(w, g, q, [50_000, 10_000])
 
 
-def test_more_candidates_than_there_is_room_for() -> None:
+def test_more_candidates_than_there_is_room_for(threads: int) -> None:
     """The sample sees zeros alone, so that all that is positive is a candidate."""
     n, q = 400_000, 100
-    stride, _ = sampling(n, q)
+    stride, _ = compiled.sampling(n, q)
     g = np.random.default_rng(2).random(n).astype(np.float32)
     g[::stride] = 0
-    assert 4 * q + 8 * kernels.BLOCK < n
+    assert compiled.Passes(tensors(g, g, [n]))._found.size < n // 2
     check(np.ones(n, np.float32), g, q, [n])
+
+
+def test_hardly_any_step_needs_a_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of realistic values: the median of |g w| spans decades."""
+    rng, n, looks = np.random.default_rng(4), 100_000, []
+    monkeypatch.setattr(compiled, "SHARED", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    collect = kernels.collect
+    monkeypatch.setattr(kernels, "collect", lambda *a: looks.append(a) or collect(*a))
+    for _ in range(50):
+        w, g = rng.normal(size=(2, n)) * rng.lognormal(0, 2, size=(2, n))
+        check(w.astype(np.float32), g.astype(np.float32), n // 60, [n])
+    assert len(looks) <= 2 * 52
 
 
 def test_the_rounding_of_this_machine_is_known() -> None:
@@ -132,7 +172,7 @@ def compiled_and_not(net: Net, monkeypatch: pytest.MonkeyPatch, steps: int, grou
     first = {name: p.detach().clone() for name, p in net.state_dict().items()}
     done = []
     step = compiled.Passes.step
-    monkeypatch.setattr(compiled.Passes, "step", lambda *a: done.append(step(*a)))
+    monkeypatch.setattr(compiled.Passes, "step", lambda *a: done.append(step(*a)) or done[-1])
     for use in (True, False):
         if not use:
             monkeypatch.setattr(gate, "compiled", lambda: None)
@@ -145,7 +185,7 @@ def compiled_and_not(net: Net, monkeypatch: pytest.MonkeyPatch, steps: int, grou
                 p.grad = torch.randn(p.shape, generator=random)
             opt.step()
             masks.append(opt.active_mask())
-        assert len(done) == steps - 1  # before the first step there is no momentum, and with PyTorch's own none at all
+        assert len(done) == steps and None not in done  # (and with PyTorch's own no more are added)
         buffers = [opt.state[p]["momentum_buffer"].clone() for p in net.parameters()]
         results.append([*(p.detach().clone() for p in net.parameters()), *buffers, *masks])
     return results
@@ -155,6 +195,12 @@ def compiled_and_not(net: Net, monkeypatch: pytest.MonkeyPatch, steps: int, grou
 def test_the_compiled_step_is_the_fused_step_to_the_bit(hyper: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nonzeros": 40, **hyper}
     a, b = compiled_and_not(Net(), monkeypatch, 20, lambda net: net.parameters(), **one)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_threads_share_a_step_to_the_bit(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nonzeros": 40}
+    a, b = compiled_and_not(Net(), monkeypatch, 5, lambda net: net.parameters(), **one)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -203,6 +249,6 @@ def test_without_a_known_rounding_pytorch_does_the_step(monkeypatch: pytest.Monk
     for _ in range(3):
         for p in net.parameters():
             p.grad = torch.randn_like(p)
-        assert all(grad is not None for _, grad in opt._close_gate())
+        assert not opt._step_compiled()
         opt.step()
         assert opt.active_mask().sum() == 20

@@ -373,6 +373,21 @@ def test_a_rank_that_does_not_answer_is_given_up_after_the_timeout():
     assert said.startswith("rank 0: another of the 2 ranks did not answer in time (")
 
 
+def diverges(kind: str, folder: Path) -> int:
+    line = ["--lr", "100", "--pretrain", "0", "--epochs", "5", "--out", str(folder), "--timeout", "30"]
+    return cli.main(["run", "--parallel", kind, *line])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_divergence_ends_all_ranks_with_one_sentence(kind, tmp_path):
+    zero, one = in_ranks(2, diverges, kind, tmp_path / "d")
+    assert (zero.result, one.result) == (1, 1)
+    *_, said = zero.err.strip().splitlines()
+    assert said.startswith("gsm-lab: the gradient of ") and "no weight was changed" in said
+    assert one.err == one.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 # ------------------------------------------------------------------------------------------------ sharded files
 
 
@@ -490,11 +505,6 @@ def test_torchrun_leaves_what_one_process_leaves(line, tmp_path):
     assert result.stdout.count("GSM, cut: the Q largest weights") == 1, "rank 0 prints the table, nobody else"
     assert f"{100 * run.evaluate(cut=True):.2f}%" in result.stdout
     assert result.stderr.count("gate closed, C = 60: 100%") == 1, "one progress bar"
-    again = subprocess.run(
-        torchrun(2, "-m", "gsm_lab.cli", "resume", tmp_path), cwd=ROOT, env=environ(), capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
-    assert again.returncode == 0 and again.stdout.count("at the end of its 2 epochs") == 1
 
 
 def test_ctrl_c_of_torchrun_keeps_what_was_reached(tmp_path):
@@ -512,3 +522,9 @@ def test_ctrl_c_of_torchrun_keeps_what_was_reached(tmp_path):
     run = Run.resume(tmp_path)
     assert 0 < run.steps < run.planned
     assert f"0 dense and {run.steps:,} of {run.planned:,} gated steps" in out
+    run.set(epochs=max(1, run.steps // run.epoch_steps))  # at its end, to see that it is found
+    run.step(max(0, run.planned - run.steps))
+    run.save(tmp_path)
+    line = torchrun(2, "-m", "gsm_lab.cli", "resume", tmp_path, "--parallel", "fsdp")
+    again = subprocess.run(line, cwd=ROOT, env=environ(), capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0 and again.stdout.count(f"at the end of its {run.knobs['epochs']} epochs") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from gsm_lab.optim.selection import chosen, top_q
 if TYPE_CHECKING:
     from gsm_lab.optim.compiled import Passes
 
-_FLOAT, _DENSE = torch.float32, torch.strided
 _pass_above = torch.ops.aten.threshold_backward.grad_input  # (grad, x, limit): grad where x > limit or NaN, else 0
 
 
@@ -27,18 +26,6 @@ def compiled() -> ModuleType | None:
     except (ImportError, RuntimeError):  # the latter where numba finds no folder to keep its compiled code in
         return None
     return compiled
-
-
-class Update(NamedTuple):
-    """What a step of SGD needs beside the competing weights and the gradients.
-
-    `others`: tensors to be updated that do not compete; `momenta`: the momentum buffers of those that do, then of the
-    others; `settings`: learning rates, weight decays, momenta, 1 - dampening, of all.
-    """
-
-    others: list[Tensor]
-    momenta: list[Tensor]
-    settings: list[tuple[float, ...]]
 
 
 class Gate:
@@ -57,7 +44,8 @@ class Gate:
         self.count = sum(p.numel() for p in weights)
         self._buffer: Tensor | None = None
         self._numpy: np.ndarray | None = None
-        self._passes: tuple[list[int], Passes] | None = None
+        self._passes: Passes | None = None
+        self._listed: list[Tensor] = []
         self._lent = True
         self.candidates: Tensor | None = None
         self.shut()
@@ -73,22 +61,49 @@ class Gate:
             self.threshold, self._mask = 0.0, torch.ones(self.count, dtype=torch.bool)
             self._open = self._lent = True
 
-    def close(
-        self, q: int, may_be_written: bool, update: Update | None = None
-    ) -> tuple[list[tuple[Tensor, Tensor | None]], bool]:
+    def step(
+        self, q: int, others: list[Tensor], momenta: list[Tensor], settings: list[tuple[float, float, float, float]]
+    ) -> bool:
+        """Do a whole step of fused SGD on the competing tensors and on `others`, in the compiled passes.
+
+        Args:
+            q: how many gradients pass, 0 < q < count.
+            others: tensors that do not compete.
+            momenta: the momentum buffers of the competing tensors, then of the others.
+            settings: learning rate, weight decay, momentum, 1 - dampening of each of them.
+
+        Returns:
+            False where that is left to PyTorch (other types and devices, ties, NaN, ...); nothing has changed then.
+        """
+        if not (passes := self._compiled(others)):
+            return False
+        if self._lent:
+            self._flags = torch.empty(sum(p.numel() for p in self._listed), dtype=torch.bool)
+            self._lent = False
+        threshold = passes.step(q, momenta, settings, self._flags.numpy())
+        if threshold is None:
+            return False
+        self.threshold, self._open, self._mask = float(threshold), False, self._flags[: self.count]
+        torch.autograd.graph.increment_version([*self._listed, *momenta])
+        return True
+
+    def close(self, q: int, may_be_written: bool) -> tuple[list[tuple[Tensor, Tensor]], bool]:
         """Form T from the current weights and gradients, choose the exact top `q`, and gate.
 
         Args:
             q: how many gradients pass, 0 < q < count (fewer where fewer T are positive).
             may_be_written: whether the caller's use of the result may write into it.
-            update: what a fused SGD step of these tensors needs, where it may be done here.
 
         Returns:
-            (tensor, gated gradient) for each tensor that has a gradient, the latter None where the step is done; and
-            whether every T that passed is finite. The gated gradients are valid until the next call.
+            (tensor, gated gradient) for each tensor that has a gradient, and whether every T that passed is finite. The
+            gated gradients are valid until the next call.
         """
-        if not may_be_written and (gated := self._close_compiled(q, update)):
-            return gated, True
+        if not may_be_written and (passes := self._compiled([])) and (threshold := passes.threshold(q)) is not None:
+            if self._numpy is None:
+                self._allocate(torch.device("cpu"))
+            passes.gate(threshold, self._numpy)
+            self.threshold, self._open, self._mask = float(threshold), False, None
+            return list(zip(self.weights, self._parts, strict=True)), True
         plain = self._measure()
         metric = self._numpy if self._numpy is not None else self._buffer.cpu().numpy()
         top = top_q(metric, q)
@@ -104,37 +119,14 @@ class Gate:
         pairs = [(p, p.grad, t) for p, t in zip(self.weights, self._parts, strict=True) if p.grad is not None]
         return [(p, _pass_above(grad, t, below, grad_input=t)) for p, grad, t in pairs], True
 
-    def _close_compiled(self, q: int, update: Update | None) -> list[tuple[Tensor, Tensor | None]]:
-        """`close` in two compiled passes; [] for what these leave to PyTorch (other types and devices, ties, NaN)."""
-        if self.candidates is not None or not (module := compiled()) or not all(map(is_simple, self.weights)):
-            return []
-        tensors = self.weights if update is None else self.weights + update.others
-        grads = [p.grad for p in tensors]
-        if not all(map(is_simple, grads)):
-            return []
-        sizes = [p.numel() for p in tensors]
-        if self._passes is None or self._passes[0] != sizes:
-            n = len(self.weights)
-            self._passes = sizes, module.Passes(sizes[:n], sizes[n:])
-            self._lent = True
-        passes = self._passes[1]
-        threshold = passes.threshold(tensors, grads, q)
-        if threshold is None:
-            return []
-        self.threshold, self._open = float(threshold), False
-        if update is None or (rounding := module.rounding()) is None:
-            if self._numpy is None:
-                self._allocate(torch.device("cpu"))
-            passes.gate(threshold, self._numpy)
-            self._mask = None
-            return list(zip(self.weights, self._parts, strict=True))
-        if self._lent:
-            self._flags, self._lent = torch.empty(sum(sizes), dtype=torch.bool), False
-        self._mask = self._flags[: self.count]
-        passes.settings[:] = update.settings
-        passes.step(update.momenta, threshold, self._flags.numpy(), rounding)
-        torch.autograd.graph.increment_version([*tensors, *update.momenta])
-        return [(p, None) for p in tensors]
+    def _compiled(self, others: list[Tensor]) -> Passes | None:
+        """The compiled passes over the competing tensors and `others`, where they can read all of them now."""
+        if self.candidates is not None or not (module := compiled()):
+            return None
+        if self._passes is None or len(self._listed) != len(self.weights) + len(others):
+            self._listed = self.weights + others
+            self._passes, self._lent = module.Passes(self.weights, others), True
+        return self._passes if self._passes.take() else None
 
     def active(self) -> Tensor:
         """Which weights passed at the last step: bool [N], on the CPU; all False before the first."""
@@ -177,8 +169,3 @@ class Gate:
         self._numpy = self._buffer.numpy() if device.type == "cpu" else None
         sizes = [p.numel() for p in self.weights]
         self._parts = [t.view(p.shape) for p, t in zip(self.weights, self._buffer.split(sizes), strict=True)]
-
-
-def is_simple(x: Tensor | None) -> bool:
-    """Whether it is a tensor that the compiled passes can read at its address."""
-    return x is not None and x.dtype is _FLOAT and x.is_cpu and x.layout is _DENSE and x.is_contiguous()

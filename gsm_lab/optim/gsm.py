@@ -19,10 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsm_lab.optim.gate import Gate, Update, is_simple
-from gsm_lab.optim.layout import is_distributed
+from gsm_lab.optim.gate import Gate
+from gsm_lab.optim.ranks import is_distributed
 from gsm_lab.optim.selection import budget
 from gsm_lab.optim.sharded import ShardedGate, on_shards
+
+_NOTHING: dict[str, Any] = {}
+_NUMBERS = (float, int)  # not tensors, in which a learning rate may come
 
 
 class GSM(torch.optim.SGD):
@@ -143,6 +146,8 @@ class GSM(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._step_compiled():
+            return loss
         gated = self._close_gate()
         if self._sharded:
             with on_shards(self, gated):
@@ -152,16 +157,38 @@ class GSM(torch.optim.SGD):
         try:
             for p, grad in gated:
                 p.grad = grad
-            if len(gated) < len(self._group_of) or any(grad is not None for _, grad in gated):
-                _sgd_step(self)
+            _sgd_step(self)
         finally:
             for (p, _), grad in zip(gated, given, strict=True):
                 p.grad = grad
         return loss
 
+    def _step_compiled(self) -> bool:
+        """Do all of the step in compiled passes, where these do what fused SGD would do with the gated gradients."""
+        gate, groups = self._gate(), self.param_groups
+        if self._sharded or gate.candidates is not None or not all(map(_is_plain, groups)):
+            return False
+        q = budget(gate.count, **self._own())
+        if q >= gate.count or len(self._group_of) < sum(n for n, _ in self._gate_key):
+            return False  # (the latter: SGD moves a tensor that is listed twice two times)
+        momenta, settings, new = [], [], []
+        of_group = [(g["lr"], g["weight_decay"], g["momentum"], 1 - g["dampening"]) for g in groups]
+        for p in self._in_turn:
+            z, its = self.state.get(p, _NOTHING).get("momentum_buffer"), of_group[self._group_of[p]]
+            if z is None:  # the first step: momentum begins with the gradient as it is
+                z, its = torch.zeros_like(p), (its[0], its[1], 0.0, 1.0)
+                new.append((p, z))
+            momenta.append(z)
+            settings.append(its)
+        if not gate.step(q, self._others, momenta, settings):
+            return False
+        for p, z in new:
+            self.state[p]["momentum_buffer"] = z
+        return True
+
     @torch.no_grad()
-    def _close_gate(self) -> list[tuple[Tensor, Tensor | None]]:
-        """The gated gradients to use in place of the tensors' own; None for tensors whose step the gate has done."""
+    def _close_gate(self) -> list[tuple[Tensor, Tensor]]:
+        """The gated gradients to use in place of the tensors' own."""
         gate, writes = self._gate(), self._writes_gradients()
         q = budget(gate.count, **self._own())
         if self._sharded:  # ranks raise together, so the gate looks at the other gradients too, and hands them back
@@ -169,7 +196,7 @@ class GSM(torch.optim.SGD):
         for p in self._others:
             self._refuse_non_finite(p)
         if q < gate.count:
-            gated, finite = gate.close(q, may_be_written=writes, update=self._update())
+            gated, finite = gate.close(q, may_be_written=writes)
         else:
             gated, finite = [(p, p.grad.clone()) for p in gate.weights if writes and p.grad is not None], False
             gate.open()
@@ -186,6 +213,7 @@ class GSM(torch.optim.SGD):
             competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
             self._group_of = {p: i for i, g in enumerate(self.param_groups) for p in g["params"]}
             self._others = [p for p in all_of_them if p not in competing]
+            self._in_turn = [*competing, *self._others]
             self._sharded = any(map(is_distributed, all_of_them))
             if self._sharded:
                 self._gate_now = ShardedGate(list(competing), self._others, self._name, self._complaint)
@@ -193,17 +221,6 @@ class GSM(torch.optim.SGD):
                 self._gate_now = Gate(list(competing))
             self._gate_key = key
         return self._gate_now
-
-    def _update(self) -> Update | None:
-        """What the compiled step needs, if that does here what fused SGD would do with the gated gradients."""
-        if not all(map(_is_plain, self.param_groups)) or len(self._group_of) < sum(n for n, _ in self._gate_key):
-            return None  # (the latter: SGD moves a tensor that is listed twice two times)
-        tensors = self._gate_now.weights + self._others
-        momenta = [self.state[p].get("momentum_buffer") if p in self.state else None for p in tensors]
-        if not all(map(is_simple, momenta)) or not all(map(is_simple, self._others)):
-            return None  # before the first step there is no momentum
-        groups = [(g["lr"], g["weight_decay"], g["momentum"], 1 - g["dampening"]) for g in self.param_groups]
-        return Update(self._others, momenta, list(zip(*(groups[self._group_of[p]] for p in tensors), strict=True)))
 
     def _writes_gradients(self) -> bool:
         """Whether SGD's foreach kernels (the default on accelerators) run with Nesterov: they write into gradients."""
@@ -276,7 +293,7 @@ def _is_plain(group: dict[str, Any]) -> bool:
     return (
         bool(group["fused"] and group["momentum"])
         and not (group["nesterov"] or group["maximize"] or group["differentiable"])
-        and not isinstance(group["lr"], Tensor)
+        and all(isinstance(group[name], _NUMBERS) for name in ("lr", "weight_decay", "momentum", "dampening"))
     )
 
 

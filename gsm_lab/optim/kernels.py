@@ -1,7 +1,8 @@
 """The compiled passes over g and w (numba), for `compiled`. They take addresses: cheaper to hand over than arrays.
 
-Values of |g * w| are handled as the bits of non-negative floats, whose order as integers is theirs (inf, then NaN, on
-top). Loops start at 0, or numba's handling of negative indices keeps them from being vectorised.
+A table, uint64 [tensors, 4], says where tensors lie: the addresses of weights, gradients and momentum buffers, and
+sizes. Values of |g * w| are handled as the bits of non-negative floats, whose order as integers is theirs (inf, then
+NaN, on top). Loops start at 0, or numba's handling of negative indices keeps them from being vectorised.
 """
 
 from __future__ import annotations
@@ -9,144 +10,198 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, njit, types
-from numba.extending import intrinsic
+from numba import carray, njit
 
-BLOCK = 4096  # values formed at once: 16 KiB, a third of the fastest cache
-_FINE, _BINS = 18, 1 << 13  # bits dropped by the sample's histogram: 32 bins an octave
-_DIGITS = ((20, 11), (10, 10), (0, 10))  # (shift, width) of the selection's three digits, most significant first
+from gsm_lab.optim.intrinsics import bits, floats, fma, ones, zeros_below
 
-
-@intrinsic
-def _floats(_: Any, address: Any) -> Any:
-    """The pointer to float32 that an address is."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], ir.FloatType().as_pointer())
-
-    return types.CPointer(types.float32)(types.uintp), generate
+BLOCK = 2048  # values looked at together: their weights and gradients stay in the fastest cache
+INFINITY = np.int32(0x7F800000)  # the bits of float32's infinity; those of NaN are above
+GREATEST = np.int32(0x7FFFFFFF)  # all bits but that of the sign
+_EACH = np.uint64(0x0101010101010101)  # the lowest bit of each byte
+_FINE, BINS = 18, 1 << 13  # bits dropped by the sample's histogram: 32 bins an octave
+_DIGIT = 8  # bits that the selection among candidates looks at together
+_W, _G, _Z, _N = range(4)  # columns of a table
 
 
 def _kernel(signature: str) -> Any:
     return njit(signature, cache=True, nogil=True, error_model="numpy")
 
 
-@_kernel("int32(uintp[::1], uintp[::1], int64[::1], int64, int64)")
-def _lower_bound(weights, grads, sizes, stride, above):  # noqa: ANN001
-    """The bits of a positive number that at least `above` of every stride-th value reach, and few others."""
-    histogram = np.zeros(_BINS, np.int32)
-    at = 0
-    for i in range(sizes.size):
-        w, g = carray(_floats(weights[i]), sizes[i]), carray(_floats(grads[i]), sizes[i])
-        bits = np.empty(1, np.float32)
-        while at < sizes[i]:
-            bits[0] = w[at] * g[at]
-            histogram[(bits.view(np.int32)[0] & 0x7FFFFFFF) >> _FINE] += 1
+@njit(inline="always")
+def _tensor(table, i, column):  # noqa: ANN001
+    return carray(floats(table[i, column]), np.int64(table[i, _N]))
+
+
+@_kernel("void(uint64[:,::1], int64, int64, int32[::1])")
+def sample(table, first, stride, histogram) -> None:  # noqa: ANN001
+    """Count every stride-th value, from the `first` on, by its leading bits: int32 [BINS], added to."""
+    at = first
+    for i in range(table.shape[0]):
+        w, g = _tensor(table, i, _W), _tensor(table, i, _G)
+        while at < w.size:
+            histogram[(bits(w[at] * g[at]) & GREATEST) >> _FINE] += 1
             at += stride
-        at -= sizes[i]
-    seen, k = 0, _BINS
-    while k > 0 and seen < above:
+        at -= w.size
+
+
+@_kernel("UniTuple(int32, 2)(int32[::1], int64, int64)")
+def bracket(histogram, most, least) -> tuple[int, int]:  # noqa: ANN001
+    """Bits (low, high): at most `most` of a sample reach high, at least `least` (or all positive ones) reach low."""
+    seen, k = 0, BINS
+    while k > 1 and seen + histogram[k - 1] <= most:
         k -= 1
         seen += histogram[k]
-    return np.int32(max(1, k << _FINE))
+    high = np.int32(k << _FINE) if k < BINS else GREATEST
+    while k > 0 and seen < least:
+        k -= 1
+        seen += histogram[k]
+    return np.int32(max(1, k << _FINE)), high
 
 
-@_kernel("int64(uintp[::1], uintp[::1], int64[::1], int32, int32[::1])")
-def _collect(weights, grads, sizes, bound, found):  # noqa: ANN001
-    """Copy the bits of all values >= bound to `found`; returns how many, or -1 where they may not fit."""
-    products = np.empty(BLOCK, np.float32)
-    bits = products.view(np.int32)
-    flags = np.zeros(BLOCK, np.uint8)
+@_kernel("Tuple((int64, int64, boolean))(uint64[:,::1], int32, int32, int32[::1])")
+def collect(table, low, high, found) -> tuple[int, int, bool]:  # noqa: ANN001
+    """Copy the bits of all values with low <= bits < high to `found`.
+
+    Returns how many these are (-1 where they may not fit), how many values reach `high`, and whether all are finite.
+    """
+    flags = np.zeros(BLOCK, np.uint8)  # bit 0: in the bracket, bit 1: above it, bit 2: not finite
     words = flags.view(np.uint64)
-    n = 0
-    for i in range(sizes.size):
-        w, g = carray(_floats(weights[i]), sizes[i]), carray(_floats(grads[i]), sizes[i])
-        for start in range(0, sizes[i], BLOCK):
-            m = min(BLOCK, sizes[i] - start)
-            if n + m + 8 > found.size:
-                return -1
-            wb, gb = w[start : start + m], g[start : start + m]
+    places = np.empty(BLOCK // 8 + 1, np.int32)
+    n, above, seen = 0, np.uint64(0), np.uint64(0)
+    for i in range(table.shape[0]):
+        weights, grads = _tensor(table, i, _W), _tensor(table, i, _G)
+        for start in range(0, weights.size, BLOCK):
+            m = min(BLOCK, weights.size - start)
+            if n + m > found.size:
+                return -1, np.int64(above), False
+            w, g = weights[start : start + m], grads[start : start + m]
             for j in range(m):
-                products[j] = wb[j] * gb[j]
-            for j in range(m):
-                v = bits[j] & 0x7FFFFFFF
-                bits[j] = v
-                flags[j] = v >= bound
+                v = bits(w[j] * g[j]) & GREATEST
+                flags[j] = np.uint8(v >= low) + np.uint8(v >= high) + np.uint8(v >= INFINITY) * np.uint8(4)
             for j in range(m, (m + 7) // 8 * 8):
                 flags[j] = 0
             for k in range((m + 7) // 8):
-                if words[k]:
-                    for j in range(8 * k, 8 * k + 8):
-                        found[n] = bits[j]
-                        n += flags[j]
-    return n
+                above += ones(words[k] & (_EACH << np.uint64(1)))
+                seen |= words[k]
+            # which words hold a candidate no processor can predict: all places are written, the wrong ones over again
+            some = 0
+            for k in range((m + 7) // 8):
+                places[some] = k
+                some += (words[k] & _EACH) != 0
+            for t in range(some):
+                k = np.int64(places[t])
+                left = words[k] & _EACH
+                while left:
+                    j = 8 * k + np.int64(zeros_below(left) >> np.uint64(3))
+                    found[n] = bits(w[j] * g[j]) & GREATEST
+                    n += 1
+                    left &= left - np.uint64(1)
+    return n, np.int64(above), seen & (_EACH << np.uint64(2)) == 0
 
 
-@_kernel("Tuple((int32, int64, int32))(int32[::1], int64)")
-def _select(found, q):  # noqa: ANN001
-    """The q-th greatest of `found`, which is reordered; how many of its equals are beyond q; the greatest."""
-    greatest = np.int32(0)
-    for i in range(found.size):
-        greatest = max(greatest, found[i])
-    left, size = q, found.size
-    threshold = np.int32(0)
-    histogram = np.zeros(1 << 11, np.int32)
-    for shift, width in _DIGITS:
+@_kernel("UniTuple(int64, 2)(int32[::1], int64, int32, int32)")
+def select(found, q, low, high) -> tuple[int, int]:  # noqa: ANN001
+    """The q-th greatest of `found`, all from low to below high, which is reordered; its equals that are beyond q."""
+    left, size, base, width = q, found.size, low, 0
+    while (high - 1 - low) >> width > 0:
+        width += 1
+    histogram = np.empty(1 << _DIGIT, np.int32)
+    while width > 0:
+        digits = min(_DIGIT, width)
+        width -= digits
         histogram[:] = 0
-        last = (1 << width) - 1
         for i in range(size):
-            histogram[(found[i] >> shift) & last] += 1
-        digit = last
+            histogram[(found[i] - base) >> width] += 1
+        digit = (1 << digits) - 1
         while histogram[digit] < left:
             left -= histogram[digit]
             digit -= 1
-        threshold |= np.int32(digit << shift)
+        base += np.int32(digit << width)
         n = 0
         for i in range(size):
             v = found[i]
             found[n] = v
-            n += ((v >> shift) & last) == digit
+            n += (v - base) >> width == 0
         size = n
-    return threshold, size - left, greatest
+    return np.int64(base), size - left
 
 
-@_kernel("Tuple((int64, int32, int64, int32))(uintp[::1], uintp[::1], int64[::1], int64, int64, int64, int32[::1])")
-def find(weights, grads, sizes, stride, above, q, found) -> tuple[int, int, int, int]:  # noqa: ANN001
-    """The q-th greatest |g * w|, from those values that reach a sampled bound (all positive ones where `above` is 0).
+@_kernel("Tuple((int64, int64, boolean))(uint64[:,::1], int64)")
+def descend(table, q) -> tuple[int, int, bool]:  # noqa: ANN001
+    """The q-th greatest of all values (the smallest positive one where fewer are positive) digit by digit.
 
-    Returns how many values were found (-1: more than fit; below q: the bound was too high, and nothing else is said);
-    the bits of the q-th, or of the smallest where fewer are positive; how many of its equals are beyond q; the bits of
-    the greatest.
+    Needs no memory and no luck, and takes three slow passes. Returns its bits, its equals beyond q, and whether all
+    values are finite.
     """
-    bound = _lower_bound(weights, grads, sizes, stride, above) if above else np.int32(1)
-    n = _collect(weights, grads, sizes, bound, found)
-    if n <= 0 or (n < q and above):
-        return n, np.int32(0), 0, np.int32(0)
-    threshold, ties, greatest = _select(found[:n], min(q, n))
-    return n, threshold, ties, greatest
+    prefix, shift, left, equal, finite = np.int32(0), 31, q, 0, True
+    histogram = np.empty(1 << 13, np.int64)
+    for width in (13, 9, 9):
+        histogram[:] = 0
+        above, shift = shift, shift - width
+        zeros = 0
+        for i in range(table.shape[0]):
+            w, g = _tensor(table, i, _W), _tensor(table, i, _G)
+            for j in range(w.size):
+                v = bits(w[j] * g[j]) & GREATEST
+                zeros += v == 0
+                if v >> above == prefix:
+                    histogram[(v >> shift) & ((1 << width) - 1)] += 1
+        if shift == 18:
+            finite = histogram[INFINITY >> 18 :].sum() == 0
+            left = min(q, histogram.sum() - zeros)
+            if left == 0:
+                return 0, 0, finite
+        if prefix == 0:
+            histogram[0] -= zeros
+        digit = (1 << width) - 1
+        while histogram[digit] < left:
+            left -= histogram[digit]
+            digit -= 1
+        prefix, equal = np.int32((prefix << width) | digit), histogram[digit]
+    return np.int64(prefix), equal - left, finite
 
 
-@_kernel("void(uintp[::1], uintp[::1], int64[::1], float32, float32[::1])")
-def pass_through(weights, grads, sizes, threshold, out) -> None:  # noqa: ANN001
+@_kernel("Tuple((int64, int64, boolean))(uint64[:,::1], int64, int64, int64[:,::1], int32[::1])")
+def find(table, q, stride, brackets, found) -> tuple[int, int, bool]:  # noqa: ANN001
+    """The bits of the q-th greatest value, how many of its equals are beyond q, and whether all values are finite.
+
+    `stride`: of the sample, 0 for none. `brackets`: pairs (most, least) of it, to be tried in turn.
+    """
+    histogram = np.zeros(BINS if stride else 1, np.int32)
+    if stride:
+        sample(table, 0, stride, histogram)
+    for t in range(brackets.shape[0]):
+        low, high = np.int32(1), GREATEST
+        if stride:
+            low, high = bracket(histogram, brackets[t, 0], brackets[t, 1])
+        inside, above, finite = collect(table, low, high, found)
+        if inside >= 0 and above < q <= above + inside:
+            bits, ties = select(found[:inside], q - above, low, high)
+            return bits, ties, finite
+    return descend(table, q)
+
+
+@_kernel("boolean(uint64[:,::1])")
+def finite(table) -> bool:  # noqa: ANN001
+    """Whether all gradients are finite."""
+    greatest = np.int32(0)
+    for i in range(table.shape[0]):
+        g = _tensor(table, i, _G)
+        for j in range(g.size):
+            greatest = max(greatest, bits(g[j]) & GREATEST)
+    return greatest < INFINITY
+
+
+@_kernel("void(uint64[:,::1], float32, float32[::1])")
+def pass_through(table, threshold, out) -> None:  # noqa: ANN001
     """Write g where |g * w| >= threshold, else 0, of all tensors one after the other."""
     first = 0
-    for i in range(sizes.size):
-        w, g = carray(_floats(weights[i]), sizes[i]), carray(_floats(grads[i]), sizes[i])
-        o = out[first : first + sizes[i]]
-        for j in range(sizes[i]):
+    for i in range(table.shape[0]):
+        w, g = _tensor(table, i, _W), _tensor(table, i, _G)
+        o = out[first : first + w.size]
+        for j in range(w.size):
             o[j] = g[j] if abs(w[j] * g[j]) >= threshold else np.float32(0.0)
-        first += sizes[i]
-
-
-@intrinsic
-def _fma(_: Any, a: Any, b: Any, c: Any) -> Any:
-    """The number a * b + c, rounded once."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fma(*args)
-
-    return types.float32(types.float32, types.float32, types.float32), generate
+        first += w.size
 
 
 ROUNDINGS = [a | b | c for a in (0, 1) for b in (0, 2, 4) for c in (0, 8)]  # what is rounded once in an update
@@ -155,33 +210,32 @@ ROUNDINGS = [a | b | c for a in (0, 1) for b in (0, 2, 4) for c in (0, 8)]  # wh
 @njit(inline="always")
 def _new_momentum(x, w, z, decay, beta, keep, rounding):  # noqa: ANN001
     if decay != 0:
-        x = _fma(w, decay, x) if rounding & 1 else x + w * decay
+        x = fma(w, decay, x) if rounding & 1 else x + w * decay
     if rounding & 2:
-        return _fma(x, keep, z * beta)
+        return fma(x, keep, z * beta)
     if rounding & 4:
-        return _fma(z, beta, x * keep)
+        return fma(z, beta, x * keep)
     return z * beta + x * keep
 
 
 @njit(inline="always")
 def _new_weight(w, z, lr, rounding):  # noqa: ANN001
-    return _fma(z, -lr, w) if rounding & 8 else w - z * lr
+    return fma(z, -lr, w) if rounding & 8 else w - z * lr
 
 
-@_kernel("void(uintp[::1], uintp[::1], int64[::1], uintp[::1], float32[::1], float32[:,::1], int64[::1], bool[::1])")
-def update(weights, grads, sizes, momenta, thresholds, settings, rounding, active) -> None:  # noqa: ANN001
-    """One SGD step with the gradients that pass the threshold of their tensor.
+@_kernel("void(uint64[:,::1], float32, float32[:,::1], int64[::1], boolean[::1])")
+def update(table, threshold, settings, rounding, active) -> None:  # noqa: ANN001
+    """One SGD step with the gradients that pass the threshold; `active`, of all tensors in turn, says which did.
 
     `settings`: learning rate, decay, momentum, 1 - dampening, of each tensor. `rounding`: how products and sums are
     rounded (`ROUNDINGS`), the same for the rest that fills no vector, and the width of a vector.
     """
     first = 0
-    for i in range(sizes.size):
-        n = sizes[i]
-        w, g = carray(_floats(weights[i]), n), carray(_floats(grads[i]), n)
-        z, a = carray(_floats(momenta[i]), n), active[first : first + n]
-        lr, decay, beta, keep = settings[0, i], settings[1, i], settings[2, i], settings[3, i]
-        threshold = thresholds[i]
+    for i in range(table.shape[0]):
+        w, g, z = _tensor(table, i, _W), _tensor(table, i, _G), _tensor(table, i, _Z)
+        n = w.size
+        a = active[first : first + n]
+        lr, decay, beta, keep = settings[i, 0], settings[i, 1], settings[i, 2], settings[i, 3]
         r = rounding[0]
         body = n // rounding[2] * rounding[2]
         for j in range(body):
@@ -196,3 +250,24 @@ def update(weights, grads, sizes, momenta, thresholds, settings, rounding, activ
             z[j] = _new_momentum(g[j] if passes else np.float32(0.0), w[j], z[j], decay, beta, keep, r)
             w[j] = _new_weight(w[j], z[j], lr, r)
         first += n
+
+
+@_kernel(
+    "Tuple((int64, boolean))(uint64[:,::1], int64, int64, int64, int64[:,::1], int32[::1], float32[:,::1], int64[::1],"
+    "boolean[::1])"
+)
+def step(table, competing, q, stride, brackets, found, settings, rounding, active) -> tuple[int, bool]:  # noqa: ANN001
+    """`find` among the first tensors, which compete, then `update` of all; one call, since each call costs.
+
+    Returns the bits of the threshold, and whether it was done: not where ties are left out, or something is not finite.
+    """
+    bits, ties, well = find(table[:competing], q, stride, brackets, found)
+    if bits == 0 or ties > 0 or not well or not finite(table[competing:]):
+        return bits, False
+    threshold = np.array([bits], np.int32).view(np.float32)[0]
+    update(table[:competing], threshold, settings[:competing], rounding, active)
+    n = np.int64(0)
+    for i in range(competing):
+        n += np.int64(table[i, _N])
+    update(table[competing:], np.float32(-1.0), settings[competing:], rounding, active[n:])  # all reach -1
+    return bits, True

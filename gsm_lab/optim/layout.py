@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gsm_lab.optim.exchange import Ranks
+from gsm_lab.optim.ranks import Ranks, is_distributed
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -45,19 +45,6 @@ class Part:
         for index, whole, size in inside:
             position = position * size + whole.numpy()[index]
         return position + self.first
-
-
-def is_distributed(x: Tensor) -> bool:
-    """Whether it is a DTensor (told without importing the module that defines it, which takes a while)."""
-    return hasattr(x, "device_mesh")
-
-
-def local(x: Tensor) -> Tensor:
-    """This rank's part, as a plain tensor that shares the memory (waited for, where it is still on its way)."""
-    if not is_distributed(x):
-        return x
-    part = x.to_local()
-    return part.wait() if hasattr(part, "wait") else part
 
 
 def lay_out(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gsm_lab.optim import spread
-from gsm_lab.optim.layout import is_distributed, local
+from gsm_lab.optim.ranks import is_distributed, local
 from gsm_lab.optim.selection import budget, chosen, top_q
 
 _NORMS = (

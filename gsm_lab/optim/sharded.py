@@ -1,32 +1,30 @@
 """GSM where the weights are spread over ranks (DTensors: FSDP2, tensor parallelism, HSDP): the gate and the cut.
 
-The active set is that of one process with the same gradients: the exact global top Q, ties to the lower position in the
-whole model. What it costs is said in `exchange`: 32 KiB a step in three messages. Under DDP none of this is needed: all
-ranks see the same averaged gradients, and the ordinary gate picks the same set on each of them.
+The active set is that of one process with the same weights and gradients: the exact global top Q, ties to the lower
+position in the whole model. What it costs is said in `exchange`: 32 KiB a step in two messages. Under DDP none of this
+is needed: all ranks see the same averaged gradients, and the ordinary gate picks the same set on each of them.
+
+The weights, too, are those of one process to the bit, where torch's kernels round every entry alike: in float32 the
+default and foreach ones do. The fused ones, and all in bfloat16, may round the last few entries of a tensor in another
+way than the others, and a part has other last entries than the whole.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from gsm_lab.optim.exchange import SMALLEST, RankLost, Ranks, Top, agreed, signature
-from gsm_lab.optim.layout import is_distributed, local
+from gsm_lab.optim.exchange import Top
+from gsm_lab.optim.radix import SMALLEST
+from gsm_lab.optim.ranks import RankLost, agree, is_distributed, local
 from gsm_lab.optim.spread import SpreadMetric, placed_as
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 __all__ = ["RankLost", "ShardedGate", "agree", "on_shards"]
 
-_QUARTER = 2 << 23  # what the bits of a float lose when it is divided by four
 _pass_above = torch.ops.aten.threshold_backward.grad_input  # (grad, x, limit): grad where x > limit or NaN, else 0
 
 
@@ -56,7 +54,7 @@ class ShardedGate:
         self._metric = SpreadMetric(weights, others, name)
         self.count, self.size = self._metric.count, self._metric.size
         self.candidates: Tensor | None = None
-        self._bound = SMALLEST
+        self._base = SMALLEST
         self.shut()
 
     def shut(self) -> None:
@@ -97,7 +95,7 @@ class ShardedGate:
             self._let_pass()
             return [(self.weights[i], grads[i].clone() if may_be_written else grads[i]) for i in there] + rest
         self.threshold, self._open = float(np.int32(top.bits).view(np.float32)), False
-        self._bound, self._mask = max(SMALLEST, top.bits - _QUARTER), mask
+        self._base, self._mask = top.base, mask
         if mask is not None:
             masks = self._metric.split(mask)
             return [(self.weights[i], grads[i].masked_fill(~masks[i], 0.0)) for i in there] + rest
@@ -117,7 +115,7 @@ class ShardedGate:
             copies = {part.tensor for part in self._metric.parts if not part.counted}
             unseen = [(p, grad) for p, grad in pairs if p in copies]
         wrong = self._first_complaint(unseen + rest)
-        top = self._metric.top(q, self._bound, setting, wrong, lambda: self._first_complaint(pairs))
+        top = self._metric.top(q, self._base, setting, wrong, lambda: self._first_complaint(pairs))
         if top is None or (plain and top.finite and not top.left_out and not mask_anyway):
             return top, None
         return top, self._metric.chosen(top)
@@ -170,8 +168,8 @@ def on_shards(optimizer: torch.optim.Optimizer, gradients: list[tuple[Tensor, Te
     """In its block the optimizer holds this rank's parts, plain tensors with the given gradients, in place of its own.
 
     So torch's kernels update the parts as they would plain tensors, also those that know no DTensors (fused), and
-    without the tenth of a millisecond that each operation on a DTensor takes. What state they leave is kept for the
-    optimizer's own tensors, as DTensors where these are. Tensors without a gradient are left out.
+    without what each operation on a DTensor costs on top. What state they leave is kept for the optimizer's own
+    tensors, as DTensors where these are. Tensors without a gradient are left out.
 
     Args:
         optimizer: any that keeps its state in `state`, by tensor.
@@ -207,58 +205,3 @@ def _keep_state(optimizer: torch.optim.Optimizer, p: Tensor, part: Tensor) -> No
             own[name] = x
         elif name not in own or local(own[name]).data_ptr() != x.data_ptr():
             own[name] = placed_as(p, x) if is_distributed(p) and x.shape == part.shape else x
-
-
-_SETTINGS = (
-    "compression",
-    "nonzeros",
-    "lr",
-    "momentum",
-    "weight_decay",
-    "dampening",
-    "nesterov",
-    "maximize",
-    "prunable",
-)
-
-
-@torch.no_grad()
-def agree(optimizer: torch.optim.Optimizer, group: ProcessGroup | None = None) -> None:
-    """Check once, before training, that all ranks have the same settings: one small all-reduce (0.5 KiB).
-
-    Under DDP nothing else would tell: ranks that prune differently drift apart. Without `torch.distributed` running it
-    does nothing.
-
-    Args:
-        optimizer: a `GSM`, or any other of torch's.
-        group: the ranks that have to agree; None: all.
-
-    Raises:
-        ValueError: on every rank, where they differ in a setting of a parameter group or in the tensors' shapes; it
-            says in what, and what this rank has.
-        RankLost: a rank did not answer.
-    """
-    if not dist.is_initialized():
-        return
-    own = _settings(optimizer)
-    digests = [int.from_bytes(hashlib.sha256(repr(x).encode()).digest()[:7], "big") for x in own.values()]
-    first = optimizer.param_groups[0]["params"][0]
-    device = first.device_mesh.device_type if is_distributed(first) else first.device
-    words = torch.tensor([1, *(word for digest in digests for word in signature(digest, 3))])
-    sums = Ranks([group or dist.group.WORLD], device).sum(words).tolist()
-    different = [name for i, name in enumerate(own) if agreed(sums[1 + 6 * i : 7 + 6 * i], sums[0]) is None]
-    if different:
-        has = "; ".join(f"{name} = {own[name]}" for name in different)
-        raise ValueError(
-            f"ranks disagree on {', '.join(different)}. Give every rank the same settings; "
-            f"rank {dist.get_rank()} of {sums[0]} has, by parameter group, {has}"
-        )
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Each setting's values in the parameter groups, the shapes, and all other settings together."""
-    groups = optimizer.param_groups
-    plain = [{k: x.item() if isinstance(x, Tensor) else x for k, x in g.items() if k != "params"} for g in groups]
-    rest = [{k: x for k, x in sorted(g.items()) if k not in (*_SETTINGS, "names", "param_names")} for g in plain]
-    shapes = [[tuple(p.shape) for p in g["params"]] for g in groups]
-    return {**{k: [g.get(k) for g in plain] for k in _SETTINGS}, "shapes": shapes, "other settings": rest}

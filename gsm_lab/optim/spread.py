@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsm_lab.optim.exchange import NAN, SMALLEST, Own, Top, last_kept, top_q
-from gsm_lab.optim.layout import lay_out, local
+from gsm_lab.optim.exchange import Own, Top, top_q
+from gsm_lab.optim.layout import lay_out
+from gsm_lab.optim.radix import NAN, SMALLEST, last_kept
+from gsm_lab.optim.ranks import local
 from gsm_lab.optim.selection import _runs_above
 
 
@@ -28,17 +30,28 @@ class SpreadMetric:
         device = local(tensors[0]).device if tensors else self.ranks.device
         self.values = torch.zeros(self.size, dtype=torch.float32, device=device)
         self.views = self.split(self.values)
+        spans: list[tuple[int, int]] = []  # of counted parts; neighbours are looked at together
+        for part, (a, b) in zip(self.parts, pairwise(self._ends), strict=True):
+            if part.counted:
+                spans.append((spans.pop()[0] if spans and spans[-1][1] == a else a, b))
+        self._counted = [self.values.view(torch.int32)[a:b] for a, b in spans]
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Something [size] in the parts' shapes."""
         return [flat[a:b].view(part.shape) for part, (a, b) in zip(self.parts, pairwise(self._ends), strict=True)]
 
-    def top(self, q: int, bound: int, setting: str, wrong: str | None, look: Callable[[], str | None]) -> Top | None:
+    def top(self, q: int, base: int, setting: str, wrong: str | None, look: Callable[[], str | None]) -> Top | None:
         """`exchange.top_q` of the values of all ranks."""
-        counted = [view for view, part in zip(self.views, self.parts, strict=True) if part.counted]
-        bits = [view.reshape(-1).view(torch.int32) for view in counted]
-        own = Own(self.count, q, sum(map(len, bits)), bound, setting, wrong)
-        return top_q(own, lambda least: _at_least(bits, least, self.values), look, self.ranks.sum)
+        own = Own(self.count, q, sum(map(len, self._counted)), base, setting, wrong)
+        return top_q(own, self._at_least, look, self.ranks.sum)
+
+    def _at_least(self, least: int) -> Tensor:
+        """The bits, int32, of all counted values whose bits are at least `least`; NaN as `NAN`."""
+        found = [torch.empty(0, dtype=torch.int32, device=self.values.device)]
+        for bits in self._counted:
+            near = torch.from_numpy(_runs_above(bits.numpy(), np.int32(least))) if bits.is_cpu else bits
+            found.append(near[near >= least])
+        return torch.cat(found).clamp_(max=NAN)
 
     def chosen(self, top: Top) -> Tensor:
         """Which of the values belong to the top Q: bool [size]; where ties are left out, ranks ask each other again."""
@@ -55,15 +68,6 @@ class SpreadMetric:
         for start, where, position in zip(self._ends, places, positions, strict=False):
             mask[torch.from_numpy(start + where[position > last]).to(mask.device)] = False
         return mask
-
-
-def _at_least(parts: list[Tensor], least: int, like: Tensor) -> Tensor:
-    """All bits that are at least `least`, int32; NaN as `NAN`."""
-    found = [torch.empty(0, dtype=torch.int32, device=like.device)]
-    for bits in parts:
-        near = torch.from_numpy(_runs_above(bits.numpy(), np.int32(least))) if bits.is_cpu else bits
-        found.append(near[near >= least])
-    return torch.cat(found).clamp_(max=NAN)
 
 
 def placed_as(p: Tensor, part: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from gsm_lab.optim.intrinsics import ones, zeros_below
 from gsm_lab.studies.scan import LOWEST, NEAR_ZERO, SHIFT
 
 
@@ -22,29 +23,34 @@ def moved(active, before):  # noqa: ANN001, ANN201
     a, b = active.view(np.uint8), before.view(np.uint8)
     whole = a.size // 8
     x, y = a[: 8 * whole].view(np.uint64), b[: 8 * whole].view(np.uint64)
-    differ = 0
-    for k in range(whole):
-        differ += x[k] != y[k]
-    # which words differ, and which way an entry moved, no processor can predict: so instead of branching, everything
-    # is written, and what was wrong is written over by the next
-    words = np.empty(differ + 1, np.uint64)
-    n = 0
+    # which words differ no processor can predict: instead of branching, all places are written, the wrong ones again
+    words = np.empty(whole + 1, np.int32)
+    n = ups = downs = 0
     for k in range(whole):
         words[n] = k
         n += x[k] != y[k]
-    on, off = np.empty(8 * differ + 8, np.int64), np.empty(8 * differ + 8, np.int64)
-    up = down = np.uint64(0)
-    for k in words[:differ]:
+    for t in range(n):
+        k = words[t]
+        ups += np.int64(ones(x[k] & ~y[k]))
+        downs += np.int64(ones(y[k] & ~x[k]))
+    on, off = np.empty(ups + 8, np.int64), np.empty(downs + 8, np.int64)
+    ups = downs = 0
+    for t in range(n):
+        k = np.int64(words[t])
         came, went = x[k] & ~y[k], y[k] & ~x[k]
-        for j in range(8):
-            on[up] = off[down] = 8 * k + np.uint64(j)
-            up += came >> np.uint64(8 * j) & np.uint64(1)
-            down += went >> np.uint64(8 * j) & np.uint64(1)
+        while came:
+            on[ups] = 8 * k + np.int64(zeros_below(came) >> np.uint64(3))
+            ups += 1
+            came &= came - np.uint64(1)
+        while went:
+            off[downs] = 8 * k + np.int64(zeros_below(went) >> np.uint64(3))
+            downs += 1
+            went &= went - np.uint64(1)
     for i in range(8 * whole, a.size):
-        on[up] = off[down] = i
-        up += np.uint64(a[i] > b[i])
-        down += np.uint64(a[i] < b[i])
-    return on[:up], off[:down]
+        on[ups] = off[downs] = i
+        ups += a[i] > b[i]
+        downs += a[i] < b[i]
+    return on[:ups], off[:downs]
 
 
 @njit("void(int64[::1], int64, int32[:, ::1], float32[:, ::1], float32[::1])", cache=True, nogil=True)
