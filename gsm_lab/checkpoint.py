@@ -27,7 +27,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gsm_lab.optim.layout import is_distributed
+from gsm_lab.optim.ranks import is_distributed
 
 if TYPE_CHECKING:
     from gsm_lab.data import Dataset

@@ -242,12 +242,12 @@ def _kind_of_run(args: argparse.Namespace) -> Iterator[type[Run]]:
 
         yield Run
         return
-    from gsm_lab import parallel, ranks
+    from gsm_lab import parallel, world
 
     try:
-        with ranks.joined(args.timeout):
+        with world.joined(args.timeout):
             yield parallel.kind(args.parallel or PARALLEL[0])
-    except ranks.RankLost as error:
+    except world.RankLost as error:
         sys.exit(_failed(error, 1, every_rank=True))
 
 

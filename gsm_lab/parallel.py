@@ -1,6 +1,6 @@
 """Runs over ranks: several processes train one model, with DDP (each holds all of it) or FSDP2 (each holds a part).
 
-    with gsm_lab.ranks.joined():                          # in every process that torchrun started
+    with gsm_lab.world.joined():                          # in every process that torchrun started
         kind = gsm_lab.parallel.kind("ddp")               # or "fsdp"
         run = kind(data="mnist", compression=60)          # settings and methods of `Run`
         run.train()
@@ -33,8 +33,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
-from gsm_lab.ranks import RankLost, World, lost_ranks, stops_held_back
 from gsm_lab.run import Run
+from gsm_lab.world import RankLost, World, lost_ranks, stops_held_back
 
 
 class ParallelRun(Run):
@@ -183,7 +183,7 @@ class ParallelRun(Run):
     def save(self, folder: str | Path) -> Path:
         """Write all of the run to `folder`: rank 0 does, and the others wait for it. See `gsm_lab.checkpoint`.
 
-        Raises OSError on rank 0, and `gsm_lab.ranks.Elsewhere` on the others, where it cannot be written.
+        Raises OSError on rank 0, and `gsm_lab.world.Elsewhere` on the others, where it cannot be written.
         """
         with lost_ranks(), self.world.together():
             return super().save(folder)

@@ -20,7 +20,7 @@ from gsm_lab import knobs as settings
 from gsm_lab.history import History
 from gsm_lab.interrupts import interruptible
 from gsm_lab.optim import GSM, budget, cut, keep_masks, param_groups
-from gsm_lab.optim.layout import local
+from gsm_lab.optim.ranks import local
 
 FLOOR = 0.01  # of the learning rate, where the cosine ends and stays: training past the planned end still trains
 _EVALUATED_AT_ONCE = 2000  # samples; bounds memory

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 import gsm_lab as gl
-from gsm_lab import Run, cli, parallel, ranks, sharded
+from gsm_lab import Run, cli, parallel, sharded, world
 from tests.processes import Ended, in_ranks
 from tests.test_cli import environ
 from tests.test_run import Net, differs, everything, mine, net
@@ -44,7 +44,7 @@ def counters(run: Run) -> tuple[object, ...]:
 def straight_and_resumed(kind: str, folder: Path) -> dict[str, object]:
     """In a rank: 20 steps, and 10 and 10 more after resuming, of LeNet-300-100 and of a net with dropout and norms."""
     sharded._UNIT = 150  # parameters: two layers of `net` are sharded by themselves, the last with the whole
-    with ranks.joined(TIMEOUT):
+    with world.joined(TIMEOUT):
         found = {}
         for name, make, own in (
             ("lenet300", lambda: parallel.kind(kind)(**SETTINGS), lambda: {}),
@@ -135,7 +135,7 @@ def test_what_is_saved_is_what_was_there(trained):
 
 def go_on(folders: dict[str, Path], steps: int) -> dict[str, list[float]]:
     """In a rank: resume each folder under the kind that is its key; the losses of the steps after that."""
-    with ranks.joined(TIMEOUT):
+    with world.joined(TIMEOUT):
         losses = {}
         for kind, folder in folders.items():
             run = parallel.kind(kind).resume(folder)
@@ -159,7 +159,7 @@ def test_a_run_goes_on_under_another_number_of_ranks_and_another_kind(tmp_path, 
 
 
 def straight(kind: str, folder: Path) -> None:
-    with ranks.joined(TIMEOUT):
+    with world.joined(TIMEOUT):
         run = parallel.kind(kind)(**SETTINGS)
         run.step(10)
         run.save(folder)
@@ -169,7 +169,7 @@ def straight(kind: str, folder: Path) -> None:
 
 
 def as_in_a_run(kind: str) -> dict[str, object]:
-    with ranks.joined(TIMEOUT):
+    with world.joined(TIMEOUT):
         run = parallel.kind(kind)(net(), mine(), **OWN)
         run.step(12)
         run.set(momentum=0.5, compression=8)
@@ -204,7 +204,7 @@ def refusals(kind: str, folder: Path) -> list[str]:
         except (ValueError, OSError, TypeError) as error:
             said.append(f"{type(error).__name__}: {error}")
 
-    with ranks.joined(TIMEOUT) as group:
+    with world.joined(TIMEOUT) as group:
         make = parallel.kind(kind)
         expect(make, compression=60 if group.rank else 30)
         expect(make, batch_size=1, pretrain=0)
@@ -283,7 +283,7 @@ def test_without_torchrun_the_trainer_says_what_to_type(capsys):
 
 def test_a_run_over_ranks_needs_ranks():
     with pytest.raises(
-        RuntimeError, match=r"there is no process group: put `with gsm_lab.ranks.joined\(\):` around it"
+        RuntimeError, match=r"there is no process group: put `with gsm_lab.world.joined\(\):` around it"
     ):
         parallel.DDPRun()
     with pytest.raises(ValueError, match="parallel must be one of ddp, fsdp, got 'tp'"):
@@ -295,7 +295,7 @@ def test_a_run_over_ranks_needs_ranks():
 
 def interrupted(kind: str, number: int, folder: Path) -> tuple[object, ...]:
     """In a rank: rank 1 gets a signal in step 7, and another one while it is saving."""
-    with ranks.joined(TIMEOUT) as group:
+    with world.joined(TIMEOUT) as group:
         run = parallel.kind(kind)(**SETTINGS)
         if group.rank == 1:
             run.recorders.append(lambda step, *_: os.kill(os.getpid(), number) if step == 7 else None)
@@ -354,7 +354,7 @@ def test_a_dead_rank_is_one_sentence_and_the_last_checkpoint_is_whole(kind, tmp_
 
 def hangs(kind: str) -> str:
     """In a rank: rank 1 does not come to the next step any more."""
-    with ranks.joined(2.0) as group:
+    with world.joined(2.0) as group:
         store = dist.distributed_c10d._get_default_store()
         run = parallel.kind(kind)(net(), mine(), **OWN)
         run.step(3)
@@ -363,7 +363,7 @@ def hangs(kind: str) -> str:
                 store.wait(["given up"], timedelta(seconds=TIMEOUT))
                 return ""
             run.step()
-        except ranks.RankLost as error:
+        except world.RankLost as error:
             store.set("given up", "")
             return str(error)
 
@@ -427,7 +427,7 @@ class Loop:
 
 
 def saves_shards(folder: Path) -> list[torch.Tensor]:
-    with ranks.joined(TIMEOUT):
+    with world.joined(TIMEOUT):
         loop = Loop(0, 60, True)
         loop.steps(0, 5)
         dcp.save(loop.state(), checkpoint_id=folder)
@@ -436,7 +436,7 @@ def saves_shards(folder: Path) -> list[torch.Tensor]:
 
 
 def loads_shards(folder: Path, shard: bool, again: Path | None) -> tuple[float, int, list[torch.Tensor]]:
-    with ranks.joined(TIMEOUT):
+    with world.joined(TIMEOUT):
         loop = Loop(1, 10, shard)
         loop.load(folder)
         if again is not None:
