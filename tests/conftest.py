@@ -37,11 +37,15 @@ CHROMIUM_ARGS = [
 def pytest_collection_modifyitems(items):
     """Mark what uses a browser or measures time, and run the browser tests last.
 
-    Last, because Playwright's event loop goes on running in the main thread, where nothing can start another one.
+    Last, because Playwright's event loop goes on running in the main thread, where nothing can start another one. Where
+    processes share the work, a module's tests stay together, for what they set up together.
     """
     for item in items:
+        group = item.path.name
         if "browser_path" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+            group = f"browser {group}"
+        item.add_marker(pytest.mark.xdist_group(group))
         if item.path.is_relative_to(BENCH):
             item.add_marker("bench")
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)

@@ -9,10 +9,9 @@ takes a part of the weights.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -21,43 +20,29 @@ import torch
 from torch import Tensor
 
 from gsm_lab.optim import kernels
+from gsm_lab.optim.passes import LARGE, Passes, Settings, sampling
 
-SHARED = 1 << 21  # weights from which on threads share the work: below, to wake them costs more than they save
-_ROOM = 65_536, 5_000_000  # candidates there is room for, at least and at most; between them one weight in 16
-_FLOAT, _DENSE, _PLAIN = torch.float32, torch.strided, (Tensor, torch.nn.Parameter)
+SHARED = LARGE  # weights from which on threads share the work: below, to wake them costs more than they save
 
 
-class Passes:
-    """The two passes over a fixed list of tensors.
-
-    Args:
-        weights: the tensors that compete.
-        others: those that follow them and only take part in the step, with all of their gradients.
-
-    """
+class Compiled(Passes):
+    """See `Passes`."""
 
     def __init__(self, weights: Sequence[Tensor], others: Sequence[Tensor] = ()) -> None:
-        self._tensors, self._competing = (*weights, *others), len(weights)
-        self._sizes = [p.numel() for p in self._tensors]
-        table = np.zeros((len(self._tensors), 4), np.uint64)
-        table[:, 3] = self._sizes
-        self._table, self._entries = (
-            table,
-            memoryview(table.reshape(-1)),
-        )  # through which it is written at half the cost
-        self._settings, self._given = np.empty((len(self._tensors), 4), np.float32), None
-        self.count = sum(self._sizes[: self._competing])
-        room = min(self.count, max(_ROOM[0], min(self.count // 16, _ROOM[1]))) + kernels.BLOCK + 8
-        self._found = np.empty(room, np.int32)
+        super().__init__(weights, others)
+        table = np.zeros((len(self.tensors), 4), np.uint64)
+        table[:, 3] = self.sizes
+        self._table, self._entries = table, memoryview(table.reshape(-1))  # writing through it costs half
+        self._settings, self._given = np.empty((len(self.tensors), 4), np.float32), None
+        self._found = np.empty(self.room + kernels.BLOCK + 8, np.int32)
         self._parts: list[_Part] = []
 
     def take(self) -> bool:
-        """Note where weights and gradients lie now; False where the passes cannot read one of them at its address."""
+        grads = [p.grad for p in self.tensors]
+        if not (self.simple(self.tensors) and self.simple(grads)):
+            return False
         entries = self._entries
-        for i, (p, size) in enumerate(zip(self._tensors, self._sizes, strict=True)):
-            g = p.grad
-            if not (is_simple(p, size) and is_simple(g, size)):
-                return False
+        for i, (p, g) in enumerate(zip(self.tensors, grads, strict=True)):
             entries[4 * i], entries[4 * i + 1] = p.data_ptr(), g.data_ptr()
         threads = torch.get_num_threads() if self.count >= SHARED else 1
         if len(self._parts) != threads:
@@ -66,41 +51,22 @@ class Passes:
         return True
 
     def threshold(self, q: int) -> np.float32 | None:
-        """The smallest |g * w| among the `q` greatest (fewer where fewer are positive), 0 < q < N; after `take`.
-
-        None where the threshold would not say which pass: ties are left out, some are not finite, or none is positive.
-        """
         bits, ties, finite = self._find(q)
         return _as_float(bits) if finite and bits and not ties else None
 
     def gate(self, threshold: np.float32, out: np.ndarray) -> None:
-        """Write the gradients that pass, and zeros, to `out`, float32 [N], one tensor after the other."""
         self._each(lambda part: kernels.pass_through(part.table, threshold, out[part.flat]))
 
-    def step(
-        self, q: int, momenta: Sequence[Tensor], settings: list[tuple[float, ...]], active: np.ndarray
-    ) -> np.float32 | None:
-        """Do PyTorch's fused SGD step with the gradients that pass; after `take`.
-
-        Args:
-            q: how many pass, 0 < q < N.
-            momenta: the momentum buffers of all tensors.
-            settings: learning rate, weight decay, momentum, 1 - dampening of all tensors.
-            active: bool, one for each entry of all tensors: says which passed.
-
-        Returns:
-            The threshold; None, and nothing is changed, where there is none, a gradient is not finite, a buffer cannot
-            be read, or it is not known how PyTorch rounds.
-        """
-        entries, n = self._entries, self._competing
-        for i, (z, size) in enumerate(zip(momenta, self._sizes, strict=True)):
-            if not is_simple(z, size):
-                return None
-            entries[4 * i + 2] = z.data_ptr()
-        if (codes := rounding()) is None:
+    def step(self, q: int, momenta: list[Tensor], settings: list[Settings], active: np.ndarray) -> np.float32 | None:
+        entries, n = self._entries, self.competing
+        if not self.simple(momenta) or (codes := rounding()) is None:
             return None
+        for i, z in enumerate(momenta):
+            entries[4 * i + 2] = z.data_ptr()
         if settings != self._given:
-            self._settings[:] = self._given = settings
+            # in the first step momentum begins with the gradient as it is
+            self._settings[:] = [(lr, decay, m, 1 - d if m else 1) for lr, decay, m, d in settings]
+            self._given = settings
         if len(self._parts) == 1:
             found = sampling(self.count, q)
             bits, done = kernels.step(self._table, n, q, *found, self._found, self._settings, codes, active)
@@ -131,11 +97,11 @@ class Passes:
             if min(inside) >= 0 and 0 < left <= sum(inside):
                 found = [self._found[part.room][:n] for part, n in zip(self._parts, inside, strict=True)]
                 return *kernels.select(np.concatenate(found), left, low, high), all(finite)
-        return kernels.descend(self._table[: self._competing], q)
+        return kernels.descend(self._table[: self.competing], q)
 
     def _divide(self, threads: int) -> None:
         """Parts of about equal size, cut where no vector is cut."""
-        bounds = np.cumsum([0, *self._sizes[: self._competing]])
+        bounds = np.cumsum([0, *self.sizes[: self.competing]])
         cuts = [self.count * i // threads for i in range(threads)]
         starts = bounds[np.searchsorted(bounds, cuts, "right") - 1]  # of the tensors that are cut
         flat = [*(starts + (cuts - starts) // 64 * 64), self.count]
@@ -168,38 +134,6 @@ class _Part:
     def locate(self, table: np.ndarray) -> None:
         """Take the addresses from the table of all tensors."""
         np.add(table[self.tensors, :3], self._skipped, out=self.table[:, :3])
-
-
-def is_simple(x: Tensor | None, size: int) -> bool:
-    """Whether it is a tensor of so many entries that the passes can read at its address."""
-    return (
-        type(x) in _PLAIN
-        and x.dtype is _FLOAT
-        and x.is_cpu
-        and x.layout is _DENSE
-        and x.is_contiguous()
-        and x.numel() == size
-    )
-
-
-@lru_cache(maxsize=64)
-def sampling(size: int, q: int) -> tuple[int, np.ndarray]:
-    """The stride of the sample (0: none), and pairs (most, least) for `kernels.bracket`, to be tried in turn.
-
-    Of m sampled values the number among the top q is about binomial; three standard deviations to either side hold
-    the threshold in all but one step of 400. Neighbours resemble each other, hence a second, wider pair.
-    """
-    wanted = 4096 if size < 1 << 21 else 32_768 if size < 10**8 else 131_072
-    stride = size // wanted
-    if stride < 2:
-        return 0, np.zeros((1, 2), np.int64)
-    stride += 1 - stride % 2  # odd, so that power-of-two layer widths do not confine the sample to a few columns
-    while stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:  # nor widths such as 300 or 784 with their factors
-        stride += 2
-    mean = -(-size // stride) * q / size
-    deviation = math.sqrt(mean * (1 - q / size))
-    pairs = [(max(0, math.floor(mean - s * deviation - 1)), math.ceil(mean + s * deviation + 2)) for s in (3, 9)]
-    return stride, np.array(pairs, np.int64)
 
 
 def _as_float(bits: int) -> np.float32:

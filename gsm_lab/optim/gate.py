@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsm_lab.optim.blocks import Blocks
+from gsm_lab.optim.passes import LARGE
 from gsm_lab.optim.selection import chosen, top_q
 
 if TYPE_CHECKING:
-    from gsm_lab.optim.compiled import Passes
+    from gsm_lab.optim.passes import Passes, Settings
 
 _pass_above = torch.ops.aten.threshold_backward.grad_input  # (grad, x, limit): grad where x > limit or NaN, else 0
 
@@ -61,21 +63,19 @@ class Gate:
             self.threshold, self._mask = 0.0, torch.ones(self.count, dtype=torch.bool)
             self._open = self._lent = True
 
-    def step(
-        self, q: int, others: list[Tensor], momenta: list[Tensor], settings: list[tuple[float, float, float, float]]
-    ) -> bool:
-        """Do a whole step of fused SGD on the competing tensors and on `others`, in the compiled passes.
+    def step(self, q: int, others: list[Tensor], momenta: list[Tensor], settings: list[Settings]) -> bool:
+        """Do a whole step of fused SGD on the competing tensors and on `others`, in two passes (`passes.Passes`).
 
         Args:
             q: how many gradients pass, 0 < q < count.
             others: tensors that do not compete.
             momenta: the momentum buffers of the competing tensors, then of the others.
-            settings: learning rate, weight decay, momentum, 1 - dampening of each of them.
+            settings: of each of them; a momentum of 0 stands for the first step.
 
         Returns:
             False where that is left to PyTorch (other types and devices, ties, NaN, ...); nothing has changed then.
         """
-        if not (passes := self._compiled(others)):
+        if not (passes := self._two_passes(others)):
             return False
         if self._lent:
             self._flags = torch.empty(sum(p.numel() for p in self._listed), dtype=torch.bool)
@@ -98,7 +98,7 @@ class Gate:
             (tensor, gated gradient) for each tensor that has a gradient, and whether every T that passed is finite. The
             gated gradients are valid until the next call.
         """
-        if not may_be_written and (passes := self._compiled([])) and (threshold := passes.threshold(q)) is not None:
+        if not may_be_written and (passes := self._two_passes([])) and (threshold := passes.threshold(q)) is not None:
             if self._numpy is None:
                 self._allocate(torch.device("cpu"))
             passes.gate(threshold, self._numpy)
@@ -119,13 +119,19 @@ class Gate:
         pairs = [(p, p.grad, t) for p, t in zip(self.weights, self._parts, strict=True) if p.grad is not None]
         return [(p, _pass_above(grad, t, below, grad_input=t)) for p, grad, t in pairs], True
 
-    def _compiled(self, others: list[Tensor]) -> Passes | None:
-        """The compiled passes over the competing tensors and `others`, where they can read all of them now."""
-        if self.candidates is not None or not (module := compiled()):
+    def _two_passes(self, others: list[Tensor]) -> Passes | None:
+        """The passes over the competing tensors and `others`, where there are some that can read all of them now."""
+        if self.candidates is not None:
             return None
         if self._passes is None or len(self._listed) != len(self.weights) + len(others):
+            if module := compiled():
+                kind = module.Compiled
+            elif self.count >= LARGE:
+                kind = Blocks
+            else:
+                return None
             self._listed = self.weights + others
-            self._passes, self._lent = module.Passes(self.weights, others), True
+            self._passes, self._lent = kind(self.weights, others), True
         return self._passes if self._passes.take() else None
 
     def active(self) -> Tensor:

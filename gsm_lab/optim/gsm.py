@@ -146,7 +146,7 @@ class GSM(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._step_compiled():
+        if self._step_in_passes():
             return loss
         gated = self._close_gate()
         if self._sharded:
@@ -163,8 +163,8 @@ class GSM(torch.optim.SGD):
                 p.grad = grad
         return loss
 
-    def _step_compiled(self) -> bool:
-        """Do all of the step in compiled passes, where these do what fused SGD would do with the gated gradients."""
+    def _step_in_passes(self) -> bool:
+        """Do all of the step in two passes, where these do what fused SGD would do with the gated gradients."""
         gate, groups = self._gate(), self.param_groups
         if self._sharded or gate.candidates is not None or not all(map(_is_plain, groups)):
             return False
@@ -172,11 +172,11 @@ class GSM(torch.optim.SGD):
         if q >= gate.count or len(self._group_of) < sum(n for n, _ in self._gate_key):
             return False  # (the latter: SGD moves a tensor that is listed twice two times)
         momenta, settings, new = [], [], []
-        of_group = [(g["lr"], g["weight_decay"], g["momentum"], 1 - g["dampening"]) for g in groups]
+        of_group = [(g["lr"], g["weight_decay"], g["momentum"], g["dampening"]) for g in groups]
         for p in self._in_turn:
             z, its = self.state.get(p, _NOTHING).get("momentum_buffer"), of_group[self._group_of[p]]
             if z is None:  # the first step: momentum begins with the gradient as it is
-                z, its = torch.zeros_like(p), (its[0], its[1], 0.0, 1.0)
+                z, its = torch.zeros_like(p), (its[0], its[1], 0.0, its[3])
                 new.append((p, z))
             momenta.append(z)
             settings.append(its)

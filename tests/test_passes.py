@@ -1,4 +1,4 @@
-"""The compiled passes against the reference selection, and against PyTorch's own fused SGD, to the bit."""
+"""The step in two passes, compiled and in blocks, against the reference selection and fused SGD: to the bit."""
 
 from itertools import pairwise
 
@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gsm_lab.optim import GSM, gate
+from gsm_lab.optim import GSM, blocks, gate
+from gsm_lab.optim.passes import Passes, sampling
 from gsm_lab.optim.selection import chosen, top_q
 
 numba = pytest.importorskip("numba")
@@ -59,16 +60,24 @@ def contents(name: str, seed: int = 0, n: int = TOTAL) -> tuple[np.ndarray, np.n
 KINDS = ["random", "constant", "95% zero", "zero", "denormal", "huge", "overflow", "tied", "NaN", "inf"]
 
 
-def check(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] = SIZES) -> None:
+def check(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] = SIZES, ordinary: bool = False) -> None:
     """`threshold` and `gate` agree with the reference, or leave to it what they may leave."""
+    for kind in (compiled.Compiled, blocks.Blocks):
+        check_one(kind, w, g, q, sizes, ordinary)
+
+
+def check_one(kind: type[Passes], w: np.ndarray, g: np.ndarray, q: int, sizes: list[int], ordinary: bool) -> None:
     with np.errstate(all="ignore"):
         metric = np.abs(w * g)
     top = top_q(metric.copy(), q)
-    passes = compiled.Passes(tensors(w, g, sizes))
+    passes = kind(tensors(w, g, sizes))
     assert passes.take()
     threshold = passes.threshold(q)
     if top.ties_left_out or not top.finite or top.threshold == 0:
         assert threshold is None
+        return
+    if threshold is None and kind is blocks.Blocks:  # it may leave what its sample misjudged, but not what is ordinary
+        assert not ordinary
         return
     assert threshold == top.threshold
     out = np.full(w.size, np.nan, np.float32)
@@ -81,7 +90,7 @@ def check(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] = SIZES) -> Non
 @pytest.mark.parametrize("q", [1, 2, 40, TOTAL // 60, TOTAL // 10, TOTAL // 2, TOTAL - 1])
 def test_the_threshold_and_what_passes(kind: str, q: int) -> None:
     for seed in range(5):
-        check(*contents(kind, seed), q)
+        check(*contents(kind, seed), q, ordinary=kind == "random")
 
 
 @settings(deadline=None, max_examples=300)
@@ -116,7 +125,7 @@ def test_threads_find_what_one_finds(kind: str, sizes: list[int], threads: int) 
 def test_exact_when_the_sample_misleads(q: int, offset: int, threads: int) -> None:
     """Everything large lies where the sample looks (its bracket is too high), or next to it (it sees nothing)."""
     n = 60_000
-    stride, ((_, least), (_, more)) = compiled.sampling(n, q)
+    stride, ((_, least), (_, more)) = sampling(n, q)
     rng = np.random.default_rng(1)
     w = np.ones(n, np.float32)
     for large in (least, more + 2):
@@ -131,10 +140,10 @@ def test_exact_when_the_sample_misleads(q: int, offset: int, threads: int) -> No
 def test_more_candidates_than_there_is_room_for(threads: int) -> None:
     """The sample sees zeros alone, so that all that is positive is a candidate."""
     n, q = 400_000, 100
-    stride, _ = compiled.sampling(n, q)
+    stride, _ = sampling(n, q)
     g = np.random.default_rng(2).random(n).astype(np.float32)
     g[::stride] = 0
-    assert compiled.Passes(tensors(g, g, [n]))._found.size < n // 2
+    assert compiled.Compiled(tensors(g, g, [n]))._found.size < n // 2
     check(np.ones(n, np.float32), g, q, [n])
 
 
@@ -161,21 +170,39 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        shapes = [(30, 40), (7, 11), (1, 5), (2, 16)]
+        shapes = [(30, 40), (7, 11), (1, 5), (2, 16)]  # the first of more than a block
         self.layers = nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes])
         self.bias = nn.Parameter(torch.randn(6))
 
 
-def compiled_and_not(net: Net, monkeypatch: pytest.MonkeyPatch, steps: int, groups, **hyper) -> list[list[Tensor]]:
-    """Weights and momentum after some steps, and the active sets, with the compiled step and without."""
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few thousand weights are several blocks, the last one not full."""
+    monkeypatch.setattr(blocks, "BLOCK", 1040)
+
+
+@pytest.fixture(params=["compiled", "blocks"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Passes]:
+    """Which of the two forms a GSM uses."""
+    if request.param == "compiled":
+        return compiled.Compiled
+    monkeypatch.setattr(gate, "LARGE", 0)
+    monkeypatch.setattr(gate, "compiled", lambda: None)
+    return blocks.Blocks
+
+
+def in_passes_and_not(
+    form: type[Passes], net: Net, monkeypatch: pytest.MonkeyPatch, steps: int, groups, **hyper
+) -> list[list[Tensor]]:
+    """Weights and momentum after some steps, and the active sets, in two passes and by PyTorch's own SGD."""
     results = []
     first = {name: p.detach().clone() for name, p in net.state_dict().items()}
     done = []
-    step = compiled.Passes.step
-    monkeypatch.setattr(compiled.Passes, "step", lambda *a: done.append(step(*a)) or done[-1])
+    step = form.step
+    monkeypatch.setattr(form, "step", lambda *a: done.append(step(*a)) or done[-1])
     for use in (True, False):
         if not use:
-            monkeypatch.setattr(gate, "compiled", lambda: None)
+            monkeypatch.setattr(gate.Gate, "_two_passes", lambda *_: None)
         net.load_state_dict(first)
         opt = GSM(groups(net), fused=True, **hyper)
         random = torch.Generator().manual_seed(5)
@@ -192,19 +219,21 @@ def compiled_and_not(net: Net, monkeypatch: pytest.MonkeyPatch, steps: int, grou
 
 
 @pytest.mark.parametrize("hyper", [{}, {"dampening": 0.4}, {"weight_decay": 0}], ids=["plain", "dampening", "no decay"])
-def test_the_compiled_step_is_the_fused_step_to_the_bit(hyper: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_is_the_fused_step_to_the_bit(
+    form: type[Passes], hyper: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nonzeros": 40, **hyper}
-    a, b = compiled_and_not(Net(), monkeypatch, 20, lambda net: net.parameters(), **one)
+    a, b = in_passes_and_not(form, Net(), monkeypatch, 20, lambda net: net.parameters(), **one)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_threads_share_a_step_to_the_bit(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+def test_threads_share_a_step_to_the_bit(form: type[Passes], monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nonzeros": 40}
-    a, b = compiled_and_not(Net(), monkeypatch, 5, lambda net: net.parameters(), **one)
+    a, b = in_passes_and_not(form, Net(), monkeypatch, 5, lambda net: net.parameters(), **one)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_every_group_has_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_group_has_its_own_settings(form: type[Passes], monkeypatch: pytest.MonkeyPatch) -> None:
     def groups(net: Net) -> list[dict]:
         return [
             {"params": [net.layers[0], net.bias], "lr": 0.2, "weight_decay": 0.3},
@@ -213,11 +242,11 @@ def test_every_group_has_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> No
         ]
 
     one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "compression": 9}
-    a, b = compiled_and_not(Net(), monkeypatch, 20, groups, **one)
+    a, b = in_passes_and_not(form, Net(), monkeypatch, 20, groups, **one)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_masks_that_were_handed_out_stay_as_they_were() -> None:
+def test_masks_that_were_handed_out_stay_as_they_were(form: type[Passes]) -> None:
     net = Net()
     opt = GSM(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, fused=True, nonzeros=20)
     masks = []
@@ -230,7 +259,7 @@ def test_masks_that_were_handed_out_stay_as_they_were() -> None:
     assert not any(torch.equal(a, b) for (a, _), (b, _) in pairwise(masks))
 
 
-def test_autograd_can_notice_that_the_weights_changed() -> None:
+def test_autograd_can_notice_that_the_weights_changed(form: type[Passes]) -> None:
     layer = nn.Linear(8, 8)
     opt = GSM(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, fused=True, nonzeros=20)
     versions = []
@@ -249,6 +278,6 @@ def test_without_a_known_rounding_pytorch_does_the_step(monkeypatch: pytest.Monk
     for _ in range(3):
         for p in net.parameters():
             p.grad = torch.randn_like(p)
-        assert not opt._step_compiled()
+        assert not opt._step_in_passes()
         opt.step()
         assert opt.active_mask().sum() == 20

@@ -1,0 +1,101 @@
+"""A GSM step in two passes over weights and gradients, without storing a metric: what its two forms have in common.
+
+`compiled` does it with numba; `blocks` does it with PyTorch and numpy, where there are millions of weights. Both
+bracket the threshold by a strided sample, count what is above, keep the few values inside, and select among those.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGE = 1 << 21  # weights from which on memory, not the number of calls, decides what a step costs
+_ROOM = 65_536, 5_000_000  # candidates there is room for, at least and at most; between them one weight in 16
+_FLOAT, _DENSE, _PLAIN = torch.float32, torch.strided, (Tensor, torch.nn.Parameter)
+
+Settings = tuple[float, float, float, float]  # learning rate, weight decay, momentum, dampening
+
+
+class Passes(ABC):
+    """The two passes over a fixed list of float32 tensors on a CPU.
+
+    Args:
+        weights: the tensors that compete.
+        others: those that follow them and only take part in the step, with all of their gradients.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], others: Sequence[Tensor] = ()) -> None:
+        self.tensors, self.competing = (*weights, *others), len(weights)
+        self.sizes = [p.numel() for p in self.tensors]
+        self.count = sum(self.sizes[: self.competing])
+        self.room = min(self.count, max(_ROOM[0], min(self.count // 16, _ROOM[1])))
+
+    @abstractmethod
+    def take(self) -> bool:
+        """Look up where weights and gradients are now; False where one of them is not simple."""
+
+    @abstractmethod
+    def threshold(self, q: int) -> np.float32 | None:
+        """The smallest |g * w| among the `q` greatest (fewer where fewer are positive), 0 < q < N; after `take`.
+
+        None where the threshold would not say which pass: ties are left out, some are not finite, or none is positive.
+        """
+
+    @abstractmethod
+    def gate(self, threshold: np.float32, out: np.ndarray) -> None:
+        """Write the gradients that pass, and zeros, to `out`, float32 [N], one tensor after the other."""
+
+    @abstractmethod
+    def step(self, q: int, momenta: list[Tensor], settings: list[Settings], active: np.ndarray) -> np.float32 | None:
+        """Do PyTorch's fused SGD step with the gradients that pass, to the bit; after `take`.
+
+        Args:
+            q: how many pass, 0 < q < N.
+            momenta: the momentum buffers of all tensors.
+            settings: of all tensors; a momentum of 0 stands for the first step, which finds its buffer full of zeros.
+            active: bool, one for each entry of all tensors: says which passed.
+
+        Returns:
+            The threshold. None, and nothing is changed, where there is none, or it cannot be done here.
+        """
+
+    def simple(self, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether a list as long as that of all tensors holds nothing but what can be read as flat float32."""
+        return all(map(_is_simple, tensors, self.sizes))
+
+
+def _is_simple(x: Tensor | None, size: int) -> bool:
+    return (
+        type(x) in _PLAIN
+        and x.dtype is _FLOAT
+        and x.is_cpu
+        and x.layout is _DENSE
+        and x.is_contiguous()
+        and x.numel() == size
+    )
+
+
+@lru_cache(maxsize=64)
+def sampling(size: int, q: int) -> tuple[int, np.ndarray]:
+    """The stride of the sample (0: none), and pairs (most, least): at most and at least so many of it reach a bracket.
+
+    Of m sampled values the number among the top q is about binomial; three standard deviations to either side hold
+    the threshold in all but one step of 400. Neighbours resemble each other, hence a second, wider pair.
+    """
+    wanted = 4096 if size < LARGE else 32_768 if size < 10**8 else 131_072
+    stride = size // wanted
+    if stride < 2:
+        return 0, np.zeros((1, 2), np.int64)
+    stride += 1 - stride % 2  # odd, so that power-of-two layer widths do not confine the sample to a few columns
+    while stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:  # nor widths such as 300 or 784 with their factors
+        stride += 2
+    mean = -(-size // stride) * q / size
+    deviation = math.sqrt(mean * (1 - q / size))
+    pairs = [(max(0, math.floor(mean - s * deviation - 1)), math.ceil(mean + s * deviation + 2)) for s in (3, 9)]
+    return stride, np.array(pairs, np.int64)
