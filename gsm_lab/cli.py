@@ -244,11 +244,16 @@ def _kind_of_run(args: argparse.Namespace) -> Iterator[type[Run]]:
         return
     from gsm_lab import parallel, world
 
-    try:
-        with world.joined(args.timeout):
+    with contextlib.ExitStack() as joined:
+        try:  # what is wrong is said before leaving: until then torchrun's SIGTERM, which ends the others, is held back
+            joined.enter_context(world.joined(args.timeout))
             yield parallel.kind(args.parallel or PARALLEL[0])
-    except world.RankLost as error:
-        sys.exit(_failed(error, 1, every_rank=True))
+        except world.RankLost as error:
+            sys.exit(_failed(error, 1, every_rank=True))
+        except FloatingPointError as error:
+            sys.exit(_failed(error, 1))
+        except (ValueError, OSError) as error:
+            sys.exit(_failed(error, 2))
 
 
 def _must_be_free(folder: Path, overwrite: bool) -> None:

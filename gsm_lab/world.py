@@ -71,14 +71,14 @@ def joined(timeout: float = TIMEOUT) -> Iterator[World]:
             f"rank {os.environ['RANK']}: the {os.environ['WORLD_SIZE']} ranks did not come together within "
             f"{timeout:g} s ({_first_sentence(error)})"
         ) from None
-    try:
-        with stops_held_back():
+    with stops_held_back():
+        try:
             yield World()
-    finally:
-        for member in _MEMBERS:
-            member.leave()
-        gc.collect()
-        dist.destroy_process_group()
+        finally:
+            for member in _MEMBERS:
+                member.leave()
+            gc.collect()
+            dist.destroy_process_group()
 
 
 class World:
