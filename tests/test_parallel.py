@@ -134,11 +134,9 @@ def test_what_is_saved_is_what_was_there(trained):
     numbers, frame, live, cut = ended[0].result["lenet300"]
     assert counters(run) == numbers
     assert (run.evaluate(), run.evaluate(cut=True)) == (pytest.approx(live), pytest.approx(cut))
-    columns = [c for c in frame if c.startswith("under")]
     weights = torch.cat([p.detach().flatten() for p in gl.models.prunable(run.model).values()])
     assert frame["under_1e-3"].iloc[-1] == int((weights.abs() < 1e-3).sum())
     assert frame["active"].iloc[-1] == int(run.history._before.sum()) == run.nonzeros
-    assert columns
 
 
 def go_on(folders: dict[str, Path], steps: int) -> dict[str, list[float]]:
@@ -184,18 +182,20 @@ def as_in_a_run(kind: str) -> dict[str, object]:
         run.step(3)
         run.reset(lr=0.2)
         run.step(9)
-        return everything(run) if kind == "ddp" else run.history.frame()
+        return {"frame": run.history.frame(), "everything": everything(run) if kind == "ddp" else {}}
 
 
-def test_one_rank_is_a_run_to_the_bit():
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_rank_is_a_run_to_the_bit(kind):
     run = Run(net(), mine(), **OWN)
     run.step(12)
     run.set(momentum=0.5, compression=8)
     run.step(3)
     run.reset(lr=0.2)
     run.step(9)
-    (ended,) = in_ranks(1, as_in_a_run, "ddp")
-    assert differs(everything(run), ended.result) == []
+    (ended,) = in_ranks(1, as_in_a_run, kind)
+    pd.testing.assert_frame_equal(run.history.frame(), ended.result["frame"], check_exact=True)
+    assert kind == "fsdp" or differs(everything(run), ended.result["everything"]) == []
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
