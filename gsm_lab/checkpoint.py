@@ -27,6 +27,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gsm_lab.optim.ranks import is_distributed
+
 if TYPE_CHECKING:
     from gsm_lab.data import Dataset
     from gsm_lab.run import Run
@@ -40,9 +42,14 @@ class CheckpointError(ValueError):
 
 
 def save(run: Run, folder: Path) -> Path:
-    """Write `run` to `folder` (made if need be), replacing what an earlier save left there; returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `run` to `folder` (made if need be), replacing what an earlier save left there; returns the folder.
+
+    Of a run over ranks, each of them has to call it; rank 0 writes, the whole of the run in the same format.
+    """
     tensors, plain = _state(run)
+    if run.rank > 0:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
     header = json.dumps(plain)
     content = {"gsm_lab": header, "sha256": _digest(tensors, header)}
     write_atomically(folder / FILE, safetensors_bytes(tensors, content))
@@ -51,10 +58,10 @@ def save(run: Run, folder: Path) -> Path:
     return folder
 
 
-def resume(folder: Path, model: nn.Module | None, data: Dataset | None, loss: Callable[..., Tensor]) -> Run:
-    """The run in `folder`, see `Run.resume`."""
-    from gsm_lab.run import Run
-
+def resume(
+    kind: type[Run], folder: Path, model: nn.Module | None, data: Dataset | None, loss: Callable[..., Tensor]
+) -> Run:
+    """The run in `folder`, as one of that kind; see `Run.resume`."""
     tensors, plain = _read(folder / FILE)
     own_loss = None if loss is cross_entropy else loss
     for what, given in (("model", model), ("data", data), ("loss", own_loss)):
@@ -66,7 +73,7 @@ def resume(folder: Path, model: nn.Module | None, data: Dataset | None, loss: Ca
             )
     knobs = {name: value for name, value in plain["knobs"].items() if name not in ("model", "data")}
     names = plain["knobs"]["model"], plain["knobs"]["data"]
-    run = Run(model if model is not None else names[0], data if data is not None else names[1], loss=loss, **knobs)
+    run = kind(model if model is not None else names[0], data if data is not None else names[1], loss=loss, **knobs)
     if run.data.digest != plain["data_digest"]:
         raise CheckpointError(
             f"the run in {folder} was trained on other data: digest {plain['data_digest']}, "
@@ -109,7 +116,7 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors["random/run"] = run.random_state
     if run._initial is not None:
         tensors |= {f"initial/{name}": t for name, t in run._initial.items()}
-    own_model = None if isinstance(run.source_model, str) else type(run.source_model).__name__
+    own_model = None if isinstance(run.source_model, str) else run.knobs["model"]
     own_data = None if isinstance(run.source_data, str) else run.data.name
     own_loss = None if run.loss is cross_entropy else getattr(run.loss, "__name__", type(run.loss).__name__)
     plain = {
@@ -124,8 +131,32 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "torch": torch.__version__,
         **{name: getattr(run, name) for name in _COUNTERS},
     }
+    kept = {name: copied for name, t in tensors.items() if (copied := _whole(t, run.rank == 0)) is not None}
+    return kept, plain
+
+
+def _whole(t: Tensor, wanted: bool) -> Tensor | None:
+    """A copy on the CPU, gathered where ranks hold parts of it (a DTensor); None where it is not wanted."""
+    if is_distributed(t):
+        t = t.full_tensor()
     # safetensors refuses tensors that share memory (tied weights) and strides; a copy has neither
-    return {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, plain
+    return t.detach().cpu().clone(memory_format=torch.contiguous_format) if wanted else None
+
+
+def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """`model.load_state_dict` from whole tensors, each rank taking its part where the model is sharded."""
+    own = model.state_dict()
+    model.load_state_dict({name: part_of(t, own.get(name)) for name, t in state.items()})
+
+
+def part_of(whole: Tensor, like: Tensor | None) -> Tensor:
+    """What this rank holds of a tensor that is laid out like `like`: the tensor itself unless that is a DTensor."""
+    if not is_distributed(like) or is_distributed(whole):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = whole.to(like.device_mesh.device_type)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)  # every rank has it: no talk
 
 
 _COUNTERS = ("steps", "dense_steps", "base", "magnitude")
@@ -143,7 +174,7 @@ def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder
             f"the given one has {run.history.layers}"
         )
     try:
-        run.model.load_state_dict(part["model"])
+        fill(run.model, part["model"])
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {folder} do not fit the model: {error}") from None
     for name in _COUNTERS:
@@ -157,7 +188,7 @@ def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder
     for room, name in _STATE.items():
         for i, buffer in part.get(room, {}).items():
             p = params[int(i)]
-            run.opt.state[p][name] = torch.empty_like(p).copy_(buffer)
+            run.opt.state[p][name] = torch.empty_like(p).copy_(part_of(buffer, p))
     if "gate" in part:
         run.opt.candidates, run.frozen = part["gate"]["candidates"].clone(), True
     arrays = {name: t.numpy() for name, t in part["history"].items()}

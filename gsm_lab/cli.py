@@ -1,7 +1,8 @@
 """The command line: `gsm-lab run / resume / report / data / lab / knobs / doctor`.
 
 Exit status: 0 done; 1 training broke down, or the doctor found something missing; 2 a wrong argument, or data that is
-not there; 130 ended by Ctrl-C. What can go wrong is said in a sentence, without a stack trace.
+not there; 130 ended by Ctrl-C. What can go wrong is said in a sentence, without a stack trace. `run` and `resume` that
+`torchrun` has started train over its processes; rank 0 speaks for all, but a rank that loses another one says so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +22,7 @@ from gsm_lab import __version__, knobs
 if TYPE_CHECKING:
     from gsm_lab.run import Run
 
+PARALLEL = ("ddp", "fsdp")  # of `gsm_lab.parallel`
 SAVE_EVERY = 60.0  # seconds of training
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _PIECE = 20  # steps between two looks at the clock
@@ -55,33 +57,33 @@ def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in knobs.KNOBS if getattr(args, name) is not None}
     if args.out is not None:  # before data is loaded, or fetched
         _must_be_free(args.out, args.overwrite)
-    from gsm_lab.run import Run
-
-    new = Run(**given)
-    k = new.knobs
-    settled = Path("runs") / f"{k['data']}-{k['model']}-{k['compression']:g}x-seed{k['seed']}"
-    folder = args.out if args.out is not None else settled
-    _must_be_free(folder, args.overwrite)
-    return _train(new, folder)
+    with _kind_of_run(args) as kind:
+        new = kind(**given)
+        k = new.knobs
+        settled = Path("runs") / f"{k['data']}-{k['model']}-{k['compression']:g}x-seed{k['seed']}"
+        folder = args.out if args.out is not None else settled
+        _must_be_free(folder, args.overwrite)
+        return _train(new, folder)
 
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run to the end of its plan."""
     _set_threads(args.threads)
-    old = _load(args.folder)
-    if args.epochs is not None:
-        if args.epochs * old.epoch_steps < old.steps:
-            raise ValueError(
-                f"the run in {args.folder} has {old.steps / old.epoch_steps:g} epochs behind it; "
-                f"--epochs is the new total and must be more, got {args.epochs}"
-            )
-        old.set(epochs=args.epochs)
-    if old.base is not None and old.steps >= old.planned:
-        print(
-            f"The run in {args.folder} is at the end of its {old.knobs['epochs']} epochs; --epochs N extends it to N."
-        )
-        return 0
-    return _train(old, args.folder, resumed=True)
+    with _kind_of_run(args) as kind:
+        old = kind.resume(args.folder)
+        if args.epochs is not None:
+            if args.epochs * old.epoch_steps < old.steps:
+                raise ValueError(
+                    f"the run in {args.folder} has {old.steps / old.epoch_steps:g} epochs behind it; "
+                    f"--epochs is the new total and must be more, got {args.epochs}"
+                )
+            old.set(epochs=args.epochs)
+        if old.base is not None and old.steps >= old.planned:
+            if old.rank == 0:
+                epochs = old.knobs["epochs"]
+                print(f"The run in {args.folder} is at the end of its {epochs} epochs; --epochs N extends it to N.")
+            return 0
+        return _train(old, args.folder, resumed=True)
 
 
 def report(args: argparse.Namespace) -> int:
@@ -154,13 +156,16 @@ def _train(run: Run, folder: Path, resumed: bool = False) -> int:
         _until_done(run, save)
     except KeyboardInterrupt:  # comes between two steps
         interrupted = True
-    except FloatingPointError as error:
+    except run.breakdowns as error:
         if not saved:
-            with contextlib.suppress(OSError):  # not empty: it was there before
+            with contextlib.suppress(OSError):  # not empty, it was there before; or another rank was faster
                 folder.rmdir()
             raise
-        raise FloatingPointError(f"{error} (the state after {saved[-1]:,} steps is in {folder})") from None
+        raise type(error)(f"{error} (the state after {saved[-1]:,} steps is in {folder})") from None
     save()
+    if run.rank > 0:
+        return INTERRUPTED if interrupted else 0
+    run = run.alone(folder)
     if not interrupted:
         _write_weights(run, folder)
         _write_report(run, folder)
@@ -183,10 +188,11 @@ def _until_done(run: Run, save: Callable[[], None]) -> None:
 
     total, saved = run.dense_left + max(0, run.planned - run.steps), time.monotonic()
     # In a log file a bar is a line every ten seconds, not ten lines a second.
-    with tqdm(total=total, unit="step", mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
+    interval = 0.1 if sys.stderr.isatty() else 10
+    with tqdm(total=total, unit="step", mininterval=interval, disable=run.rank > 0) as bar:
         while run.base is None or run.steps < run.planned:
             phase = "dense" if run.base is None else f"gate closed, C = {run.knobs['compression']:g}"
-            if bar.desc != f"{phase}: ":
+            if not bar.disable and bar.desc != f"{phase}: ":
                 bar.set_description(phase)
             before = run.dense_steps + run.steps
             if run.base is None:
@@ -194,7 +200,7 @@ def _until_done(run: Run, save: Callable[[], None]) -> None:
             else:
                 run.step(min(_PIECE, run.planned - run.steps))
             bar.update(run.dense_steps + run.steps - before)
-            if time.monotonic() - saved >= SAVE_EVERY:
+            if run.first_rank_says(time.monotonic() - saved >= SAVE_EVERY):
                 save()
                 saved = time.monotonic()
     run.train(epochs=0, progress=False)  # looks at the accuracies once more
@@ -226,6 +232,28 @@ def _load(folder: Path) -> Run:
     from gsm_lab.run import Run
 
     return Run.resume(folder)
+
+
+@contextlib.contextmanager
+def _kind_of_run(args: argparse.Namespace) -> Iterator[type[Run]]:
+    """`Run`, or one of `gsm_lab.parallel` where that is asked for, or torchrun has started this process."""
+    if args.parallel is None and not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        from gsm_lab.run import Run
+
+        yield Run
+        return
+    from gsm_lab import parallel, world
+
+    with contextlib.ExitStack() as joined:
+        try:  # what is wrong is said before leaving: until then torchrun's SIGTERM, which ends the others, is held back
+            joined.enter_context(world.joined(args.timeout))
+            yield parallel.kind(args.parallel or PARALLEL[0])
+        except world.RankLost as error:
+            sys.exit(_failed(error, 1, every_rank=True))
+        except FloatingPointError as error:
+            sys.exit(_failed(error, 1))
+        except (ValueError, OSError) as error:
+            sys.exit(_failed(error, 2))
 
 
 def _must_be_free(folder: Path, overwrite: bool) -> None:
@@ -267,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(does=does)
         return one
 
-    one = command("run", run, "[--out DIR] [--overwrite] [--threads N] [--KNOB VALUE ...]")
+    one = command("run", run, "[--out DIR] [--overwrite] [--threads N] [--parallel KIND] [--KNOB VALUE ...]")
     one.epilog = "A knob that is not given takes what works for the data and the model; defaults: lenet300 on digits."
     for knob in knobs.KNOBS.values():
         one.add_argument(
@@ -275,14 +303,14 @@ def _parser() -> argparse.ArgumentParser:
         )
     one.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/DATA-MODEL-COMPRESSIONx-seedSEED)")
     one.add_argument("--overwrite", action="store_true", help="replace a run that is in that folder")
-    _add_threads(one)
+    _add_process_options(one)
     one = command("resume", resume)
     one.add_argument("folder", type=Path, metavar="DIR", help="where the run is")
     one.add_argument(
         "--epochs", type=_checked(knobs.KNOBS["epochs"]), metavar="N",
         help="gated epochs in all; the schedule is laid out anew over them",
     )  # fmt: skip
-    _add_threads(one)
+    _add_process_options(one)
     command("report", report).add_argument("folder", type=Path, metavar="DIR", help="where the run is")
     one = command("data", data)
     one.add_argument("name", metavar="NAME", help=f"one of {', '.join(knobs.KNOBS['data'].choices)}")
@@ -293,8 +321,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_threads(parser: argparse.ArgumentParser) -> None:
+def _add_process_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_count, metavar="N", help="threads to compute with (default: torch's choice)")
+    parser.add_argument(
+        "--parallel", choices=PARALLEL,
+        help="under torchrun: whether each process holds the whole network or a part (default ddp)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", default=120.0,
+        help="under torchrun: after how long a process that does not answer is given up (default %(default)g)",
+    )  # fmt: skip
 
 
 def _checked(knob: knobs.Knob) -> Callable[[str], Any]:
@@ -313,6 +349,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"timeout must be a number of seconds > 0, got {text!r}")
+
+
 def _metavar(knob: knobs.Knob) -> str:
     return "{" + ",".join(knob.choices) + "}" if knob.choices else "N" if knob.whole else "X"
 
@@ -324,8 +367,9 @@ def _help(knob: knobs.Knob) -> str:
     return f"{about} (default {default}{unit})".replace("%", "%%")
 
 
-def _failed(error: object, status: int) -> int:
-    print(f"gsm-lab: {error}", file=sys.stderr)
+def _failed(error: object, status: int, every_rank: bool = False) -> int:
+    if every_rank or os.environ.get("RANK", "0") == "0":  # the others have the same to say
+        print(f"gsm-lab: {error}", file=sys.stderr)
     return status
 
 

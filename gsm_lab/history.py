@@ -106,16 +106,16 @@ class History:
             weights: the layers' values after the step, float32, each contiguous.
         """
         held, reactivated = tally.flags(active, self._before, self._bounds)
-        self.reactivations += int(reactivated.sum())
         self._before = active
         near = [tally.near_zero(w.reshape(-1), THRESHOLDS) for w in weights]
-        self.steps.append(
-            (step, epoch, loss, threshold, lr, held, reactivated, [n[0] for n in near], [n[1] for n in near])
-        )
+        counts = np.array([held, reactivated, [n[0] for n in near], [n[1] for n in near]], np.int32)
+        counts = self._total(counts)
+        self.reactivations += int(counts[1].sum())
+        self.steps.append((step, epoch, loss, threshold, lr, *counts))
 
     def evaluated(self, step: int, live: float, cut: float, kept: list[int]) -> None:
         """Take down an evaluation: accuracies 0..1 as the model is and as if cut, weights of each layer that stay."""
-        self.evaluations.append((step, live, cut, kept))
+        self.evaluations.append((step, live, cut, self._total(np.array(kept, np.int32))))
 
     def moved(self, step: int, knob: str, old: Any, new: Any) -> None:
         """Take down that a knob moved after `step` steps. Moves of one knob between two steps are one, or none."""
@@ -176,7 +176,7 @@ class History:
             rows, plain[table] = getattr(self, table).state()
             arrays |= {f"{table}/{column}": np.ascontiguousarray(rows[column]) for column in rows.dtype.names}
         if self._before is not None:
-            arrays["before"] = np.packbits(self._before)
+            arrays["before"] = np.packbits(self._all_of(self._before))
         return arrays, plain
 
     def restore(self, arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> None:
@@ -190,4 +190,16 @@ class History:
             target.restore(rows, **plain[table])
         self._before = None
         if "before" in arrays:
-            self._before = np.unpackbits(arrays["before"], count=self._bounds[-1]).astype(bool)
+            count = sum(self.layers.values())
+            self._before = self._part_of(np.unpackbits(arrays["before"], count=count).astype(bool))
+
+    # Three that are otherwise where a process holds a part of each layer, see `gsm_lab.sharded`.
+
+    def _total(self, counts: np.ndarray) -> np.ndarray:
+        return counts
+
+    def _all_of(self, flags: np.ndarray) -> np.ndarray:
+        return flags
+
+    def _part_of(self, flags: np.ndarray) -> np.ndarray:
+        return flags

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsm_lab import checkpoint, models
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
-from gsm_lab import models
 from gsm_lab.history import History
 from gsm_lab.interrupts import interruptible
 from gsm_lab.optim import GSM, budget, cut, keep_masks, param_groups
+from gsm_lab.optim.ranks import local
 
 RAMP_FROM = 4.0  # where a ramp of the compression begins
 FLOOR = 0.01  # of the learning rate, where the cosine ends and stays: training past the planned end still trains
@@ -53,6 +54,9 @@ class Run:
     `pretrain` epochs happen before the first step, with the gate open and their own momentum; they are no steps.
     """
 
+    rank = 0  # of this process among those that train the run together (`gsm_lab.parallel`): here it is alone
+    breakdowns: tuple[type[Exception], ...] = (FloatingPointError,)  # that end training; what was saved is still good
+
     def __init__(
         self,
         model: str | nn.Module = "lenet300",
@@ -78,16 +82,17 @@ class Run:
         model = source_model
         if isinstance(model, str):
             model = models.build(name, data.shape, data.classes, data.mean, data.std, knobs["seed"])
+        model = self._placed(model)
         weights = models.prunable(model)
         groups = param_groups(model)
         batches = datasets.Batches(data.to(next(model.parameters()).device), knobs["batch_size"], knobs["seed"])
         opt = GSM(groups, knobs["lr"], knobs["momentum"], weight_decay=knobs["weight_decay"], fused=_can_fuse(model))
         if self._initial is not None and model is source_model:
-            model.load_state_dict(self._initial)
+            checkpoint.fill(model, self._initial)
         self.source_model, self.source_data = source_model, source_data
         self.model, self.data, self.batches, self.opt = model, batches.dataset, batches, opt
         self.knobs = knobs
-        self.history = History({layer: p.numel() for layer, p in weights.items()})
+        self.history = self._new_history(weights)
         self._layers = list(weights.values())
         self.recorders: list[Callable[[int, np.ndarray, list[np.ndarray]], None]] = []
         self.steps = self.dense_steps = 0
@@ -148,14 +153,14 @@ class Run:
         """Do `n` gated steps (and, before the first ever, the dense epochs)."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise ValueError(f"n must be a whole number of steps >= 0, got {n!r}")
-        with interruptible() as interrupted:
+        with self._interruptible() as interrupted:
             if n:
                 self._dense_steps(self.dense_left, interrupted)
             self._repeat(self._gated_step, n, interrupted)
 
     def pretrain(self, most: int | None = None) -> int:
         """Do the dense steps that are left, `most` at the most, then close the gate; returns how many are left."""
-        with interruptible() as interrupted:
+        with self._interruptible() as interrupted:
             self._dense_steps(self.dense_left if most is None else min(most, self.dense_left), interrupted)
         return self.dense_left
 
@@ -171,7 +176,8 @@ class Run:
         from tqdm.auto import tqdm
 
         dense = self.dense_left
-        with tqdm(total=dense + steps, unit="step", disable=not progress) as bar, interruptible() as interrupted:
+        bar = tqdm(total=dense + steps, unit="step", disable=not progress or self.rank > 0)
+        with bar, self._interruptible() as interrupted:
             done, shown = 0, ""
             while done < dense + steps and not interrupted:
                 n = min(dense + steps - done, _STEPS_A_LOOK)
@@ -237,19 +243,20 @@ class Run:
         try:
             with torch.random.fork_rng(devices=[]):  # for models that draw numbers even now: always the same ones
                 torch.default_generator.manual_seed(self.knobs["seed"])
-                right = sum(
-                    int((torch.func.functional_call(self.model, replaced, (a,)).argmax(1) == b).sum())
-                    for a, b in zip(x.split(_EVALUATED_AT_ONCE), y.split(_EVALUATED_AT_ONCE), strict=True)
-                )
+                pieces = zip(x.split(_EVALUATED_AT_ONCE), y.split(_EVALUATED_AT_ONCE), strict=True)
+                right = sum(self._right(a, b, replaced) for a, b in pieces)
         finally:
             for module, training in modes:
                 module.training = training
         return right / len(y)
 
+    def _right(self, x: Tensor, y: Tensor, replaced: dict[str, Tensor]) -> int:
+        return int((torch.func.functional_call(self.model, replaced, (x,)).argmax(1) == y).sum())
+
     def _evaluate_now(self) -> None:
         with torch.no_grad():
             masks = keep_masks(self.model, nonzeros=self.nonzeros)
-            kept = [int(mask.sum()) for mask in masks.values()]
+            kept = [int(local(mask).sum()) for mask in masks.values()]
             replaced = {name: p * masks[name] for name, p in models.prunable(self.model).items()}
             live, as_cut = self._accuracy({}), self._accuracy(replaced)
         if self.steps == 0:
@@ -304,7 +311,7 @@ class Run:
         self.opt.step()
         self.steps += 1
         active = self.opt.active_mask().numpy()
-        weights = [p.detach().float().cpu().contiguous().numpy() for p in self._layers]
+        weights = [local(p.detach()).float().cpu().contiguous().numpy() for p in self._layers]
         self.history.record(self.steps, self.steps / self.epoch_steps, loss, self.opt.threshold, lr, active, weights)
         for recorder in self.recorders:
             recorder(self.steps, active, weights)
@@ -346,8 +353,6 @@ class Run:
 
     def save(self, folder: str | Path) -> Path:
         """Write all of the run to `folder`, atomically; returns the folder. See `gsm_lab.checkpoint`."""
-        from gsm_lab import checkpoint
-
         return checkpoint.save(self, Path(folder))
 
     @classmethod
@@ -364,9 +369,26 @@ class Run:
 
         Raises CheckpointError (a ValueError) when the folder holds no whole run, or model or data are not those it had.
         """
-        from gsm_lab import checkpoint
+        return checkpoint.resume(cls, Path(folder), model, data, loss)
 
-        return checkpoint.resume(Path(folder), model, data, loss)
+    # -- what is otherwise where ranks share the work, see `gsm_lab.parallel` ------------------------------------------
+
+    _interruptible = staticmethod(interruptible)
+
+    def alone(self, folder: Path) -> Run:
+        """The run in this process alone, given the folder in which it was just saved: to look at what came out."""
+        return self
+
+    def first_rank_says(self, flag: bool) -> bool:
+        """`flag` as it is on rank 0: for what depends on a clock."""
+        return flag
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        """The model on the device, and in the parts, in which it is trained."""
+        return model
+
+    def _new_history(self, weights: dict[str, nn.Parameter]) -> History:
+        return History({layer: p.numel() for layer, p in weights.items()})
 
     def __repr__(self) -> str:
         name = self.source_model if isinstance(self.source_model, str) else type(self.source_model).__name__
