@@ -43,6 +43,12 @@ class FSDPRun(ParallelRun):
             fully_shard(model, mesh=mesh)
         return model
 
+    def _schedule_gate(self) -> None:
+        for name, off in (("smoothing", 0), ("freeze", 1)):
+            if self.knobs[name] != off:
+                raise ValueError(f"{name} must be {off} where weights are spread over ranks, got {self.knobs[name]:g}")
+        super()._schedule_gate()
+
     def _new_history(self, weights: dict[str, nn.Parameter]) -> History:
         return _ShardedHistory(weights, self.world)
 
