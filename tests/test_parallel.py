@@ -235,6 +235,8 @@ def refusals(kind: str, folder: Path) -> list[str]:
         expect(run.save, folder / "a file" / "run")
         run.step()
         run.save(folder / "run")
+        expect(make(net(), mine(), **OWN | {"freeze": 0.5}).step)
+        expect(make(net(), mine(), **OWN | {"smoothing": 0.5}).step)
     return said
 
 
@@ -263,6 +265,9 @@ def test_what_is_wrong_is_one_sentence_on_every_rank(kind, tmp_path):
     )
     assert zero[7].startswith(("NotADirectoryError", "FileExistsError")) and one[7].startswith("Elsewhere: rank 0: ")
     assert Run.resume(tmp_path / "run", Net(), mine()).steps == 4
+    if kind == "fsdp":
+        assert zero[8] == one[8] == "ValueError: freeze must be 1 where weights are spread over ranks, got 0.5"
+        assert zero[9] == one[9] == "ValueError: smoothing must be 0 where weights are spread over ranks, got 0.5"
 
 
 @pytest.mark.parametrize(

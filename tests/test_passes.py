@@ -50,6 +50,8 @@ def contents(name: str, seed: int = 0, n: int = TOTAL) -> tuple[np.ndarray, np.n
         w, g = w * np.float32(1e20), g * np.float32(1e20)
     elif name == "tied":
         w, g = np.round(w), np.round(g)
+    elif name == "bfloat16":
+        w, g = (torch.from_numpy(x).bfloat16().float().numpy() for x in (w, g))
     elif name == "NaN":
         g[rng.integers(n)] = np.nan
     elif name == "inf":
@@ -57,7 +59,7 @@ def contents(name: str, seed: int = 0, n: int = TOTAL) -> tuple[np.ndarray, np.n
     return w, g
 
 
-KINDS = ["random", "constant", "95% zero", "zero", "denormal", "huge", "overflow", "tied", "NaN", "inf"]
+KINDS = ["random", "constant", "95% zero", "zero", "denormal", "huge", "overflow", "tied", "bfloat16", "NaN", "inf"]
 
 
 def check(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] = SIZES, ordinary: bool = False) -> None:
