@@ -99,8 +99,11 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory):
-    """A real JupyterLab on loopback, on an empty folder, with nobody's settings and this environment's kernel."""
+def lab(request, tmp_path_factory):
+    """A real JupyterLab on loopback, on an empty folder, with nobody's settings and this environment's kernel.
+
+    Kernels compute with one thread, as the tests do, but for a bench: beside a browser two wait for each other.
+    """
     home, folder = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("notebooks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -109,7 +112,10 @@ def lab(tmp_path_factory):
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", *(["--allow-root"] if AS_ROOT else [])]
     command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     command += [f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
-    with _running(command, _environ(home, server.token), server, home / "log"):
+    environ = _environ(home, server.token)
+    if request.config.option.markexpr != "bench":
+        environ["OMP_NUM_THREADS"] = "1"
+    with _running(command, environ, server, home / "log"):
         yield server
 
 
