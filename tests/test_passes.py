@@ -73,7 +73,7 @@ def check_one(kind: type[Passes], w: np.ndarray, g: np.ndarray, q: int, sizes: l
         metric = np.abs(w * g)
     top = top_q(metric.copy(), q)
     passes = kind(tensors(w, g, sizes))
-    assert passes.take()
+    assert passes.take([p.grad for p in passes.tensors])
     threshold = passes.threshold(q)
     if top.ties_left_out or not top.finite or top.threshold == 0:
         assert threshold is None

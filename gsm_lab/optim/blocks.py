@@ -20,8 +20,7 @@ _pass_beyond = torch.ops.aten.hardshrink_backward.grad_input
 class Blocks(Passes):
     """See `Passes`. It needs no compiler, and a multiple of the time."""
 
-    def take(self) -> bool:
-        grads = [p.grad for p in self.tensors]
+    def take(self, grads: list[Tensor | None]) -> bool:
         if not (self.simple(self.tensors) and self.simple(grads)):
             return False
         self._flat = [(p.detach().view(-1), g.detach().view(-1)) for p, g in zip(self.tensors, grads, strict=True)]

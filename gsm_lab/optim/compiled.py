@@ -37,8 +37,7 @@ class Compiled(Passes):
         self._found = np.empty(self.room + kernels.BLOCK + 8, np.int32)
         self._parts: list[_Part] = []
 
-    def take(self) -> bool:
-        grads = [p.grad for p in self.tensors]
+    def take(self, grads: list[Tensor | None]) -> bool:
         if not (self.simple(self.tensors) and self.simple(grads)):
             return False
         entries = self._entries

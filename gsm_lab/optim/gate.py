@@ -139,8 +139,6 @@ class Gate:
 
     def _two_passes(self, others: list[Tensor]) -> Passes | None:
         """The passes over the competing tensors and `others`, where there are some that can read all of them now."""
-        if self.candidates is not None:
-            return None
         if self._passes is None or len(self._listed) != len(self.weights) + len(others):
             if module := compiled():
                 kind = module.Compiled
@@ -150,7 +148,15 @@ class Gate:
                 return None
             self._listed = self.weights + others
             self._passes, self._lent = kind(self.weights, others), True
-        return self._passes if self._passes.take() else None
+        grads = [p.grad for p in self._listed]
+        if self.candidates is not None:  # without a gradient nobody passes
+            parts = self.candidates.split([p.numel() for p in self.weights])
+            grads[: len(parts)] = [
+                None if g is None or not g.is_cpu else torch.where(part.view(g.shape), g, 0.0)
+                for g, part in zip(grads, parts, strict=False)
+            ]
+            self._masked = grads  # the passes read at their addresses
+        return self._passes if self._passes.take(grads) else None
 
     def active(self) -> Tensor:
         """Which weights passed at the last step: bool [N], on the CPU; all False before the first."""

@@ -179,7 +179,7 @@ class GSM(torch.optim.SGD):
     def _step_in_passes(self) -> bool:
         """Do all of the step in two passes, where these do what fused SGD would do with the gated gradients."""
         gate, groups = self._gate(), self.param_groups
-        if self._sharded or gate.candidates is not None or self.smoothing or not all(map(is_plain, groups)):
+        if self._sharded or self.smoothing or not all(map(is_plain, groups)):
             return False
         q = budget(gate.count, **self._own())
         if q >= gate.count or len(self._group_of) < sum(n for n, _ in self._gate_key):

@@ -37,8 +37,8 @@ class Passes(ABC):
         self.room = min(self.count, max(_ROOM[0], min(self.count // 16, _ROOM[1])))
 
     @abstractmethod
-    def take(self) -> bool:
-        """Look up where weights and gradients are now; False where one of them is not simple."""
+    def take(self, grads: list[Tensor | None]) -> bool:
+        """Look up where the weights are now, and these gradients of theirs; False where one of them is not simple."""
 
     @abstractmethod
     def threshold(self, q: int) -> np.float32 | None:
