@@ -74,16 +74,16 @@ def check_one(kind: type[Passes], w: np.ndarray, g: np.ndarray, q: int, sizes: l
     top = top_q(metric.copy(), q)
     passes = kind(tensors(w, g, sizes))
     assert passes.take([p.grad for p in passes.tensors])
-    threshold = passes.threshold(q)
-    if top.ties_left_out or not top.finite or top.threshold == 0:
-        assert threshold is None
+    edge = passes.edge(q)
+    if not np.isfinite(metric).all() or top.threshold == 0:
+        assert edge is None
         return
-    if threshold is None and kind is blocks.Blocks:  # it may leave what its sample misjudged, but not what is ordinary
+    if edge is None and kind is blocks.Blocks:  # it may leave what its sample misjudged, but not what is ordinary
         assert not ordinary
         return
-    assert threshold == top.threshold
+    assert edge.threshold == top.threshold
     out = np.full(w.size, np.nan, np.float32)
-    passes.gate(threshold, out)
+    passes.gate(edge, out)
     expected = np.where(chosen(metric, top), g, np.float32(0))
     np.testing.assert_array_equal(out.view(np.int32), expected.view(np.int32))
 
@@ -227,6 +227,18 @@ def test_the_step_is_the_fused_step_to_the_bit(
     one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nonzeros": 40, **hyper}
     a, b = in_passes_and_not(form, Net(), monkeypatch, 20, lambda net: net.parameters(), **one)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_ties_go_to_the_first_in_a_step_too(form: type[Passes], monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Weights of one size and gradients of few sizes, so that the threshold is reached by many."""
+    net = Net()
+    for p in net.parameters():
+        p.data.fill_(-0.5)
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: randn(*a, **k).round())
+    one = {"lr": 0.25, "momentum": 0.5, "weight_decay": 0.25, "nonzeros": 40}
+    a, b = in_passes_and_not(form, net, monkeypatch, 6, lambda net: net.parameters(), **one)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)) and all(int(x.sum()) == 40 for x in a[-6:])
 
 
 def test_threads_share_a_step_to_the_bit(form: type[Passes], monkeypatch: pytest.MonkeyPatch, threads: int) -> None:

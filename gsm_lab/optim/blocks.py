@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsm_lab.optim.passes import Passes, Settings, sampling
+from gsm_lab.optim.passes import Edge, Passes, Settings, sampling
 from gsm_lab.optim.selection import top_q
 
 BLOCK = 1 << 16  # entries: some arrays of a quarter of a megabyte are in use at a time
@@ -21,12 +21,12 @@ class Blocks(Passes):
     """See `Passes`. It needs no compiler, and a multiple of the time."""
 
     def take(self, grads: list[Tensor | None]) -> bool:
-        if not (self.simple(self.tensors) and self.simple(grads)):
+        if self.places(self.tensors, "weights") is None or self.places(grads) is None:
             return False
         self._flat = [(p.detach().view(-1), g.detach().view(-1)) for p, g in zip(self.tensors, grads, strict=True)]
         return True
 
-    def threshold(self, q: int) -> np.float32 | None:
+    def edge(self, q: int) -> Edge | None:
         stride, pairs = sampling(self.count, q)
         sample = np.sort(self._sample(stride).view(np.int32)) if stride else np.empty(0, np.int32)
         for most, least in pairs.tolist():
@@ -37,31 +37,39 @@ class Blocks(Passes):
             if found is None or not 0 < left <= found.size:
                 continue
             top = top_q(found.view(np.float32), left)
-            return np.float32(top.threshold) if top.finite and not top.ties_left_out else None
+            edge = np.float32(top.threshold)
+            return Edge(edge, self._after_equal(edge, top.ties_left_out) if top.ties_left_out else self.count)
         return None
 
-    def gate(self, threshold: np.float32, out: np.ndarray) -> None:
+    def _after_equal(self, threshold: np.float32, left_out: int) -> int:
+        """The flat position after the last of those values equal to the threshold that are not left out."""
+        places = [
+            start + torch.nonzero((w * g).abs_() == float(threshold)).view(-1) for _, w, g, _, start in self._blocks()
+        ]
+        return int(torch.cat(places)[-left_out - 1]) + 1
+
+    def gate(self, edge: Edge, out: np.ndarray) -> None:
         passed = torch.from_numpy(out)
         for _, w, g, _, start in self._blocks():
-            self._pass(w, g, threshold, passed[start : start + w.numel()])
+            self._pass(w, g, edge, start, passed[start : start + w.numel()])
 
     def step(self, q: int, momenta: list[Tensor], settings: list[Settings], active: np.ndarray) -> np.float32 | None:
         others = [g for _, g in self._flat[self.competing :]]
-        if not self.simple(momenta) or not all(bool(torch.isfinite(g).all()) for g in others):
+        if self.places(momenta, "momenta") is None or not all(bool(torch.isfinite(g).all()) for g in others):
             return None
-        threshold = self.threshold(q)
-        if threshold is None:
+        edge = self.edge(q)
+        if edge is None:
             return None
         gated, flags = torch.empty(BLOCK), torch.from_numpy(active)
         for i, w, g, at, start in self._blocks():
             n = w.numel()
-            self._pass(w, g, threshold, gated[:n])
+            self._pass(w, g, edge, start, gated[:n])
             torch.ne(gated[:n], 0, out=flags[start : start + n])  # an |g * w| that passed is positive
             _sgd(w, gated[:n], momenta[i].view(-1)[at : at + n], settings[i])
         for i in range(self.competing, len(self.tensors)):
             _sgd(*self._flat[i], momenta[i].view(-1), settings[i])
         flags[self.count :] = True
-        return threshold
+        return edge.threshold
 
     def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor, int, int]]:
         """Which tensor; weights and gradients of a block; where it begins in the tensor, and in all of them."""
@@ -102,10 +110,13 @@ class Blocks(Passes):
         return np.concatenate(found), above
 
     @staticmethod
-    def _pass(w: Tensor, g: Tensor, threshold: np.float32, out: Tensor) -> None:
-        """Write the gradient where |g * w| reaches the threshold, which is the same as to be beyond the next below."""
+    def _pass(w: Tensor, g: Tensor, edge: Edge, start: int, out: Tensor) -> None:
+        """Write the gradients that pass, and zeros, of a block that begins at flat position `start`."""
         torch.mul(w, g, out=out)
-        _pass_beyond(g, out, float(np.nextafter(threshold, np.float32(0.0))), grad_input=out)
+        cut = min(max(edge.upto - start, 0), out.numel())
+        below = float(np.nextafter(edge.threshold, np.float32(0.0)))  # to reach the threshold is to be beyond this
+        for part, limit in ((slice(0, cut), below), (slice(cut, None), float(edge.threshold))):
+            _pass_beyond(g[part], out[part], limit, grad_input=out[part])
 
 
 def _sgd(w: Tensor, g: Tensor, z: Tensor, settings: Settings) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gsm_lab.optim import kernels
-from gsm_lab.optim.passes import LARGE, Passes, Settings, sampling
+from gsm_lab.optim.passes import LARGE, Edge, Passes, Settings, sampling
 
 SHARED = LARGE  # weights from which on threads share the work: below, to wake them costs more than they save
 
@@ -38,30 +38,37 @@ class Compiled(Passes):
         self._parts: list[_Part] = []
 
     def take(self, grads: list[Tensor | None]) -> bool:
-        if not (self.simple(self.tensors) and self.simple(grads)):
+        weights, gradients = self.places(self.tensors, "weights"), self.places(grads)
+        if weights is None or gradients is None:
             return False
-        entries = self._entries
-        for i, (p, g) in enumerate(zip(self.tensors, grads, strict=True)):
-            entries[4 * i], entries[4 * i + 1] = p.data_ptr(), g.data_ptr()
+        self._write(0, weights)
+        self._write(1, gradients)
         threads = torch.get_num_threads() if self.count >= SHARED else 1
         if len(self._parts) != threads:
             self._divide(threads)
         self._locate()
         return True
 
-    def threshold(self, q: int) -> np.float32 | None:
+    def edge(self, q: int) -> Edge | None:
         bits, ties, finite = self._find(q)
-        return _as_float(bits) if finite and bits and not ties else None
+        if not finite or not bits:
+            return None
+        upto = self.count
+        if ties:
+            competing = self._table[: self.competing]
+            upto = kernels.after_equal(competing, bits, kernels.equal_within(competing, bits) - ties)
+        return Edge(_as_float(bits), upto)
 
-    def gate(self, threshold: np.float32, out: np.ndarray) -> None:
-        self._each(lambda part: kernels.pass_through(part.table, threshold, out[part.flat]))
+    def gate(self, edge: Edge, out: np.ndarray) -> None:
+        self._each(
+            lambda part: kernels.pass_through(part.table, edge.threshold, edge.upto - part.flat.start, out[part.flat])
+        )
 
     def step(self, q: int, momenta: list[Tensor], settings: list[Settings], active: np.ndarray) -> np.float32 | None:
-        entries, n = self._entries, self.competing
-        if not self.simple(momenta) or (codes := rounding()) is None:
+        n, buffers = self.competing, self.places(momenta, "momenta")
+        if buffers is None or (codes := rounding()) is None:
             return None
-        for i, z in enumerate(momenta):
-            entries[4 * i + 2] = z.data_ptr()
+        self._write(2, buffers)
         if settings != self._given:
             # in the first step momentum begins with the gradient as it is
             self._settings[:] = [(lr, decay, m, 1 - d if m else 1) for lr, decay, m, d in settings]
@@ -70,15 +77,19 @@ class Compiled(Passes):
             found = sampling(self.count, q)
             bits, done = kernels.step(self._table, n, q, *found, self._found, self._settings, codes, active)
             return _as_float(bits) if done else None
-        threshold = self.threshold(q)
-        if threshold is None or not kernels.finite(self._table[n:]):
+        edge = self.edge(q)
+        if edge is None or not kernels.finite(self._table[n:]):
             return None
         self._locate()
         self._each(
-            lambda part: kernels.update(part.table, threshold, self._settings[part.tensors], codes, active[part.flat])
+            lambda part: kernels.update(
+                *(part.table, edge.threshold, edge.upto - part.flat.start),
+                *(self._settings[part.tensors], codes, active[part.flat]),
+            )
         )
-        kernels.update(self._table[n:], np.float32(-1), self._settings[n:], codes, active[self.count :])
-        return threshold
+        rest = self._table[n:], np.float32(0), 1 << 62  # which all reach
+        kernels.update(*rest, self._settings[n:], codes, active[self.count :])
+        return edge.threshold
 
     def _find(self, q: int) -> tuple[int, int, bool]:
         """`kernels.find`, by all threads."""
@@ -106,6 +117,11 @@ class Compiled(Passes):
         flat = [*(starts + (cuts - starts) // 64 * 64), self.count]
         room = [self._found.size * i // threads for i in range(threads + 1)]
         self._parts = [_Part(self._table, bounds, *ends) for ends in zip(pairwise(flat), pairwise(room), strict=True)]
+
+    def _write(self, column: int, places: list[int]) -> None:
+        entries = self._entries
+        for i, place in enumerate(places):
+            entries[4 * i + column] = place
 
     def _locate(self) -> None:
         for part in self._parts if len(self._parts) > 1 else ():
@@ -165,7 +181,7 @@ def rounding() -> np.ndarray | None:
         trial, n = parts.clone(), sizes[:tensors].sum()
         w, g, z = (part.data_ptr() + starts for part in trial)
         table = np.stack([w, g, z, sizes], 1).astype(np.uint64)[:tensors]
-        kernels.update(table, np.float32(-1), settings, np.array(codes), np.empty(n, bool))
+        kernels.update(table, np.float32(0), 1 << 62, settings, np.array(codes), np.empty(n, bool))
         return torch.equal(trial[:, :n], done[:, :n])
 
     body = next((code for code in kernels.ROUNDINGS if fits(1, code, code, 1)), None)

@@ -104,11 +104,11 @@ class Gate:
             gated gradients are valid until the next call.
         """
         own = averages is None and not may_be_written
-        if own and (passes := self._two_passes([])) and (threshold := passes.threshold(q)) is not None:
+        if own and (passes := self._two_passes([])) and (edge := passes.edge(q)) is not None:
             if self._numpy is None:
                 self._allocate(torch.device("cpu"))
-            passes.gate(threshold, self._numpy)
-            self.threshold, self._open, self._mask = float(threshold), False, None
+            passes.gate(edge, self._numpy)
+            self.threshold, self._open, self._mask = float(edge.threshold), False, None
             return list(zip(self.weights, self._parts, strict=True)), True
         plain = self._measure([p.grad for p in self.weights] if averages is None else averages)
         if self._numpy is None:

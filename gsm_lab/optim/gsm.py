@@ -23,7 +23,7 @@ from gsm_lab.optim.device import Watch, on_accelerator, refuse_capture
 from gsm_lab.optim.gate import Gate
 from gsm_lab.optim.ranks import is_distributed
 from gsm_lab.optim.selection import budget
-from gsm_lab.optim.sgd import checked, first_non_finite, is_plain, lent, sgd_step
+from gsm_lab.optim.sgd import ASKED, checked, first_non_finite, is_plain, lent, sgd_step
 from gsm_lab.optim.sharded import ShardedGate, on_shards
 
 _NOTHING: dict[str, Any] = {}
@@ -179,13 +179,18 @@ class GSM(torch.optim.SGD):
     def _step_in_passes(self) -> bool:
         """Do all of the step in two passes, where these do what fused SGD would do with the gated gradients."""
         gate, groups = self._gate(), self.param_groups
-        if self._sharded or self.smoothing or not all(map(is_plain, groups)):
+        if self._sharded or self.smoothing or not (gate.weights and gate.weights[0].is_cpu):
+            return False
+        asked = [tuple(map(g.get, ASKED)) for g in groups]
+        if asked != self._asked:  # to look at them costs more than to compare them
+            self._asked, self._plain = asked, all(map(is_plain, groups))
+        if not self._plain:
             return False
         q = budget(gate.count, **self._own())
         if q >= gate.count or len(self._group_of) < sum(n for n, _ in self._gate_key):
             return False  # (the latter: SGD moves a tensor that is listed twice two times)
         momenta, settings, new = [], [], []
-        of_group = [(g["lr"], g["weight_decay"], g["momentum"], g["dampening"]) for g in groups]
+        of_group = [its[:4] for its in asked]
         for p in self._in_turn:
             z, its = self.state.get(p, _NOTHING).get("momentum_buffer"), of_group[self._group_of[p]]
             if z is None:  # the first step: momentum begins with the gradient as it is
@@ -352,5 +357,6 @@ class GSM(torch.optim.SGD):
     def _start_fresh(self) -> None:
         self._gate_key: list[tuple[int, bool]] | None = None
         self._watch = Watch()
+        self._asked: list[tuple[Any, ...]] = []
         # fused SGD asks GradScaler for the scaled gradients; the gate must see, and check, the true ones
         self._step_supports_amp_scaling = False

@@ -192,16 +192,50 @@ def finite(table) -> bool:  # noqa: ANN001
     return greatest < INFINITY
 
 
-@_kernel("void(uint64[:,::1], float32, float32[::1])")
-def pass_through(table, threshold, out) -> None:  # noqa: ANN001
-    """Write g where |g * w| >= threshold, else 0, of all tensors one after the other."""
+@_kernel("int64(uint64[:,::1], int64, int64)")
+def after_equal(table, wanted, n) -> int:  # noqa: ANN001
+    """The flat position after that of the n-th value whose bits are the `wanted` ones."""
     first = 0
     for i in range(table.shape[0]):
         w, g = _tensor(table, i, _W), _tensor(table, i, _G)
-        o = out[first : first + w.size]
         for j in range(w.size):
-            o[j] = g[j] if abs(w[j] * g[j]) >= threshold else np.float32(0.0)
+            n -= (bits(w[j] * g[j]) & GREATEST) == wanted
+            if n == 0:
+                return first + j + 1
         first += w.size
+    return first
+
+
+@_kernel("int64(uint64[:,::1], int64)")
+def equal_within(table, wanted) -> int:  # noqa: ANN001
+    """How many values have the `wanted` bits."""
+    n = 0
+    for i in range(table.shape[0]):
+        w, g = _tensor(table, i, _W), _tensor(table, i, _G)
+        for j in range(w.size):
+            n += (bits(w[j] * g[j]) & GREATEST) == wanted
+    return n
+
+
+@njit(inline="always")
+def _next(x):  # noqa: ANN001
+    """The next greater float32 of one that is positive."""
+    return np.array([bits(x) + 1], np.int32).view(np.float32)[0]
+
+
+@_kernel("void(uint64[:,::1], float32, int64, float32[::1])")
+def pass_through(table, threshold, upto, out) -> None:  # noqa: ANN001
+    """Write g where |g * w| >= threshold (before flat position `upto`; from there on >), else 0, in flat order."""
+    first, above = 0, _next(threshold)
+    for i in range(table.shape[0]):
+        weights, grads = _tensor(table, i, _W), _tensor(table, i, _G)
+        size = weights.size
+        cut = min(max(upto - first, 0), size)
+        for start, end, limit in ((0, cut, threshold), (cut, size, above)):
+            w, g, o = weights[start:end], grads[start:end], out[first + start : first + end]
+            for j in range(w.size):
+                o[j] = g[j] if abs(w[j] * g[j]) >= limit else np.float32(0.0)
+        first += size
 
 
 ROUNDINGS = [a | b | c for a in (0, 1) for b in (0, 2, 4) for c in (0, 8)]  # what is rounded once in an update
@@ -223,33 +257,33 @@ def _new_weight(w, z, lr, rounding):  # noqa: ANN001
     return fma(z, -lr, w) if rounding & 8 else w - z * lr
 
 
-@_kernel("void(uint64[:,::1], float32, float32[:,::1], int64[::1], boolean[::1])")
-def update(table, threshold, settings, rounding, active) -> None:  # noqa: ANN001
-    """One SGD step with the gradients that pass the threshold; `active`, of all tensors in turn, says which did.
+@_kernel("void(uint64[:,::1], float32, int64, float32[:,::1], int64[::1], boolean[::1])")
+def update(table, threshold, upto, settings, rounding, active) -> None:  # noqa: ANN001
+    """One SGD step with the gradients that pass as in `pass_through`; `active`, in flat order, says which did.
 
     `settings`: learning rate, decay, momentum, 1 - dampening, of each tensor. `rounding`: how products and sums are
     rounded (`ROUNDINGS`), the same for the rest that fills no vector, and the width of a vector.
     """
-    first = 0
+    first, above = 0, _next(threshold)
     for i in range(table.shape[0]):
-        w, g, z = _tensor(table, i, _W), _tensor(table, i, _G), _tensor(table, i, _Z)
-        n = w.size
-        a = active[first : first + n]
+        weights, grads, momenta = _tensor(table, i, _W), _tensor(table, i, _G), _tensor(table, i, _Z)
         lr, decay, beta, keep = settings[i, 0], settings[i, 1], settings[i, 2], settings[i, 3]
-        r = rounding[0]
-        body = n // rounding[2] * rounding[2]
-        for j in range(body):
-            passes = abs(w[j] * g[j]) >= threshold
-            a[j] = passes
-            z[j] = _new_momentum(g[j] if passes else np.float32(0.0), w[j], z[j], decay, beta, keep, r)
-            w[j] = _new_weight(w[j], z[j], lr, r)
-        r = rounding[1]
-        for j in range(body, n):
-            passes = abs(w[j] * g[j]) >= threshold
-            a[j] = passes
-            z[j] = _new_momentum(g[j] if passes else np.float32(0.0), w[j], z[j], decay, beta, keep, r)
-            w[j] = _new_weight(w[j], z[j], lr, r)
-        first += n
+        size = weights.size
+        cut, body = min(max(upto - first, 0), size), size // rounding[2] * rounding[2]
+        for part in range(4):  # the body and the rest, each before and after the cut
+            start, end = (0, body) if part < 2 else (body, size)
+            start, end = (start, min(end, cut)) if part % 2 == 0 else (max(start, cut), end)
+            if start >= end:
+                continue
+            limit, r = threshold if part % 2 == 0 else above, rounding[part // 2]
+            w, g, z = weights[start:end], grads[start:end], momenta[start:end]
+            a = active[first + start : first + end]
+            for j in range(w.size):
+                passes = abs(w[j] * g[j]) >= limit
+                a[j] = passes
+                z[j] = _new_momentum(g[j] if passes else np.float32(0.0), w[j], z[j], decay, beta, keep, r)
+                w[j] = _new_weight(w[j], z[j], lr, r)
+        first += size
 
 
 @_kernel(
@@ -259,15 +293,19 @@ def update(table, threshold, settings, rounding, active) -> None:  # noqa: ANN00
 def step(table, competing, q, stride, brackets, found, settings, rounding, active) -> tuple[int, bool]:  # noqa: ANN001
     """`find` among the first tensors, which compete, then `update` of all; one call, since each call costs.
 
-    Returns the bits of the threshold, and whether it was done: not where ties are left out, or something is not finite.
+    Returns the bits of the threshold, and whether it was done: not where there is none, or something is not finite.
     """
-    bits, ties, well = find(table[:competing], q, stride, brackets, found)
-    if bits == 0 or ties > 0 or not well or not finite(table[competing:]):
-        return bits, False
-    threshold = np.array([bits], np.int32).view(np.float32)[0]
-    update(table[:competing], threshold, settings[:competing], rounding, active)
-    n = np.int64(0)
+    found_bits, ties, well = find(table[:competing], q, stride, brackets, found)
+    if found_bits == 0 or not well or not finite(table[competing:]):
+        return found_bits, False
+    count = np.int64(0)
     for i in range(competing):
-        n += np.int64(table[i, _N])
-    update(table[competing:], np.float32(-1.0), settings[competing:], rounding, active[n:])  # all reach -1
-    return bits, True
+        count += np.int64(table[i, _N])
+    upto = count
+    if ties > 0:
+        upto = after_equal(table[:competing], found_bits, equal_within(table[:competing], found_bits) - ties)
+    threshold = np.array([found_bits], np.int32).view(np.float32)[0]
+    update(table[:competing], threshold, upto, settings[:competing], rounding, active)
+    rest = table[competing:]
+    update(rest, np.float32(0.0), np.int64(1 << 62), settings[competing:], rounding, active[count:])  # all reach 0
+    return found_bits, True

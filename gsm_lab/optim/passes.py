@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,14 @@ from torch import Tensor
 LARGE = 1 << 21  # weights from which on memory, not the number of calls, decides what a step costs
 _ROOM = 65_536, 5_000_000  # candidates there is room for, at least and at most; between them one weight in 16
 _FLOAT, _DENSE, _PLAIN = torch.float32, torch.strided, (Tensor, torch.nn.Parameter)
+
+
+class Edge(NamedTuple):
+    """Where the top q ends: what is above the `threshold` passes, what equals it only before flat position `upto`."""
+
+    threshold: np.float32
+    upto: int
+
 
 Settings = tuple[float, float, float, float]  # learning rate, weight decay, momentum, dampening
 
@@ -34,6 +43,7 @@ class Passes(ABC):
         self.tensors, self.competing = (*weights, *others), len(weights)
         self.sizes = [p.numel() for p in self.tensors]
         self.count = sum(self.sizes[: self.competing])
+        self._seen: dict[str, list[tuple[Tensor, int]]] = {}
         self.room = min(self.count, max(_ROOM[0], min(self.count // 16, _ROOM[1])))
 
     @abstractmethod
@@ -41,14 +51,14 @@ class Passes(ABC):
         """Look up where the weights are now, and these gradients of theirs; False where one of them is not simple."""
 
     @abstractmethod
-    def threshold(self, q: int) -> np.float32 | None:
-        """The smallest |g * w| among the `q` greatest (fewer where fewer are positive), 0 < q < N; after `take`.
+    def edge(self, q: int) -> Edge | None:
+        """Where the `q` greatest |g * w| end (fewer where fewer are positive), 0 < q < N; after `take`.
 
-        None where the threshold would not say which pass: ties are left out, some are not finite, or none is positive.
+        None where some are not finite, or none is positive.
         """
 
     @abstractmethod
-    def gate(self, threshold: np.float32, out: np.ndarray) -> None:
+    def gate(self, edge: Edge, out: np.ndarray) -> None:
         """Write the gradients that pass, and zeros, to `out`, float32 [N], one tensor after the other."""
 
     @abstractmethod
@@ -65,9 +75,23 @@ class Passes(ABC):
             The threshold. None, and nothing is changed, where there is none, or it cannot be done here.
         """
 
-    def simple(self, tensors: Sequence[Tensor | None]) -> bool:
-        """Whether a list as long as that of all tensors holds nothing but what can be read as flat float32."""
-        return all(map(_is_simple, tensors, self.sizes))
+    def places(self, tensors: Sequence[Tensor | None], kind: str = "") -> list[int] | None:
+        """Where a list as long as that of all tensors lies; None where one cannot be read as flat float32 there.
+
+        `kind` names a list that stays the same for many steps: what lies where it lay is not looked at again.
+        """
+        before = self._seen.get(kind, ((None, 0),) * len(self.sizes))
+        now = []
+        for x, size, (old, place) in zip(tensors, self.sizes, before, strict=True):
+            if x is not None and x is old and x.data_ptr() == place and x.is_contiguous():
+                now.append((x, place))
+            elif _is_simple(x, size):
+                now.append((x, x.data_ptr()))
+            else:
+                return None
+        if kind:  # gradients come and go: to remember them would keep them in memory
+            self._seen[kind] = now
+        return [place for _, place in now]
 
 
 def _is_simple(x: Tensor | None, size: int) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# what decides whether a group is plain, the settings of a step first
+ASKED = ("lr", "weight_decay", "momentum", "dampening", "fused", "nesterov", "maximize", "differentiable")
 NUMBERS = (float, int)  # not tensors, in which a learning rate may come
 
 
