@@ -67,7 +67,7 @@ test: $(READY_TEST)
 	$(PY) -m tests.browser --install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest $(SIDE_BY_SIDE) --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest $(SIDE_BY_SIDE) --dist loadscope --no-loadscope-reorder
 	@$(MAKE) --no-print-directory nbval
 
 # Saved outputs must not depend on the machine: one thread, two, and the arithmetic of another CPU. (Passive: threads that

@@ -20,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under `nohup`; the p
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BENCH = Path(__file__).with_name("bench")
+LONGEST = "test_parallel.py"  # begun first: begun last, the other processes would wait for the one that runs it
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 # Without these Chromium looks for updates and asks its maker's hosts at every start.
 CHROMIUM_ARGS = [
@@ -35,20 +36,18 @@ CHROMIUM_ARGS = [
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what uses a browser or measures time, and run the browser tests last.
+    """Mark what uses a browser or measures time, and run the modules with browser tests last.
 
     Last, because Playwright's event loop goes on running in the main thread, where nothing can start another one. Where
-    processes share the work, a module's tests stay together, for what they set up together.
+    processes share the work they do so by module, for what its tests set up together.
     """
+    browses = {item.path for item in items if "browser_path" in getattr(item, "fixturenames", ())}
     for item in items:
-        group = item.path.name
         if "browser_path" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
-            group = f"browser {group}"
-        item.add_marker(pytest.mark.xdist_group(group))
         if item.path.is_relative_to(BENCH):
             item.add_marker("bench")
-    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+    items.sort(key=lambda item: (item.path in browses, item.path.name != LONGEST))
 
 
 @pytest.fixture(autouse=True, scope="module")

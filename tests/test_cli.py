@@ -155,7 +155,7 @@ def test_help_imports_nothing_but_the_knobs():
 # ------------------------------------------------------------------------------------------------ interrupts
 
 
-@pytest.mark.parametrize(("phase", "options"), [("dense", (40, 3)), ("gate closed", (1, 60))])
+@pytest.mark.parametrize(("phase", "options"), [("dense", (30, 3)), ("gate closed", (1, 30))])
 def test_interrupt_then_resume_equals_an_uninterrupted_run(tmp_path, phase, options):
     pretrain, epochs = options
     line = command("run", "--pretrain", pretrain, "--epochs", epochs, "--threads", 1, "--out", tmp_path)

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 KINDS = ("ddp", "fsdp")
 SETTINGS = {"pretrain": 1, "epochs": 2, "evaluate_every": 10, "seed": 5}
 OWN = {"batch_size": 8, "pretrain": 1, "epochs": 6, "compression": 4.0, "evaluate_every": 7}
+STEPS = 12  # of the runs that are compared
 LIKE_ONE = 1e-5  # of the losses, as long as two runs pick the same weights but for rounding
 TIMEOUT = 60.0  # seconds: far more than anything here takes
 
@@ -50,7 +51,7 @@ def counters(run: Run) -> tuple[object, ...]:
 
 
 def straight_and_resumed(kind: str, folder: Path) -> dict[str, object]:
-    """In a rank: 20 steps, and 10 and 10 more after resuming, of LeNet-300-100 and of a net with dropout and norms."""
+    """In a rank: 12 steps, and 6 and 6 more after resuming, of LeNet-300-100 and of a net with dropout and norms."""
     sharded._UNIT = 150  # parameters: two layers of `net` are sharded by themselves, the last with the whole
     with world.joined(TIMEOUT):
         found = {}
@@ -59,15 +60,15 @@ def straight_and_resumed(kind: str, folder: Path) -> dict[str, object]:
             ("own", lambda: parallel.kind(kind)(net(), mine(), **OWN), lambda: {"model": net(8), "data": mine()}),
         ):
             run = make()
-            run.step(20)
-            run.save(folder / name / "20")
+            run.step(STEPS)
+            run.save(folder / name / "straight")
             found[name] = (counters(run), run.history.frame(), run.evaluate(), run.evaluate(cut=True))
             half = make()
-            half.step(10)
-            half.save(folder / name / "10")
-            half = parallel.kind(kind).resume(folder / name / "10", **own())
-            half.step(10)
-            half.save(folder / name / "10 and 10")
+            half.step(STEPS // 2)
+            half.save(folder / name / "half")
+            half = parallel.kind(kind).resume(folder / name / "half", **own())
+            half.step(STEPS // 2)
+            half.save(folder / name / "resumed")
         return found
 
 
@@ -82,7 +83,7 @@ def trained(request, tmp_path_factory) -> tuple[Path, list[Ended]]:
 @pytest.fixture(scope="module")
 def alone() -> Run:
     run = Run(**SETTINGS)
-    run.step(20)
+    run.step(STEPS)
     return run
 
 
@@ -118,9 +119,9 @@ def test_nobody_says_anything(trained):
 def test_resumed_is_straight_to_the_bit(trained, name):
     folder, _ = trained
     own = {"model": net(8), "data": mine()} if name == "own" else {}
-    straight = Run.resume(folder / name / "20", **own)
+    straight = Run.resume(folder / name / "straight", **own)
     own = {"model": net(9), "data": mine()} if name == "own" else {}
-    resumed = Run.resume(folder / name / "10 and 10", **own)
+    resumed = Run.resume(folder / name / "resumed", **own)
     assert differs(everything(straight), everything(resumed)) == []
     pd.testing.assert_frame_equal(straight.history.frame(), resumed.history.frame(), check_exact=True)
     assert torch.equal(torch.from_numpy(straight.history._before), torch.from_numpy(resumed.history._before)), (
@@ -130,7 +131,7 @@ def test_resumed_is_straight_to_the_bit(trained, name):
 
 def test_what_is_saved_is_what_was_there(trained):
     folder, ended = trained
-    run = Run.resume(folder / "lenet300" / "20")
+    run = Run.resume(folder / "lenet300" / "straight")
     numbers, frame, live, cut = ended[0].result["lenet300"]
     assert counters(run) == numbers
     assert (run.evaluate(), run.evaluate(cut=True)) == (pytest.approx(live), pytest.approx(cut))

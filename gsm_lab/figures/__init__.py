@@ -8,7 +8,8 @@ from types import ModuleType
 
 from gsm_lab.figures.dashboard import PANELS, curves, dashboard, marks, title_texts, update
 from gsm_lab.figures.lines import lines
-from gsm_lab.figures.style import line, show, static
+from gsm_lab.figures.pictures import static
+from gsm_lab.figures.style import line, show
 
 __all__ = ["PANELS", "curves", "dashboard", "line", "lines", "marks", "show", "static", "title_texts", "update"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import logging
 from typing import Any
 
 import plotly.graph_objects as go
+
+from gsm_lab.figures.pictures import static
 
 # Okabe and Ito's colours without the yellow, which disappears on white; sorted so that neighbours differ in lightness.
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#666666")
@@ -44,14 +45,6 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
     figure.update_xaxes(**grey)
     figure.update_yaxes(**grey)
     return figure
-
-
-def static(figure: go.Figure, width: int = 1150) -> bytes:
-    """The figure as PNG, for readers without a kernel. Needs a Chromium or Chrome, which kaleido drives."""
-    # The package that talks to the browser logs an error when the browser, closing, says something it cannot read.
-    for package in ("choreographer", "kaleido"):
-        logging.getLogger(package).setLevel(logging.CRITICAL)
-    return figure.to_image(format="png", width=width, height=figure.layout.height)
 
 
 def show(figure: go.Figure) -> None:
