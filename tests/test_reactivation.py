@@ -1,5 +1,7 @@
 """The re-activation study against a naive log of all masks and weights, hand-made masks, and runs that forbid it."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -173,16 +175,31 @@ def test_both_passes_equal_the_obvious(n: int, seed: int, density: float, flips:
     active = before ^ (rng.random(n) < flips)
     weights, least = rng.normal(size=(2, n)).astype(np.float32)
     least = np.abs(least)
-    for compiled in [None, scan.compiled()] if scan.compiled() else [None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "CHUNK", 64)
+        on, off = scan.moved(active, before)
+        np.testing.assert_array_equal(on, np.flatnonzero(active & ~before))
+        np.testing.assert_array_equal(off, np.flatnonzero(before & ~active))
+        smallest = least.copy()
+        scan.lower(smallest, weights)
+        np.testing.assert_array_equal(smallest, np.minimum(least, np.abs(weights)))
+    if scan.compiled() is None:
+        return
+    left, right = [], []
+    for passes, found in ((None, left), (scan.compiled(), right)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scan, "compiled", lambda compiled=compiled: compiled)
-            patch.setattr(scan, "CHUNK", 64)
-            on, off = scan.moved(active, before)
-            np.testing.assert_array_equal(on, np.flatnonzero(active & ~before))
-            np.testing.assert_array_equal(off, np.flatnonzero(before & ~active))
-            smallest = least.copy()
-            scan.lower(smallest, weights)
-            np.testing.assert_array_equal(smallest, np.minimum(least, np.abs(weights)))
+            patch.setattr(scan, "compiled", lambda passes=passes: passes)
+            bounds = np.array([0, n // 3, n // 3, n])  # one layer is empty
+            pair = np.stack([np.full(n, 3, np.int32), np.arange(n, dtype=np.int32) % 9], axis=1)
+            found += [pair, least.copy(), np.arange(n).astype(np.uint16) + np.uint16(65530 - n // 2)]
+            found += [np.zeros((3, scan.BINS), np.int64), np.zeros((4, 3), np.int64)]
+            found.append(np.add.reduceat(np.append(before, False), bounds[:-1], dtype=np.int64))
+            found[-1][1] = 0
+            layers = [np.ascontiguousarray(weights[a:b]) for a, b in itertools.pairwise(bounds)]
+            for now, (one, other) in ((20, (active, before)), (21, (before, active))):
+                scan.step(one, other, layers, bounds, now, *found, 9)
+    for one, other in zip(left, right, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_bins_hold_what_they_say() -> None:

@@ -142,7 +142,7 @@ def test_derivatives_are_those_of_autograd(name: str) -> None:
             one = Problem(p.model, x[None], y[None])
             rows.append(one.gradient())
         torch.testing.assert_close(torch.cat(list(p.sample_gradients())), torch.stack(rows))
-        torch.testing.assert_close(p.squared_gradients(), torch.stack(rows).square().mean(0))
+        torch.testing.assert_close(p.squared_gradients, torch.stack(rows).square().mean(0))
 
 
 def test_the_whole_diagonal_is_only_computed_where_it_is_quick_unless_asked() -> None:
@@ -260,7 +260,7 @@ def test_singles_are_drawn_by_their_rank() -> None:
         flat = sum(p.sizes[: names.index(row["layer"])]) + row["index"]
         assert flat == order[row["rank"]] and row["|g w|"] == metric[flat]
         assert row["first order"] == -row["gradient"] * row["weight"] and row["weight"] == p.flat()[flat]
-        assert row["Fisher"] == pytest.approx(0.5 * float(p.squared_gradients()[flat]) * row["weight"] ** 2)
+        assert row["Fisher"] == pytest.approx(0.5 * float(p.squared_gradients[flat]) * row["weight"] ** 2)
     q, n = p.count // 4, p.count
     ranks = table.groupby("region")["rank"]
     assert list(ranks.get_group("top")) == [0, 1, 2, 3]

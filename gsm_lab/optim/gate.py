@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gsm_lab.optim.passes import Passes, Settings
 
 _pass_above = torch.ops.aten.threshold_backward.grad_input  # (grad, x, limit): grad where x > limit or NaN, else 0
+_NOTHING = torch.zeros(())
 
 
 @cache
@@ -52,6 +53,7 @@ class Gate:
         self._listed: list[Tensor] = []
         self._lent = True
         self.candidates: Tensor | None = None
+        self._masked: list[Tensor] = []  # gradients of the candidates
         self.shut()
 
     def shut(self) -> None:
@@ -151,11 +153,14 @@ class Gate:
         grads = [p.grad for p in self._listed]
         if self.candidates is not None:  # without a gradient nobody passes
             parts = self.candidates.split([p.numel() for p in self.weights])
+            if not self._masked:
+                self._masked = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in self.weights]
             grads[: len(parts)] = [
-                None if g is None or not g.is_cpu else torch.where(part.view(g.shape), g, 0.0)
-                for g, part in zip(grads, parts, strict=False)
+                torch.where(part.view(g.shape), g, _NOTHING, out=room)
+                if g is not None and g.is_cpu and g.dtype == room.dtype
+                else None
+                for g, part, room in zip(grads, parts, self._masked, strict=False)
             ]
-            self._masked = grads  # the passes read at their addresses
         return self._passes if self._passes.take(grads) else None
 
     def active(self) -> Tensor:

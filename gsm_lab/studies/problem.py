@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,7 @@ class Problem:
             entries.append(row.reshape(-1)[at])
         return torch.stack(entries) if entries else self.flat()[:0]
 
+    @cached_property
     def squared_gradients(self) -> Tensor:
         """Mean over the samples of the square of each sample's gradient [N]: the empirical Fisher diagonal."""
         total = torch.zeros_like(self.flat())

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
 from gsm_lab.run import Run
 from gsm_lab.studies import scan
-
-_POOL = 0  # the first column of `Recorder.sums`
 
 
 class Recorder:
@@ -33,7 +29,7 @@ class Recorder:
 
     A weight passive at the first step watched has been so since the gate closed (or the watching began): that stretch
     counts from there. Per weight 14 bytes are kept, and a reference to the mask of the last step, which the history
-    keeps too. Two passes over the weights a step find the smallest |w|; all else touches only where the gate moved.
+    keeps too. A step reads every weight once for the smallest |w|; all else touches only where the gate moved.
     """
 
     def __init__(self, run: Run, patience: int | None = None) -> None:
@@ -47,16 +43,13 @@ class Recorder:
         self.bounds = np.cumsum([0, *self.layers.values()])
         n, layers = int(self.bounds[-1]), len(self.layers)
         self.first = self.last = run.steps
-        # Two int32 a weight, side by side because they are read and written together: the step it was last active at,
-        # and its longest stretch. For an active weight the former is now, so those bytes are free; they hold its
-        # smallest |w| so far, which the passes over all weights spoil in the other array.
+        # The step each weight was last active at, unless it is now, and its longest stretch: read and written together.
         self._pair = np.zeros((n, 2), np.int32)
         self._pair[:, 0] = self.first
-        self._pairs = self._pair.view(np.int64).reshape(-1)
         self._smallest = np.full(n, np.inf, np.float32)
         self._reactivations = np.zeros(n, np.uint16)
         self._mask: np.ndarray | None = None
-        self._sizes, self._active = np.diff(self.bounds), np.zeros(layers, np.int64)
+        self._active = np.zeros(layers, np.int64)
         self.every = 1
         self.sums = np.zeros((max(64, min(1024, n // (64 * layers) // 2 * 2)), 4, layers), np.int64)
         self.ended = np.zeros((layers, scan.BINS), np.int64)
@@ -87,7 +80,7 @@ class Recorder:
     @property
     def smallest(self) -> np.ndarray:
         """Smallest |w| after any step at which the weight was passive, inf where there was none: float32 [N]."""
-        return np.where(self.active, self._pair.view(np.float32)[:, 0], self._smallest)
+        return self._smallest.copy()
 
     @property
     def reactivations(self) -> np.ndarray:
@@ -115,20 +108,15 @@ class Recorder:
         if step != self.last + 1:
             raise ValueError(f"step must be {self.last + 1}, the one after the last that was recorded, got {step}")
         if self._mask is None:
-            on, off = np.flatnonzero(active), np.empty(0, np.int64)
-            self._pair.view(np.float32)[on, 0] = np.inf
+            self._active[:] = np.diff(np.flatnonzero(active).searchsorted(self.bounds))
+            before, sums = active, np.zeros_like(self.sums[0])
         else:
-            on, off = scan.moved(active, self._mask)
-        came, went = on.searchsorted(self.bounds), off.searchsorted(self.bounds)
-        if self._mask is not None:
-            sums = self._row(step)
-            sums[_POOL] += self._sizes - self._active
-            scan.went(off, step, self._pair, self._smallest)
-            scan.came(on, came, step, self._pair, self._smallest, self._reactivations, self.ended, sums, self.patience)
-        self._active += came[1:] - came[:-1] - went[1:] + went[:-1]
+            before, sums = self._mask, self._row(step)
+        scan.step(
+            active, before, weights, self.bounds, step, self._pair, self._smallest, self._reactivations, self.ended,
+            sums, self._active, self.patience,
+        )  # fmt: skip
         self._mask, self.last = active, step
-        for w, (a, b) in zip(weights, itertools.pairwise(self.bounds), strict=True):
-            scan.lower(self._smallest[a:b], w.reshape(-1))  # of active weights, too: `went` makes those good
 
     def _row(self, step: int) -> np.ndarray:
         """The row of `sums` for a step; when there is none, rows are added up in pairs."""

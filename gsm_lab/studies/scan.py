@@ -1,7 +1,6 @@
 """The inner loops of a `Recorder`, in numpy; compiled where numba is installed.
 
-`pair`, int32 [N, 2], holds for each weight the step it was last active at and its longest stretch. For a weight that is
-active now, the former's four bytes hold its smallest |w| so far instead (see `Recorder`).
+`pair`, int32 [N, 2], holds for each weight the step it was last active at, unless it is now, and its longest stretch.
 """
 
 from __future__ import annotations
@@ -29,11 +28,41 @@ def compiled() -> ModuleType | None:
     return scan_compiled
 
 
+def step(
+    active: np.ndarray, before: np.ndarray, weights: list[np.ndarray], bounds: np.ndarray, now: int, pair: np.ndarray,
+    smallest: np.ndarray, times: np.ndarray, ended: np.ndarray, sums: np.ndarray, held: np.ndarray, patience: int,
+) -> None:  # fmt: skip
+    """A step and the one before it.
+
+    Args:
+        active, before: who is active now and was one step earlier, bool [N].
+        weights: the layers' values, float32, contiguous; those of layer i have places from bounds[i] to bounds[i + 1].
+        now: the step.
+        pair, smallest: see above; float32 [N], the smallest |w| while passive, which stays where a weight is active.
+        times: uint16 [N], re-activations; stays at 65,535.
+        ended: int64 [layers, BINS], of stretches by length; sums: int64 [4, layers], see `Recorder`.
+        held: int64 [layers], how many were active one step earlier; afterwards, are now.
+        patience: passive steps in a row that make a weight woken.
+    """
+    if module := compiled():
+        addresses = np.array([w.__array_interface__["data"][0] for w in weights], np.uint64)
+        module.step(active, before, addresses, bounds, now, pair, smallest, times, ended, sums, held, patience)
+        return
+    on, off = moved(active, before)
+    by_layer, gone = on.searchsorted(bounds), off.searchsorted(bounds)
+    sums[0] += np.diff(bounds) - held
+    pair[off, 0] = now - 1
+    came(on, by_layer, now, pair, smallest, times, ended, sums, patience)
+    held += np.diff(by_layer) - np.diff(gone)
+    places = _places(active)
+    stays = smallest.take(places)
+    for w, (a, b) in zip(weights, itertools.pairwise(bounds), strict=True):
+        lower(smallest[a:b], w.reshape(-1))
+    smallest[places] = stays
+
+
 def lower(smallest: np.ndarray, weights: np.ndarray) -> None:
     """Lower smallest to min(smallest, |weights|), both float32 [n], in place."""
-    if module := compiled():
-        module.lower(smallest, weights)
-        return
     scratch = np.empty(min(weights.size, CHUNK), np.float32)
     for start in range(0, weights.size, CHUNK):
         w, least = weights[start : start + CHUNK], smallest[start : start + CHUNK]
@@ -42,8 +71,6 @@ def lower(smallest: np.ndarray, weights: np.ndarray) -> None:
 
 def moved(active: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places where `active` is set and `before` is not, and the reverse: int64, ascending. Both are bool [n]."""
-    if module := compiled():
-        return module.moved(active, before)
     whole = active.size // 8 * 8
     a, b = active[:whole].view(np.uint64), before[:whole].view(np.uint64)
     words = _places(a != b)  # of eight entries each
@@ -68,41 +95,14 @@ def _inside(words: np.ndarray, places: np.ndarray) -> np.ndarray:
     return (words.take(places >> 3) << 3) + (places & 7)
 
 
-def went(off: np.ndarray, step: int, pair: np.ndarray, smallest: np.ndarray) -> None:
-    """The weights `off`, int64, became passive in this step: their smallest |w| is put back, their last step noted."""
-    if module := compiled():
-        module.went(off, step, pair, pair.view(np.float32), smallest)
-        return
-    both = pair.view(np.int64).reshape(-1)
-    now = both.take(off).view(np.int32).reshape(-1, 2)
-    smallest[off] = now.view(np.float32)[:, 0]
-    now[:, 0] = step - 1
-    both[off] = now.view(np.int64).reshape(-1)
-
-
 def came(
     on: np.ndarray, by_layer: np.ndarray, step: int, pair: np.ndarray, smallest: np.ndarray, times: np.ndarray,
     ended: np.ndarray, sums: np.ndarray, patience: int,
 ) -> None:  # fmt: skip
-    """The weights `on`, int64, became active in this step.
-
-    Args:
-        on: ascending; those of layer i are on[by_layer[i] : by_layer[i + 1]].
-        step: this one.
-        pair, smallest: see above; the smallest |w| is put away.
-        times: uint16 [N], re-activations; stays at 65,535.
-        ended: int64 [layers, BINS], of stretches by length; sums: int64 [4, layers], see `Recorder`.
-        patience: passive steps in a row that make a weight woken.
-    """
-    if module := compiled():
-        module.came(on, by_layer, step, pair, pair.view(np.float32), smallest, times, ended, sums, patience)
-        return
-    both = pair.view(np.int64).reshape(-1)
-    now, least, count = both.take(on).view(np.int32).reshape(-1, 2), smallest.take(on), times.take(on)
-    length = (step - 1) - now[:, 0]
-    now[:, 1] = np.maximum(now[:, 1], length)
-    now.view(np.float32)[:, 0] = least
-    both[on] = now.view(np.int64).reshape(-1)
+    """The weights `on`, int64, ascending, became active in this step; those of layer i are on[by_layer[i] : ...]."""
+    both, least, count = pair.take(on, axis=0), smallest.take(on), times.take(on)
+    length = (step - 1) - both[:, 0]
+    pair[on, 1] = np.maximum(both[:, 1], length)
     count += count < 65535
     times[on] = count
     layer = np.arange(len(ended)).repeat(by_layer[1:] - by_layer[:-1])

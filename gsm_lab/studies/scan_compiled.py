@@ -3,87 +3,81 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
-from gsm_lab.optim.intrinsics import ones, zeros_below
+from gsm_lab.optim.intrinsics import bits, fetch, floats, zeros_below
 from gsm_lab.studies.scan import LOWEST, NEAR_ZERO, SHIFT
 
+BLOCK = 1 << 13  # weights that are looked at together: what is read twice is still in the nearest cache
+AHEAD = 12  # words
 
-@njit("void(float32[::1], float32[::1])", cache=True, nogil=True)
-def lower(smallest, weights):  # noqa: ANN001, ANN201
-    """Lower smallest to min(smallest, |weights|), in place."""
+
+@njit("void(float32[::1], float32[::1], uint8[::1])", cache=True, nogil=True)
+def lower(smallest, weights, active):  # noqa: ANN001, ANN201
+    """Lower smallest to min(smallest, |weights|) where not active, in place."""
     for i in range(weights.size):
         w = abs(weights[i])
-        smallest[i] = w if w < smallest[i] else smallest[i]
-
-
-@njit("Tuple((int64[::1], int64[::1]))(boolean[::1], boolean[::1])", cache=True, nogil=True)
-def moved(active, before):  # noqa: ANN001, ANN201
-    """Places where `active` is set and `before` is not, and the reverse, ascending."""
-    a, b = active.view(np.uint8), before.view(np.uint8)
-    whole = a.size // 8
-    x, y = a[: 8 * whole].view(np.uint64), b[: 8 * whole].view(np.uint64)
-    # which words differ no processor can predict: instead of branching, all places are written, the wrong ones again
-    words = np.empty(whole + 1, np.int32)
-    n = ups = downs = 0
-    for k in range(whole):
-        words[n] = k
-        n += x[k] != y[k]
-    for t in range(n):
-        k = words[t]
-        ups += np.int64(ones(x[k] & ~y[k]))
-        downs += np.int64(ones(y[k] & ~x[k]))
-    on, off = np.empty(ups + 8, np.int64), np.empty(downs + 8, np.int64)
-    ups = downs = 0
-    for t in range(n):
-        k = np.int64(words[t])
-        came, went = x[k] & ~y[k], y[k] & ~x[k]
-        while came:
-            on[ups] = 8 * k + np.int64(zeros_below(came) >> np.uint64(3))
-            ups += 1
-            came &= came - np.uint64(1)
-        while went:
-            off[downs] = 8 * k + np.int64(zeros_below(went) >> np.uint64(3))
-            downs += 1
-            went &= went - np.uint64(1)
-    for i in range(8 * whole, a.size):
-        on[ups] = off[downs] = i
-        ups += a[i] > b[i]
-        downs += a[i] < b[i]
-    return on[:ups], off[:downs]
-
-
-@njit("void(int64[::1], int64, int32[:, ::1], float32[:, ::1], float32[::1])", cache=True, nogil=True)
-def went(off, step, pair, as_float, smallest):  # noqa: ANN001, ANN201
-    """As in `scan`; `as_float` is a view of `pair`."""
-    for i in off:
-        smallest[i] = as_float[i, 0]
-        pair[i, 0] = step - 1
+        smallest[i] = w if (w < smallest[i]) & (active[i] == 0) else smallest[i]
 
 
 @njit(
-    "void(int64[::1], int64[::1], int64, int32[:, ::1], float32[:, ::1], float32[::1], uint16[::1], int64[:, ::1],"
-    "int64[:, ::1], int64)",
+    "void(boolean[::1], boolean[::1], uint64[::1], int64[::1], int64, int32[:, ::1], float32[::1],"
+    "uint16[::1], int64[:, ::1], int64[:, ::1], int64[::1], int64)",
     cache=True,
     nogil=True,
 )
-def came(on, by_layer, step, pair, as_float, smallest, times, ended, sums, patience):  # noqa: ANN001, ANN201
-    """As in `scan`; `as_float` is a view of `pair`."""
-    one = np.empty(1, np.float32)
-    bits = one.view(np.int32)
+def step(active, before, addresses, bounds, now, pair, smallest, times, ended, sums, held, patience):  # noqa: ANN001, ANN201
+    """As in `scan`; `addresses` are those of the layers' values."""
+    a, b = active.view(np.uint8), before.view(np.uint8)
+    words = np.empty(BLOCK // 8 + 1, np.int64)
     near_zero = np.float32(NEAR_ZERO)
-    for layer in range(ended.shape[0]):
-        woken = near = 0
-        for k in range(by_layer[layer], by_layer[layer + 1]):
-            i = on[k]
-            length, least = step - 1 - pair[i, 0], smallest[i]
-            pair[i, 1] = max(pair[i, 1], length)
-            as_float[i, 0] = least
-            times[i] += times[i] < 65535
-            one[0] = length
-            ended[layer, (bits[0] >> SHIFT) - LOWEST] += 1
-            woken += length >= patience
-            near += least < near_zero
-        sums[1, layer] += by_layer[layer + 1] - by_layer[layer]
-        sums[2, layer] += woken
-        sums[3, layer] += near
+    place = np.uint64(pair.ctypes.data)
+    for layer in range(held.size):
+        sums[0, layer] += bounds[layer + 1] - bounds[layer] - held[layer]
+    mover = layer = 0  # the layer of the weight that moved, and of those whose |w| is looked at
+    for start in range(0, a.size, BLOCK):
+        end = min(start + BLOCK, a.size)
+        at = start
+        while at < end:
+            while at >= bounds[layer + 1]:
+                layer += 1
+            to = min(end, bounds[layer + 1])
+            w = carray(floats(addresses[layer]), bounds[layer + 1] - bounds[layer])
+            lower(smallest[at:to], w[at - bounds[layer] : to - bounds[layer]], a[at:to])
+            at = to
+        whole = (end - start) // 8
+        x, y = a[start : start + 8 * whole].view(np.uint64), b[start : start + 8 * whole].view(np.uint64)
+        # which words differ no processor can predict: instead of branching, all are noted, the wrong ones overwritten
+        n = 0
+        for k in range(whole):
+            words[n] = k
+            n += x[k] != y[k]
+        rest = 0
+        for i in range(start + 8 * whole, end):  # of the last block
+            rest += a[i] != b[i]
+        for t in range(n + (rest > 0)):
+            if t + AHEAD < n:
+                fetch(place + np.uint64(8 * (start + 8 * words[t + AHEAD])))
+            if t < n:
+                first, moved = start + 8 * words[t], x[words[t]] ^ y[words[t]]
+            else:
+                first, moved = start + 8 * whole, np.uint64(0)
+                for i in range(first, end):
+                    moved |= np.uint64(a[i] != b[i]) << np.uint64(8 * (i - first))
+            while moved:
+                i = first + np.int64(zeros_below(moved) >> np.uint64(3))
+                moved &= moved - np.uint64(1)
+                while i >= bounds[mover + 1]:
+                    mover += 1
+                if a[i]:
+                    length = now - 1 - pair[i, 0]
+                    pair[i, 1] = max(pair[i, 1], length)
+                    times[i] += times[i] < 65535
+                    ended[mover, (np.int64(bits(np.float32(length))) >> SHIFT) - LOWEST] += 1
+                    held[mover] += 1
+                    sums[1, mover] += 1
+                    sums[2, mover] += length >= patience
+                    sums[3, mover] += smallest[i] < near_zero
+                else:
+                    pair[i, 0] = now - 1
+                    held[mover] -= 1

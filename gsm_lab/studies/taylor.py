@@ -97,7 +97,7 @@ def singles(problem: Problem, per_region: int = 100, compression: float = 60, se
             "true": problem.changes_without(indices),
             "first order": -g * w,
             "|g w|": (g * w).abs(),
-            "Fisher": half * problem.squared_gradients()[indices],
+            "Fisher": half * problem.squared_gradients[indices],
             "first + diagonal": -g * w + half * problem.hessian_diagonal(indices),
         },
     )
@@ -159,7 +159,7 @@ def sets(
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"shares must be some numbers above 0 and up to 1, got {shares}")
     n = problem.count
-    w, g, fisher = problem.flat(), problem.gradient(), problem.squared_gradients()
+    w, g, fisher = problem.flat(), problem.gradient(), problem.squared_gradients
     curvature = diagonal(problem, all_layers=bool(hessian_diagonal)) if hessian_diagonal is not False else None
     by_metric = torch.argsort((g * w).abs(), descending=True, stable=True)
     by_size = torch.argsort(w.abs(), descending=True, stable=True)
@@ -218,6 +218,7 @@ def stages(
     rate = make.knobs["lr"] / (1 - make.knobs["momentum"])
     found: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
     before = make.knobs["lr"], make.knobs["momentum"]
+    dense: tuple[torch.Tensor, tuple[pd.DataFrame, pd.DataFrame]] | None = None
     bar = tqdm(total=len(momenta) * len(STAGES), unit="stage", disable=not progress)
     for momentum in momenta:
         make.reset(momentum=momentum, lr=rate * (1 - momentum))
@@ -226,7 +227,14 @@ def stages(
             bar.set_description(f"momentum {momentum:g}, {stage}")
             make.step(round(share * make.planned) - make.steps)
             problem, c = of_run(make, samples), make.knobs["compression"]
-            for table, to in zip((singles(problem, per_region, c), sets(problem, c)), found, strict=True):
+            if not make.steps and dense is not None and torch.equal(problem.flat(), dense[0]):
+                tables = dense[1]  # all runs start from one network
+            else:
+                tables = singles(problem, per_region, c), sets(problem, c)
+            if not make.steps:
+                dense = problem.flat(), tables
+            for table, to in zip(tables, found, strict=True):
+                table = table.copy()
                 for i, (name, value) in enumerate((("momentum", momentum), ("stage", stage), ("step", make.steps))):
                     table.insert(i, name, value)
                 to.append(table)
