@@ -60,25 +60,16 @@ lab: $(READY)
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 
-# A process for each core, up to four: a test computes with one thread, and has memory for a browser.
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4
-
 test: $(READY_TEST)
 	$(PY) -m tests.browser --install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest $(SIDE_BY_SIDE) --dist loadscope --no-loadscope-reorder
+# A process for each core, up to four: a test computes with one thread, and has memory for a browser.
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 	@$(MAKE) --no-print-directory nbval
 
-# Saved outputs must not depend on the machine: one thread, two, and the arithmetic of another CPU. (Passive: threads that
-# wait for each other on a busy machine give way instead of spinning.)
-NBVAL := $(PY) -m pytest -p tests.nbval_plugin $(SIDE_BY_SIDE) --dist loadscope --nbval notebooks
-
 nbval: $(READY_TEST)
-	@if ! ls notebooks/*.ipynb >/dev/null 2>&1; then echo "nbval: there is no notebook in notebooks/"; exit 0; fi; set -ex; \
-		OMP_NUM_THREADS=1 $(NBVAL); \
-		OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE $(NBVAL); \
-		OMP_WAIT_POLICY=PASSIVE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(NBVAL)
+	$(PY) -m tests.notebooks
 
 bench: $(READY_TEST)
 	$(PY) -m pytest tests/bench -m bench -s

@@ -8,12 +8,15 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from tests import notebooks
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -150,12 +153,32 @@ def test_lab_is_served_on_loopback_with_a_token():
 
 def test_test_target_runs_every_check():
     text = make("test")
-    steps = ["tests.browser --install", "ruff check", "ruff format --check", "-m pytest --numprocesses", "--nbval note"]
+    steps = ["tests.browser --install", "ruff check", "ruff format --check", "-m pytest --numprocesses"]
+    steps.append("-m tests.notebooks")
     assert [step for step in steps if step not in text] == []
     places = [text.index(step) for step in steps]
     assert places == sorted(places)
-    for machine in ("OMP_NUM_THREADS=1", "OMP_NUM_THREADS=2", "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41"):
-        assert machine in text
+    one, two = ({"OMP_NUM_THREADS": n} for n in "12")
+    other = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    for wanted in (one, two, other):
+        assert any(wanted.items() <= setting.items() for setting in notebooks.SETTINGS.values())
+
+
+def test_a_notebook_that_fails_makes_the_check_fail(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(notebooks, "FOLDER", folder)
+    monkeypatch.setattr(notebooks, "SETTINGS", {"seven threads": {"OMP_NUM_THREADS": "7"}})
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cell = nbformat.v4.new_code_cell("import os; print(os.environ['OMP_NUM_THREADS'])", execution_count=1)
+    assert notebooks.main() == 0 and "there is no notebook" in capsys.readouterr().out
+    for threads, failed in (("7", 0), ("8", 1)):
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=f"{threads}\n")]
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / f"saved with {threads}.ipynb")
+        assert notebooks.main() == failed
+    said = capsys.readouterr().out
+    assert said.count("passed  saved with 7.ipynb, seven threads") == 2
+    assert said.count("FAILED  saved with 8.ipynb") == 1 and "mismatch" in said
 
 
 def test_ci_runs_make_test():
