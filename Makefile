@@ -40,7 +40,7 @@ $(PY):
 
 $(READY): pyproject.toml constraints.txt | $(PY)
 	@echo "Installing gsm_lab into $(VENV): once, some minutes."
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[fast]'
 # JupyterLab asks at its first start whether to fetch news, and asks a registry for updates: neither here.
 	@mkdir -p $(LAB_SETTINGS)
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \

@@ -54,7 +54,7 @@ class _Drawer:
                 self._closing.cancel()
             try:
                 if self._browser is not None:
-                    with contextlib.suppress(Exception):  # it may have been ended by somebody else meanwhile
+                    with contextlib.suppress(Exception, asyncio.CancelledError):  # it may have been ended meanwhile
                         return await self._browser.calc_fig(figure, opts=options)
                     await self._end()
                 await self._begin()
