@@ -1,5 +1,6 @@
 """Pictures of figures: one browser for many of them, another when it is gone, none when nobody draws."""
 
+import multiprocessing
 import threading
 import time
 
@@ -61,6 +62,15 @@ def test_several_threads_may_draw(drawer) -> None:
     for thread in threads:
         thread.join()
     assert sorted(found) == [(300, 200), (310, 200), (320, 200)]
+
+
+def test_a_fork_draws_with_a_browser_of_its_own(drawer) -> None:
+    drawn()
+    forked = multiprocessing.get_context("fork").Process(target=drawn)
+    forked.start()
+    forked.join(60)
+    assert forked.exitcode == 0
+    assert drawn() == (300, 200)
 
 
 def test_no_browser_is_an_error_and_the_next_one_found_draws(drawer, monkeypatch: pytest.MonkeyPatch) -> None:

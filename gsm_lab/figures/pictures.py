@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import os
 import threading
 from typing import Any
 
@@ -32,6 +33,7 @@ class _Drawer:
         # The package that talks to the browser logs an error when the browser, closing, says something it cannot read.
         for package in ("choreographer", "kaleido"):
             logging.getLogger(package).setLevel(logging.CRITICAL)
+        self.process = os.getpid()  # a fork of it has neither the thread nor the browser
         self._loop = asyncio.new_event_loop()
         self._one_at_a_time = asyncio.Lock()
         self._browser: Any = None
@@ -45,8 +47,9 @@ class _Drawer:
 
     def close(self) -> None:
         """End the browser; the next picture begins another."""
-        with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
+        if self.process == os.getpid():
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
 
     async def _draw(self, figure: dict[str, Any], options: dict[str, Any]) -> bytes:
         async with self._one_at_a_time:
@@ -87,6 +90,6 @@ _making = threading.Lock()
 def _drawer() -> _Drawer:
     global _only
     with _making:
-        if _only is None:
+        if _only is None or _only.process != os.getpid():
             _only = _Drawer()
         return _only
