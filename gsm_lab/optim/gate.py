@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gsm_lab.optim.passes import Passes, Settings
 
 _pass_above = torch.ops.aten.threshold_backward.grad_input  # (grad, x, limit): grad where x > limit or NaN, else 0
-_NOTHING = torch.zeros(())
+_NOTHING = torch.zeros(())  # what `torch.where(out=)` takes, which wants a tensor
 
 
 @cache
@@ -53,7 +53,7 @@ class Gate:
         self._listed: list[Tensor] = []
         self._lent = True
         self.candidates: Tensor | None = None
-        self._masked: list[Tensor] = []  # gradients of the candidates
+        self._masked: list[Tensor] = []  # gradients of the candidates: the passes read at their addresses
         self.shut()
 
     def shut(self) -> None:
