@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from gsm_lab.optim.intrinsics import bits, floats, fma, ones, zeros_below
+from gsm_lab.optim.intrinsics import bits, floats, fma, ones, reached, zeros_below
 
 BLOCK = 2048  # values looked at together: their weights and gradients stay in the fastest cache
 INFINITY = np.int32(0x7F800000)  # the bits of float32's infinity; those of NaN are above
 GREATEST = np.int32(0x7FFFFFFF)  # all bits but that of the sign
-_EACH = np.uint64(0x0101010101010101)  # the lowest bit of each byte
+_AT_ONCE = 4  # places written for 64 values; more than so many are in the bracket of hardly any 64
 _FINE, BINS = 18, 1 << 13  # bits dropped by the sample's histogram: 32 bins an octave
 _DIGIT = 8  # bits that the selection among candidates looks at together
 _W, _G, _Z, _N = range(4)  # columns of a table
@@ -58,45 +58,59 @@ def bracket(histogram, most, least) -> tuple[int, int]:  # noqa: ANN001
     return np.int32(max(1, k << _FINE)), high
 
 
+@njit(inline="always")
+def _put(word, first, places, n):  # noqa: ANN001
+    """Write where the bits of a word are set, counted from `first`, to `places[n:]`; returns n plus their number.
+
+    How many there are no processor can predict: so some places are always written, those that are none over again.
+    """
+    more = n + np.int64(ones(word))
+    for k in range(_AT_ONCE):
+        places[n + k] = first + np.int64(zeros_below(word))
+        word &= word - np.uint64(1)
+    n += _AT_ONCE
+    while word:
+        places[n] = first + np.int64(zeros_below(word))
+        word &= word - np.uint64(1)
+        n += 1
+    return more
+
+
 @_kernel("Tuple((int64, int64, boolean))(uint64[:,::1], int32, int32, int32[::1])")
 def collect(table, low, high, found) -> tuple[int, int, bool]:  # noqa: ANN001
     """Copy the bits of all values with low <= bits < high to `found`.
 
     Returns how many these are (-1 where they may not fit), how many values reach `high`, and whether all are finite.
     """
-    flags = np.zeros(BLOCK, np.uint8)  # bit 0: in the bracket, bit 1: above it, bit 2: not finite
-    words = flags.view(np.uint64)
-    places = np.empty(BLOCK // 8 + 1, np.int32)
-    n, above, seen = 0, np.uint64(0), np.uint64(0)
+    places = np.empty(BLOCK + _AT_ONCE, np.int32)
+    n, above, bad = 0, np.uint64(0), np.uint64(0)
     for i in range(table.shape[0]):
-        weights, grads = _tensor(table, i, _W), _tensor(table, i, _G)
-        for start in range(0, weights.size, BLOCK):
-            m = min(BLOCK, weights.size - start)
-            if n + m > found.size:
+        w, g = _tensor(table, i, _W), _tensor(table, i, _G)
+        whole = w.size // 64 * 64
+        for start in range(0, whole, BLOCK):
+            end = min(start + BLOCK, whole)
+            if n + BLOCK > found.size:
                 return -1, np.int64(above), False
-            w, g = weights[start : start + m], grads[start : start + m]
-            for j in range(m):
-                v = bits(w[j] * g[j]) & GREATEST
-                flags[j] = np.uint8(v >= low) + np.uint8(v >= high) + np.uint8(v >= INFINITY) * np.uint8(4)
-            for j in range(m, (m + 7) // 8 * 8):
-                flags[j] = 0
-            for k in range((m + 7) // 8):
-                above += ones(words[k] & (_EACH << np.uint64(1)))
-                seen |= words[k]
-            # which words hold a candidate no processor can predict: all places are written, the wrong ones over again
             some = 0
-            for k in range((m + 7) // 8):
-                places[some] = k
-                some += (words[k] & _EACH) != 0
+            for at in range(start, end, 64):
+                skipped = np.uint64(4 * at)
+                inside, over, infinite = reached(table[i, _W] + skipped, table[i, _G] + skipped, low, high)
+                above += ones(over)
+                bad |= infinite
+                some = _put(inside & ~over, at, places, some)
             for t in range(some):
-                k = np.int64(places[t])
-                left = words[k] & _EACH
-                while left:
-                    j = 8 * k + np.int64(zeros_below(left) >> np.uint64(3))
-                    found[n] = bits(w[j] * g[j]) & GREATEST
-                    n += 1
-                    left &= left - np.uint64(1)
-    return n, np.int64(above), seen & (_EACH << np.uint64(2)) == 0
+                j = np.uint64(places[t])
+                found[n + t] = bits(w[j] * g[j]) & GREATEST
+            n += some
+        if n + 64 > found.size:
+            return -1, np.int64(above), False
+        for j in range(whole, w.size):
+            v = bits(w[j] * g[j]) & GREATEST
+            above += np.uint64(v >= high)
+            bad |= np.uint64(v >= INFINITY)
+            found[n] = v
+            n += low <= v < high
+    return n, np.int64(above), bad == 0
 
 
 @_kernel("UniTuple(int64, 2)(int32[::1], int64, int32, int32)")
