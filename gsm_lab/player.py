@@ -14,12 +14,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
+import torch
+
 from gsm_lab.run import Run
 
 UNWATCHED = 15.0  # seconds without an acknowledged frame after which a player pauses
 FRAME = 0.2  # seconds from one frame to the next, at least
-_SHARE = 0.2  # of the time that the browser may take to draw while nobody touches anything; the rest is for training
-_SLOWEST = 1.0  # seconds from one frame to the next that it comes to, at most
+_SHARE = 0.12  # of the time that the browser may take to draw while nobody touches anything; the rest is for training
+_SLOWEST = 1.5  # seconds from one frame to the next that it comes to, at most
 
 _current: weakref.ReferenceType[Player] | None = None
 _taking_over = threading.Lock()
@@ -34,11 +36,19 @@ class Player:
             something new to show. It returns the number of the frame it sent, or None if it sent none.
         watched: whether a viewer acknowledges frames (`acknowledge`). If so, no frame is sent before the last one was
             seen, and playing pauses by itself after 15 seconds without a sign of life.
+        threads: how many PyTorch computes with in the player's steps; unless given, as many as else. A page that is
+            drawn on this machine needs a core too: threads that wait for one that it is on are slower than one less.
     """
 
-    def __init__(self, run: Run, draw: Callable[[], int | None] = lambda: None, watched: bool = False) -> None:
+    def __init__(
+        self,
+        run: Run,
+        draw: Callable[[], int | None] = lambda: None,
+        watched: bool = False,
+        threads: int | None = None,
+    ) -> None:
         global _current
-        self.run, self.draw, self.watched = run, draw, watched
+        self.run, self.draw, self.watched, self.threads = run, draw, watched, threads
         self.lock = threading.RLock()
         self.playing = False
         self.closed = False
@@ -95,7 +105,7 @@ class Player:
         """Pause, then do `n` steps here and now; what training raises is raised."""
         self._must_be_open()
         self.pause()
-        with self.exclusive():
+        with self.exclusive(), self._threads():
             self.error, self.note = None, ""
             self.run.step(n)
 
@@ -142,6 +152,19 @@ class Player:
         finally:
             self.lock.release()
 
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Compute with the player's number of threads."""
+        before = torch.get_num_threads()
+        if self.threads in (None, before):
+            yield
+            return
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
     def _must_be_open(self) -> None:
         if self.closed:
             raise RuntimeError("this player was closed, because another one was made; run the cell again")
@@ -185,10 +208,13 @@ class Player:
 
     def _advance(self) -> None:
         try:
-            if self.run.base is None:  # one dense step at a time too: a pause has not to wait for all of them
-                self.run.pretrain(1)
-            else:
-                self.run.step(1)
+            with self._threads():
+                gated = self.run.base is not None
+                if gated:
+                    self.run.step(1)
+                else:  # one dense step at a time too: a pause has not to wait for all of them
+                    self.run.pretrain(1)
+            if gated:
                 self._left -= 1
                 self._clock()
         except Exception as error:

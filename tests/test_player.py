@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from gsm_lab import Run, player
 from gsm_lab.player import Player
@@ -322,6 +323,19 @@ def test_dense_steps_one_at_a_time(start: Callable[..., Player]) -> None:
     run.until(lambda: run.steps == 2)
 
 
+def test_its_steps_have_its_threads_and_nothing_else_has(start: Callable[..., Player]) -> None:
+    run, seen = Fake(), []
+    run.at = lambda steps: seen.append(torch.get_num_threads())
+    before = torch.get_num_threads()
+    one = start(run, threads=before + 1)
+    one.step(2)
+    assert torch.get_num_threads() == before
+    one.play(3)
+    run.until(lambda: run.steps >= 5)
+    one.pause()
+    assert seen == [before + 1] * 5 and torch.get_num_threads() == before
+
+
 def test_with_a_real_run(start: Callable[..., Player]) -> None:
     run = Run(model="lenet300", data="digits", pretrain=1)
     drawn = threading.Event()
@@ -460,10 +474,10 @@ def test_slow_drawing_leaves_time_for_training(start: Callable[..., Player], clo
     turns(one, run)
     clock.now += 0.1  # that the browser took
     one.acknowledge(1)
-    clock.now += 0.35
+    clock.now += 0.7
     turns(one, run)
     assert screen.frames == 1
-    clock.now += 0.06  # half a second in all, of which a fifth was drawing
+    clock.now += 0.06  # 0.86 s in all, of which an eighth was drawing
     screen.until(2)
     turns(one, run)
     clock.now += 0.1

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 import ipywidgets as widgets
+import torch
 
 from gsm_lab import figures
 from gsm_lab.figures.dashboard import LAYERS_SHOWN
@@ -45,6 +46,9 @@ class Playground(widgets.VBox):
             the parts buttons, readouts, presets, figure, taylor, state. What is hidden still works from code. Without
             taylor, the view of single steps under the four plots, no step is looked at closely.
 
+    Its steps are computed with one thread less than PyTorch has otherwise, where it has several: the page needs a core
+    too. So they may differ in the last digits from those of a run that trains without a page.
+
     Everything works without a mouse: `play()`, `pause()`, `step(n)`, `reset()`, `set(momentum=0.99)`, `state`,
     `load_state(line)`, `picture()`. A new playground closes the one before.
 
@@ -76,7 +80,7 @@ class Playground(widgets.VBox):
         self.viewer = Viewer()
         super().__init__(self._laid_out(set(hide)))
         self.add_class("gsm-playground")
-        self.player = Player(self.run, self._draw, watched=False)
+        self.player = Player(self.run, self._draw, threads=max(1, torch.get_num_threads() - 1))
         self.taylor.follow(self.player)
         self.viewer.on_msg(self._heard)
         self._show_readouts()
