@@ -60,16 +60,17 @@ lab: $(READY)
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 
+# How many processes, and which does what: tests/conftest.py.
+SIDE_BY_SIDE := $(PY) -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
+
 test: $(READY_TEST)
 	$(PY) -m tests.browser --install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-# A process for each core, up to four: a test computes with one thread, and has memory for a browser.
-	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
-	@$(MAKE) --no-print-directory nbval
+	$(SIDE_BY_SIDE) -m "not bench"
 
 nbval: $(READY_TEST)
-	$(PY) -m tests.notebooks
+	$(SIDE_BY_SIDE) -m notebooks tests/test_notebooks.py
 
 bench: $(READY_TEST)
 	$(PY) -m pytest tests/bench -m bench -s

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.browser import NONE, find_browser, under_ci
 
@@ -20,7 +21,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under `nohup`; the p
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BENCH = Path(__file__).with_name("bench")
-LONGEST = "test_parallel.py"  # begun first: begun last, the other processes would wait for the one that runs it
+NOTEBOOKS = "test_notebooks.py"
+# begun first, in this order: begun last, the other processes would wait for the one that runs it
+LONGEST = ("test_parallel.py", NOTEBOOKS)
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 # Without these Chromium looks for updates and asks its maker's hosts at every start.
 CHROMIUM_ARGS = [
@@ -38,8 +41,7 @@ CHROMIUM_ARGS = [
 def pytest_collection_modifyitems(items):
     """Mark what uses a browser or measures time, and run the modules with browser tests last.
 
-    Last, because Playwright's event loop goes on running in the main thread, where nothing can start another one. Where
-    processes share the work they do so by module, for what its tests set up together.
+    Last, because Playwright's event loop goes on running in the main thread, where nothing can start another one.
     """
     browses = {item.path for item in items if "browser_path" in getattr(item, "fixturenames", ())}
     for item in items:
@@ -47,7 +49,29 @@ def pytest_collection_modifyitems(items):
             item.add_marker("browser")
         if item.path.is_relative_to(BENCH):
             item.add_marker("bench")
-    items.sort(key=lambda item: (item.path in browses, item.path.name != LONGEST))
+    early = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.path in browses, early.get(item.path.name, len(LONGEST))))
+
+
+class ByModule(LoadScopeScheduling):
+    """Processes share the work by module, for what its tests set up together; a notebook is a piece of work by itself.
+
+    (The `loadgroup` of xdist 3.8 would say so by marks, which pytest 9.2 does not let it write.)
+    """
+
+    def _split_scope(self, nodeid):
+        path, _, _ = nodeid.partition("::")
+        return nodeid if path.endswith(NOTEBOOKS) else path
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Who runs what."""
+    return ByModule(config, log)
+
+
+def pytest_xdist_auto_num_workers():
+    """A process for each core, up to four: a test computes with one thread, and has memory for a browser."""
+    return min(4, os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True, scope="module")

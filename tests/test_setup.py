@@ -154,7 +154,6 @@ def test_lab_is_served_on_loopback_with_a_token():
 def test_test_target_runs_every_check():
     text = make("test")
     steps = ["tests.browser --install", "ruff check", "ruff format --check", "-m pytest --numprocesses"]
-    steps.append("-m tests.notebooks")
     assert [step for step in steps if step not in text] == []
     places = [text.index(step) for step in steps]
     assert places == sorted(places)
@@ -164,21 +163,23 @@ def test_test_target_runs_every_check():
         assert any(wanted.items() <= setting.items() for setting in notebooks.SETTINGS.values())
 
 
-def test_a_notebook_that_fails_makes_the_check_fail(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    monkeypatch.setattr(notebooks, "FOLDER", folder)
-    monkeypatch.setattr(notebooks, "SETTINGS", {"seven threads": {"OMP_NUM_THREADS": "7"}})
+def test_a_notebook_that_fails_makes_the_check_fail(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     cell = nbformat.v4.new_code_cell("import os; print(os.environ['OMP_NUM_THREADS'])", execution_count=1)
-    assert notebooks.main() == 0 and "there is no notebook" in capsys.readouterr().out
-    for threads, failed in (("7", 0), ("8", 1)):
+    said = {}
+    for threads in ("7", "8"):
         cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=f"{threads}\n")]
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / f"saved with {threads}.ipynb")
-        assert notebooks.main() == failed
-    said = capsys.readouterr().out
-    assert said.count("passed  saved with 7.ipynb, seven threads") == 2
-    assert said.count("FAILED  saved with 8.ipynb") == 1 and "mismatch" in said
+        path = tmp_path / f"saved with {threads}.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+        said[threads] = notebooks.wrong(path, {"OMP_NUM_THREADS": "7"})
+    assert said["7"] == "" and "mismatch" in said["8"]
+
+
+def test_every_notebook_is_checked_under_every_setting():
+    asked = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "notebooks", "tests/test_notebooks.py"]
+    listed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert all(f"[{path.stem}-{setting}]" in listed for setting in notebooks.SETTINGS), path.name
 
 
 def test_ci_runs_make_test():
