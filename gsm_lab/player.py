@@ -38,6 +38,7 @@ class Player:
             seen, and playing pauses by itself after 15 seconds without a sign of life.
         threads: how many PyTorch computes with in the player's steps; unless given, as many as else. A page that is
             drawn on this machine needs a core too: threads that wait for one that it is on are slower than one less.
+            Nothing else in the program is computed with another number of them.
     """
 
     def __init__(
@@ -71,8 +72,13 @@ class Player:
             _current = weakref.ref(self)
         if before is not None:
             before.close()
-        self._thread = threading.Thread(target=_drive, args=(weakref.ref(self),), daemon=True, name="gsm_lab player")
+        others, ready = torch.get_num_threads(), threading.Event()
+        arguments = (weakref.ref(self), threads, ready)
+        self._thread = threading.Thread(target=_drive, args=arguments, daemon=True, name="gsm_lab player")
         self._thread.start()
+        ready.wait()
+        if threads is not None:  # it sets its own number, and with it what threads to come begin with
+            torch.set_num_threads(others)
 
     # -- what anybody may ask, from any thread ---------------------------------------------------------------------
 
@@ -105,7 +111,7 @@ class Player:
         """Pause, then do `n` steps here and now; what training raises is raised."""
         self._must_be_open()
         self.pause()
-        with self.exclusive(), self._threads():
+        with self.exclusive(), self._as_on_its_thread():
             self.error, self.note = None, ""
             self.run.step(n)
 
@@ -153,13 +159,10 @@ class Player:
             self.lock.release()
 
     @contextlib.contextmanager
-    def _threads(self) -> Iterator[None]:
-        """Compute with the player's number of threads."""
+    def _as_on_its_thread(self) -> Iterator[None]:
+        """Compute with the player's number of threads. (To set it at every step has PyTorch forget what it keeps.)"""
         before = torch.get_num_threads()
-        if self.threads in (None, before):
-            yield
-            return
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.threads or before)
         try:
             yield
         finally:
@@ -208,13 +211,10 @@ class Player:
 
     def _advance(self) -> None:
         try:
-            with self._threads():
-                gated = self.run.base is not None
-                if gated:
-                    self.run.step(1)
-                else:  # one dense step at a time too: a pause has not to wait for all of them
-                    self.run.pretrain(1)
-            if gated:
+            if self.run.base is None:  # one dense step at a time too: a pause has not to wait for all of them
+                self.run.pretrain(1)
+            else:
+                self.run.step(1)
                 self._left -= 1
                 self._clock()
         except Exception as error:
@@ -268,8 +268,12 @@ class Player:
             self._wake.notify_all()
 
 
-def _drive(reference: weakref.ReferenceType[Player]) -> None:
+def _drive(reference: weakref.ReferenceType[Player], threads: int | None, ready: threading.Event) -> None:
     """Turn after turn, without keeping alive a player that nobody else holds."""
+    if threads is not None:
+        torch.get_num_threads()  # the first call in a thread takes over the program's number, even over one set before
+        torch.set_num_threads(threads)
+    ready.set()
     while (player := reference()) is not None and not player.closed:
         player._turn()
         del player

@@ -108,7 +108,7 @@ def report(run: Run) -> str:
         "<h2>How to repeat it</h2>",
         f"<pre>{_safe(recipe(run))}</pre>",
         f"<p class=note>To the bit on the same machine, with the same versions and number of threads: "
-        f"{_safe(_made_with())}. Data: {_safe(repr(run.data))}, digest {_safe(run.data.digest)}.</p>",
+        f"{_safe(_made_with(run))}. Data: {_safe(repr(run.data))}, digest {_safe(run.data.digest)}.</p>",
     ]
     return _PAGE.format(title=_safe(title), css=_CSS, body="\n".join(parts))
 
@@ -118,7 +118,7 @@ def recipe(run: Run) -> str:
     named = isinstance(run.source_model, str) and isinstance(run.source_data, str)
     moves = [e for e in run.history.events if e["old"] is not None]
     began = dict(run.knobs) | {e["knob"]: e["new"] for e in reversed(run.history.events) if e["old"] is None}
-    threads = _threads()
+    threads = _threads(run)
     if named and not moves and run.steps == run.planned:
         options = [f"--{name.replace('_', '-')} {number(began[name])}" for name in KNOBS]
         return f"gsm-lab run --threads {threads} {' '.join(options)}"
@@ -239,16 +239,16 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f"<div class=wide><table><thead>{row('th', head)}</thead><tbody>{body}</tbody></table></div>"
 
 
-def _made_with() -> str:
+def _made_with(run: Run) -> str:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS]
-    here = f"Python {platform.python_version()}", *versions, platform.machine(), f"{_threads()} threads"
+    here = f"Python {platform.python_version()}", *versions, platform.machine(), f"{_threads(run)} threads"
     return ", ".join((f"gsm_lab {__version__}", *here))
 
 
-def _threads() -> int:
+def _threads(run: Run) -> int:
     import torch
 
-    return torch.get_num_threads()
+    return run.threads or torch.get_num_threads()
 
 
 def _percent(share: float | None) -> str:

@@ -97,6 +97,7 @@ class Run:
         self.recorders: list[Callable[[int, np.ndarray, list[np.ndarray]], None]] = []
         self.steps = self.dense_steps = 0
         self.frozen = False  # whether the knob `freeze` holds the active set
+        self.threads: int | None = None  # that PyTorch computed the last step with, if there was one in this process
         self.base: float | None = None
         self.magnitude: float | None = None
         self.random_state = torch.Generator().manual_seed(knobs["seed"]).get_state()
@@ -283,6 +284,7 @@ class Run:
     def _forward_backward(self, batch: int) -> float:
         x, y = self.batches.batch(batch)
         self.model.train()
+        self.threads = torch.get_num_threads()
         self.opt.zero_grad()
         loss = self.loss(self.model(x), y)
         loss.backward()

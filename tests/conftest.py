@@ -64,14 +64,16 @@ class ByModule(LoadScopeScheduling):
         return nodeid if path.endswith(NOTEBOOKS) else path
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Who runs what."""
-    return ByModule(config, log)
+    return ByModule(config, log) if config.getoption("dist") == "loadscope" else None
 
 
+@pytest.hookimpl(optionalhook=True, wrapper=True)
 def pytest_xdist_auto_num_workers():
     """A process for each core, up to four: a test computes with one thread, and has memory for a browser."""
-    return min(4, os.cpu_count() or 1)
+    return min(4, (yield))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -333,7 +333,13 @@ def test_its_steps_have_its_threads_and_nothing_else_has(start: Callable[..., Pl
     one.play(3)
     run.until(lambda: run.steps >= 5)
     one.pause()
+    one.pause()
     assert seen == [before + 1] * 5 and torch.get_num_threads() == before
+    elsewhere = []
+    thread = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert elsewhere == [before]
 
 
 def test_with_a_real_run(start: Callable[..., Player]) -> None:

@@ -155,6 +155,8 @@ def test_test_target_runs_every_check():
     text = make("test")
     steps = ["tests.browser --install", "ruff check", "ruff format --check", "-m pytest --numprocesses"]
     assert [step for step in steps if step not in text] == []
+    assert '-m "not bench"' in text, "the default leaves out the notebooks, too"
+    assert "-m notebooks tests/test_notebooks.py" in make("nbval")
     places = [text.index(step) for step in steps]
     assert places == sorted(places)
     one, two = ({"OMP_NUM_THREADS": n} for n in "12")

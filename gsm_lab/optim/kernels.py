@@ -89,7 +89,7 @@ def collect(table, low, high, found) -> tuple[int, int, bool]:  # noqa: ANN001
         whole = w.size // 64 * 64
         for start in range(0, whole, BLOCK):
             end = min(start + BLOCK, whole)
-            if n + BLOCK > found.size:
+            if n + end - start > found.size:
                 return -1, np.int64(above), False
             some = 0
             for at in range(start, end, 64):
@@ -97,12 +97,12 @@ def collect(table, low, high, found) -> tuple[int, int, bool]:  # noqa: ANN001
                 inside, over, infinite = reached(table[i, _W] + skipped, table[i, _G] + skipped, low, high)
                 above += ones(over)
                 bad |= infinite
-                some = _put(inside & ~over, at, places, some)
+                some = _put(inside & ~over, at - start, places, some)
             for t in range(some):
-                j = np.uint64(places[t])
+                j = np.uint64(start + np.int64(places[t]))
                 found[n + t] = bits(w[j] * g[j]) & GREATEST
             n += some
-        if n + 64 > found.size:
+        if n + w.size - whole > found.size:
             return -1, np.int64(above), False
         for j in range(whole, w.size):
             v = bits(w[j] * g[j]) & GREATEST

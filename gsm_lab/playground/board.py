@@ -46,8 +46,8 @@ class Playground(widgets.VBox):
             the parts buttons, readouts, presets, figure, taylor, state. What is hidden still works from code. Without
             taylor, the view of single steps under the four plots, no step is looked at closely.
 
-    Its steps are computed with one thread less than PyTorch has otherwise, where it has several: the page needs a core
-    too. So they may differ in the last digits from those of a run that trains without a page.
+    Its steps are computed with one thread less than PyTorch had when it was made, where it had several: the page needs
+    a core too. So they may differ in the last digits from those of a run that trains without a page.
 
     Everything works without a mouse: `play()`, `pause()`, `step(n)`, `reset()`, `set(momentum=0.99)`, `state`,
     `load_state(line)`, `picture()`. A new playground closes the one before.

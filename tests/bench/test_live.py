@@ -38,16 +38,17 @@ def write(name, **said):
     with open(name + ".part", "w") as file:
         json.dump(said, file)
     os.replace(name + ".part", name)
+every = torch.get_num_threads()
 def headless(seconds):
-    every, rates = torch.get_num_threads(), []
-    for threads in {every, max(1, every - 1)}:
+    rates, its_own = [], torch.get_num_threads()
+    for threads in {every, its_own}:
         torch.set_num_threads(threads)
         started, steps = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:
             plain_step(10)
             steps += 10
         rates.append(steps / (time.perf_counter() - started))
-    torch.set_num_threads(every)
+    torch.set_num_threads(its_own)
     return max(rates)
 def serve():
     while True:
