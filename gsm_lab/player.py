@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from gsm_lab.data.dataset import integer
 from gsm_lab.run import Run
 
 UNWATCHED = 15.0  # seconds without an acknowledged frame after which a player pauses
@@ -39,6 +40,9 @@ class Player:
         threads: how many PyTorch computes with in the player's steps; unless given, as many as else. A page that is
             drawn on this machine needs a core too: threads that wait for one that it is on are slower than one less.
             Nothing else in the program is computed with another number of them.
+
+    Raises:
+        TypeError, ValueError: `threads` is not a whole number >= 1; the player before goes on.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Player:
         threads: int | None = None,
     ) -> None:
         global _current
+        threads = None if threads is None else integer("threads", threads, 1)  # a thread that raised would not be heard
         self.run, self.draw, self.watched, self.threads = run, draw, watched, threads
         self.lock = threading.RLock()
         self.playing = False

@@ -333,13 +333,20 @@ def test_its_steps_have_its_threads_and_nothing_else_has(start: Callable[..., Pl
     one.play(3)
     run.until(lambda: run.steps >= 5)
     one.pause()
-    one.pause()
     assert seen == [before + 1] * 5 and torch.get_num_threads() == before
     elsewhere = []
     thread = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
     thread.start()
     thread.join()
     assert elsewhere == [before]
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5])
+def test_a_number_of_threads_that_is_none_is_refused(start: Callable[..., Player], threads: float) -> None:
+    before = start(Fake())
+    with pytest.raises((TypeError, ValueError), match=f"^threads is {threads}; valid: an integer >= 1"):
+        Player(Fake(), threads=threads)
+    assert not before.closed
 
 
 def test_with_a_real_run(start: Callable[..., Player]) -> None:

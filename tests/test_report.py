@@ -126,6 +126,17 @@ def test_recipe_of_a_plain_run_is_its_command():
     assert {name: args[name] for name in knobs.KNOBS} == run.knobs
 
 
+def test_recipe_has_the_threads_of_the_steps_not_of_now():
+    run = gl.Run(pretrain=0, epochs=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        run.step(2)
+    finally:
+        torch.set_num_threads(before)
+    assert f"torch.set_num_threads({before + 1})" in recipe(run)
+
+
 @pytest.mark.parametrize("steps", [0, 7])
 def test_recipe_of_a_run_that_stopped_early(steps):
     run = gl.Run(pretrain=1, epochs=4)
