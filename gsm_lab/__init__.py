@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch as _torch  # noqa: F401  (what every name below needs, so that the first use of one is quick)
 
 if TYPE_CHECKING:
-    from gsm_lab import data, expect, figures, knobs, models, optim, studies
+    from gsm_lab import data, expect, figures, knobs, methods, models, optim, studies
     from gsm_lab.data import Dataset, load
     from gsm_lab.optim import GSM, cut, param_groups
     from gsm_lab.playground import Playground, explore
@@ -34,11 +34,12 @@ _WHERE = {
     "Playground": "gsm_lab.playground",
     "explore": "gsm_lab.playground",
 }
-_MODULES = ("data", "expect", "figures", "knobs", "models", "optim", "playground", "studies")
+_MODULES = ("data", "expect", "figures", "knobs", "methods", "models", "optim", "playground", "studies")
 
 __all__ = [
     "GSM", "Dataset", "Playground", "Run",
-    "cut", "data", "expect", "explore", "figures", "knobs", "load", "models", "optim", "param_groups", "studies",
+    "cut", "data", "expect", "explore", "figures", "knobs", "load", "methods", "models", "optim", "param_groups",
+    "studies",
 ]  # fmt: skip
 
 

@@ -63,6 +63,9 @@ def resume(
 ) -> Run:
     """The run in `folder`, as one of that kind; see `Run.resume`."""
     tensors, plain = _read(folder / FILE)
+    method = plain.get("method", "gsm")  # absent where nothing else could be saved
+    if method != kind.method:
+        raise CheckpointError(f"the run in {folder} is one of {method!r}: gsm_lab.methods.kind({method!r}).resume(...)")
     own_loss = None if loss is cross_entropy else loss
     for what, given in (("model", model), ("data", data), ("loss", own_loss)):
         own = plain[f"own_{what}"]
@@ -73,7 +76,8 @@ def resume(
             )
     knobs = {name: value for name, value in plain["knobs"].items() if name not in ("model", "data")}
     names = plain["knobs"]["model"], plain["knobs"]["data"]
-    run = kind(model if model is not None else names[0], data if data is not None else names[1], loss=loss, **knobs)
+    sources = model if model is not None else names[0], data if data is not None else names[1]
+    run = kind(*sources, loss=loss, **knobs, **plain.get("options", {}))
     if run.data.digest != plain["data_digest"]:
         raise CheckpointError(
             f"the run in {folder} was trained on other data: digest {plain['data_digest']}, "
@@ -110,6 +114,7 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {f"model/{name}": t for name, t in run.model.state_dict().items()}
     for room, name in _STATE.items():
         tensors |= {f"{room}/{i}": state[name] for i, state in opt["state"].items() if state.get(name) is not None}
+    tensors |= {f"method/{name}": t for name, t in run.method_state().items()}
     if run.frozen:
         tensors["gate/candidates"] = run.opt.candidates
     tensors |= {f"history/{name}": torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
@@ -122,6 +127,8 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     plain = {
         "version": VERSION,
         "knobs": run.knobs,
+        "method": run.method,
+        "options": run.own,
         "own_model": own_model,
         "own_data": own_data,
         "own_loss": own_loss,
@@ -189,6 +196,7 @@ def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder
         for i, buffer in part.get(room, {}).items():
             p = params[int(i)]
             run.opt.state[p][name] = torch.empty_like(p).copy_(part_of(buffer, p))
+    run.restore_method(part.get("method", {}))
     if "gate" in part:
         run.opt.candidates, run.frozen = part["gate"]["candidates"].clone(), True
     arrays = {name: t.numpy() for name, t in part["history"].items()}

@@ -54,6 +54,8 @@ class Run:
     `pretrain` epochs happen before the first step, with the gate open and their own momentum; they are no steps.
     """
 
+    method = "gsm"  # what decides who stays: otherwise in `gsm_lab.methods`
+    own: dict[str, Any] = {}  # noqa: RUF012  (the options of that method)
     rank = 0  # of this process among those that train the run together (`gsm_lab.parallel`): here it is alone
     breakdowns: tuple[type[Exception], ...] = (FloatingPointError,)  # that end training; what was saved is still good
 
@@ -78,7 +80,7 @@ class Run:
         """Begin at step 0. What can fail comes first, so that a run that cannot begin again stays as it was."""
         data = datasets.load(source_data) if isinstance(source_data, str) else source_data
         name = source_model if isinstance(source_model, str) else type(source_model).__name__
-        knobs = settings.resolve(given, data.name, name)
+        knobs = self._resolved(given, data.name, name)
         model = source_model
         if isinstance(model, str):
             model = models.build(name, data.shape, data.classes, data.mean, data.std, knobs["seed"])
@@ -104,6 +106,10 @@ class Run:
         for knob in settings.LIVE:
             self.history.moved(0, knob, None, knobs[knob])
         self.apply_knobs()
+
+    def _resolved(self, given: dict[str, Any], data: str, model: str) -> dict[str, Any]:
+        """All knobs, those given and what works for this data and model."""
+        return settings.resolve(given, data, model)
 
     # -- where it stands -------------------------------------------------------------------------------------------
 
@@ -310,11 +316,11 @@ class Run:
             group["lr"] = lr
         self._schedule_gate()
         loss = self._forward_backward(self.dense_steps + self.steps)
-        self.opt.step()
+        self._update()
         self.steps += 1
-        active = self.opt.active_mask().numpy()
+        active, threshold = self._gate()
         weights = [local(p.detach()).float().cpu().contiguous().numpy() for p in self._layers]
-        self.history.record(self.steps, self.steps / self.epoch_steps, loss, self.opt.threshold, lr, active, weights)
+        self.history.record(self.steps, self.steps / self.epoch_steps, loss, threshold, lr, active, weights)
         for recorder in self.recorders:
             recorder(self.steps, active, weights)
         if self.steps % self.knobs["evaluate_every"] == 0:
@@ -330,6 +336,21 @@ class Run:
             masks = keep_masks(self.model, nonzeros=self.nonzeros).values() if frozen else ()
             self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks]) if frozen else None
             self.frozen = frozen
+
+    def _update(self) -> None:
+        """Change the weights, given their gradients."""
+        self.opt.step()
+
+    def _gate(self) -> tuple[np.ndarray, float]:
+        """Who was active in the last step, bool [N], the caller's own, and the threshold that decided it."""
+        return self.opt.active_mask().numpy(), self.opt.threshold
+
+    def method_state(self) -> dict[str, Tensor]:
+        """What the method remembers beside all that a run does, by name: nothing, it is in the optimizer."""
+        return {}
+
+    def restore_method(self, state: dict[str, Tensor]) -> None:
+        """Continue from a `method_state()`."""
 
     def apply_knobs(self) -> None:
         """Hand the knobs to the optimizer: those of the dense epochs while these last, the live ones after."""

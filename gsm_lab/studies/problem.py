@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsm_lab.derivatives import AT_ONCE, sample_gradients
 from gsm_lab.models import prunable
 from gsm_lab.optim import param_groups
 from gsm_lab.run import Run
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-_AT_ONCE = 32  # weights, vectors or samples that are batched; bounds memory
 
 
 class Problem:
@@ -141,14 +141,7 @@ class Problem:
 
     def sample_gradients(self) -> Iterator[Tensor]:
         """The gradients of single samples, [k, N] at a time; their mean over all samples is `gradient()`."""
-
-        def one(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return self.loss(torch.func.functional_call(self.model, weights, (x[None],)), y[None])
-
-        each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0), randomness="different")
-        for x, y in zip(self.x.split(_AT_ONCE), self.y.split(_AT_ONCE), strict=True):
-            parts = each(dict(self.weights), x, y)
-            yield torch.cat([parts[name].reshape(len(x), -1) for name in self.weights], dim=1)
+        return sample_gradients(self.model, self.loss, self.weights, self.x, self.y)
 
     def _leaves(self) -> dict[str, Tensor]:
         return {name: w.detach().clone().requires_grad_() for name, w in self.weights.items()}
@@ -169,8 +162,8 @@ class Problem:
             name, at = self.place(int(i))
             by_layer.setdefault(name, []).append((k, at))
         for name, places in by_layer.items():
-            for start in range(0, len(places), _AT_ONCE):
-                ks, at = zip(*places[start : start + _AT_ONCE], strict=True)
+            for start in range(0, len(places), AT_ONCE):
+                ks, at = zip(*places[start : start + AT_ONCE], strict=True)
                 stack = self.weights[name].expand(len(at), *self.weights[name].shape).clone()
                 stack.view(len(at), -1)[range(len(at)), at] = 0.0
                 result[list(ks)] = self._losses(name, stack).cpu() - self.value

@@ -1,0 +1,86 @@
+"""The rivals of GSM, all on one interface: settings in, a `Run` out, whose model is sparse and which has its history.
+
+    run = gl.methods.prune("dns", model="lenet300", data="mnist", compression=55.6, seed=0)
+    run.evaluate(), run.history.frame()
+
+`kind("dns")` is the class, a `Run`: whatever takes a run (recorders, the player, figures of the studies) takes it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from gsm_lab.run import Run
+
+# name -> (module, class)
+METHODS: dict[str, tuple[str, str]] = {
+    "gsm": ("gsm_lab.run", "Run"),
+    "magnitude": ("gsm_lab.methods.magnitude", "Magnitude"),
+    "l1": ("gsm_lab.methods.l1", "L1"),
+    "admm": ("gsm_lab.methods.admm", "ADMM"),
+    "dns": ("gsm_lab.methods.dns", "DNS"),
+    "lobs": ("gsm_lab.methods.lobs", "LOBS"),
+    "fisher": ("gsm_lab.methods.fisher", "Fisher"),
+    "gates": ("gsm_lab.methods.gates", "Gates"),
+    "random": ("gsm_lab.methods.random", "Random"),
+}
+_MODULES = (*(name for name in METHODS if name != "gsm"), "rival", "tickets")
+
+__all__ = ["METHODS", "build", "kind", "prune", *_MODULES]
+
+
+def kind(method: str) -> type[Run]:
+    """The class of a method, a `Run`. Raises ValueError listing all of them."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    module, name = METHODS[method]
+    return getattr(import_module(module), name)
+
+
+def build(method: str, **settings: Any) -> Run:
+    """A run of a method, not trained yet.
+
+    Args:
+        method: one of `METHODS`; "gsm" is a plain `Run`.
+        settings: arguments of `Run`, and options of the method.
+
+    Raises ValueError: an unknown method, a setting out of range, or a budget of fewer weights than there are outputs:
+    some class could then not be told from the others by any weight.
+    """
+    run = kind(method)(**settings)
+    if run.nonzeros < run.data.classes:
+        most = run.opt.weights / run.data.classes
+        raise ValueError(
+            f"compression must leave a weight for each of the {run.data.classes} outputs, at most {most:,.0f}, "
+            f"got {run.knobs['compression']:g}, which leaves {run.nonzeros}"
+        )
+    return run
+
+
+def prune(method: str, progress: bool = True, **settings: Any) -> Run:
+    """Train with a method to the end of the plan, and cut: the run's model has Q weights that are not zero, or fewer.
+
+    Arguments and errors are those of `build`. A layer that is left empty brings a warning with its name.
+    """
+    run = build(method, **settings)
+    run.train(progress=progress)
+    finish(run)
+    return run
+
+
+def finish(run: Run) -> int:
+    """Cut a run's model; returns how many weights stay. Warns of layers that are left empty."""
+    kept = run.cut()
+    for name, p in zip(run.history.layers, run._layers, strict=True):
+        if not p.any():
+            warnings.warn(f"layer {name!r} has no weight left", stacklevel=3)
+    return kept
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,53 @@
+"""Dynamic network surgery (Guo, Yao and Chen, NeurIPS 2016).
+
+The loss is that of W o T with T binary, and its gradient with respect to W o T moves all of W (their equation 2), so
+that a weight taken out wrongly can grow and be spliced in again. T follows |w| with hysteresis (equation 3):
+
+    T <- 0 where |w| < a;   as it is where a <= |w| < b;   1 where b <= |w|
+
+with a and b some 10% below and above mean + c * standard deviation of the layer's |w|. T is updated with a probability
+that falls with the steps, (1 + gamma * step)^-1, and in the end no more. Here c, one for all layers, is the number that
+leaves Q weights at or above mean + c * standard deviation; so the budget is the same as that of the other methods.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gsm_lab.knobs import Knob
+from gsm_lab.methods.rival import UNTIL, Shadowed
+from gsm_lab.optim.selection import budget
+
+
+class DNS(Shadowed):
+    """Pruning and splicing at any step, until the network is settled at Q weights and only these are trained."""
+
+    method = "dns"
+    options = (
+        Knob("margin", 0.1, "of both thresholds: between them a weight stays where it is", False, most=0.9),
+        Knob("gamma", 1e-4, "the probability of surgery is 1 / (1 + gamma * step)", False, most=1),
+        UNTIL,
+    )  # fmt: skip
+
+    def after(self) -> None:
+        """Perhaps prune and splice; when the time has come, settle."""
+        if self.settled:
+            return
+        if self.steps + 1 >= self.settles:
+            self.settle()
+        elif torch.rand(()) < 1 / (1 + self.own["gamma"] * self.steps):
+            self.operate(budget(self.opt.weights, compression=self.compression))
+
+    def operate(self, q: int) -> None:
+        """Bring T up to date with the shadow's |w|: equation 3, with about `q` weights inside."""
+        sizes = [w.abs().float() for w in self.shadow]
+        means = [size.mean() for size in sizes]
+        spreads = [size.std(correction=0).clamp_min(1e-30) for size in sizes]
+        pairs = list(zip(sizes, means, spreads, strict=True))
+        score = self.flat([(size - mean) / spread for size, mean, spread in pairs])
+        c = torch.topk(score, q).values[-1]
+        margin = self.own["margin"]
+        for (size, mean, spread), mask in zip(pairs, self._masks, strict=True):
+            middle = (mean + c * spread).clamp_min(0.0)
+            mask.copy_((size >= (1 + margin) * middle) | (mask & (size >= (1 - margin) * middle)))
+        self.lowest = float(c)

@@ -1,0 +1,65 @@
+"""Sparse networks trained with gate variables (Srinivas, Subramanya and Babu, CVPR workshops 2017).
+
+Each weight has a gate g in 0..1, and the network uses w * [g >= 1/2]. Their equation 3 adds two penalties to the loss,
+
+    bimodal * sum g (1 - g)  +  sparsity * sum g
+
+the first makes gates decide, the second shuts them. Gradients pass the step function as if it were the identity
+(straight through): dL/dg = dL/d(weight used) * w, and g is clipped to 0..1 after each step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gsm_lab.knobs import Knob
+from gsm_lab.methods.rival import UNTIL, Shadowed
+
+
+class Gates(Shadowed):
+    """A learnt gate a weight, until the Q largest weights with open gates are settled on and retrained."""
+
+    method = "gates"
+    options = (
+        Knob("sparsity", 1e-4, "pull of every gate towards shut", False, most=1),
+        Knob("bimodal", 2e-5, "push of every gate away from 1/2", False, most=1),
+        Knob("gate_lr", 1.0, "learning rate of the gates", False, most=1e6),
+        UNTIL,
+    )
+
+    def begin(self) -> None:
+        """All gates are open."""
+        super().begin()
+        self.gates = [torch.ones_like(w, dtype=torch.float32) for w in self.shadow]
+
+    def penalise(self) -> None:
+        """Move the gates, and give each weight the gradient that its gate lets through."""
+        if self.settled:
+            return
+        rate, toward, away = self.own["gate_lr"], self.own["sparsity"], self.own["bimodal"]
+        for p, w, gate, mask in zip(self._layers, self.shadow, self.gates, self._masks, strict=True):
+            if p.grad is None:
+                continue
+            slope = p.grad.float() * w.float() + away * (1 - 2 * gate) + toward
+            gate.sub_(slope, alpha=rate).clamp_(0.0, 1.0)
+            p.grad.mul_(mask)
+
+    def after(self) -> None:
+        """The network has the weights with open gates; when the time has come, settle."""
+        if self.settled:
+            return
+        for gate, mask in zip(self.gates, self._masks, strict=True):
+            mask.copy_(gate >= 0.5)
+        if self.steps + 1 >= self.settles:
+            self.settle()
+
+    def method_state(self) -> dict[str, Tensor]:
+        """As in `Rival`."""
+        return super().method_state() | {f"gate/{i}": gate for i, gate in enumerate(self.gates)}
+
+    def restore_method(self, state: dict[str, Tensor]) -> None:
+        """As in `Rival`."""
+        super().restore_method(state)
+        for i, gate in enumerate(self.gates):
+            gate.copy_(state[f"gate/{i}"])

@@ -1,0 +1,34 @@
+"""Training under an L1 penalty, then a cut and retraining (Collins and Kohli 2014, section 3; Tibshirani 1996).
+
+The penalty strength * sum |w| is applied as its proximal step, the soft threshold w <- sign(w) max(|w| - t, 0), which
+makes exact zeros. SGD with momentum moves a weight by lr / (1 - momentum) times a steady gradient in the long run, and
+so does t = strength * lr / (1 - momentum): where training comes to rest, |gradient| = strength, as the penalty has it.
+"""
+
+from __future__ import annotations
+
+from gsm_lab.knobs import Knob
+from gsm_lab.methods.rival import UNTIL, Rival
+
+
+class L1(Rival):
+    """An L1 penalty on the weights until they are cut to the Q largest, which are then retrained without it."""
+
+    method = "l1"
+    options = (Knob("strength", 2e-5, "of the penalty, in units of the loss per unit of |w|", False, most=100), UNTIL)
+
+    def before(self) -> None:
+        """When the time has come, cut."""
+        if self.steps == self.settles:
+            self.keep(self.best(self.flat().abs(), self.nonzeros))
+
+    def after(self) -> None:
+        """The proximal step."""
+        if self.settled:
+            self.lowest = 0.0
+            return
+        group = self.opt.param_groups[0]
+        t = self.own["strength"] * group["lr"] / (1 - group["momentum"])
+        for p, mask in zip(self._layers, self._masks, strict=True):
+            p.copy_(p.sign() * (p.abs() - t).clamp_min(0.0))
+            mask.copy_(p != 0)

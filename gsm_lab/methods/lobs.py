@@ -1,0 +1,129 @@
+"""Layer-wise optimal brain surgeon, L-OBS (Dong, Chen and Pan, NeurIPS 2017).
+
+Each layer is pruned so that its output before the activation changes least, in the mean square over training samples.
+With H the mean of x x^T over the layer's inputs x, which all its units share, taking out weight q of a unit costs at
+least, and is made up for by (their equations 5 and 6)
+
+    L_q = w_q^2 / (2 [H^-1]_qq),        dw = - w_q / [H^-1]_qq * H^-1 e_q.
+
+Weights are ranked by L_q of the trained layer, in closed form. Where they remove one after the other with the inverse
+of the whole layer, here what is left of a unit is solved for at once, w_S = H_SS^-1 (H w)_S: exact for any set. Layers
+are made comparable by the mean square of their own output, so one budget serves all of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsm_lab.knobs import Knob
+from gsm_lab.methods.rival import ROUNDS, UNTIL, Rival
+
+_STREAM = 0x10B5
+_AT_ONCE = 500  # samples; bounds memory
+
+
+class LOBS(Rival):
+    """Rounds of taking out the weights of smallest layer-wise error, making up for them, and retraining."""
+
+    method = "lobs"
+    options = (
+        Knob("samples", 5000, "training samples that H is measured on", False, least=1),
+        Knob("damping", 1e-3, "share of its mean diagonal that is added to H", False, most=1),
+        ROUNDS,
+        UNTIL,
+    )  # fmt: skip
+
+    def begin(self) -> None:
+        """Look for the layers' modules. Raises ValueError for a layer that is none of a kind with a closed form."""
+        self.modules = layers(self.model, list(self.history.layers))
+
+    @torch.no_grad()
+    def before(self) -> None:
+        """In a round, take weights out and make up for them."""
+        q = self.round_due()
+        if not q:
+            return
+        second = self.moments()
+        costs = [error(_rows(p), h) / output(_rows(p), h) for p, h in zip(self._layers, second, strict=True)]
+        inside = self.best(self.flat(costs) * self.inside, q)
+        for p, h, mask in zip(self._layers, second, self.parts(inside), strict=True):
+            made_up = restricted(_rows(p), h, mask.reshape(len(p), -1))
+            p.copy_(made_up.view(p.shape))
+        self.keep(inside)
+
+    def moments(self) -> list[Tensor]:
+        """H of each layer, float64 [inputs of a unit, the same], damped."""
+        drawn = torch.Generator().manual_seed(self.knobs["seed"] ^ _STREAM)
+        rows = torch.randperm(len(self.data.train_y), generator=drawn)[: self.own["samples"]]
+        sums: dict[int, Tensor] = {}
+        counts: dict[int, int] = {}
+
+        def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = inputs(module, args[0]).double()
+            i = id(module)
+            sums[i] = sums.get(i, 0) + x.T @ x
+            counts[i] = counts.get(i, 0) + len(x)
+
+        hooks = [module.register_forward_pre_hook(look) for module in self.modules]
+        training = self.model.training
+        self.model.eval()
+        try:
+            for part in rows.to(self.data.train_x.device).split(_AT_ONCE):
+                self.model(self.data.train_x[part])
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.model.train(training)
+        found = [sums[id(module)] / counts[id(module)] for module in self.modules]
+        for h in found:
+            h.diagonal().add_(self.own["damping"] * h.diagonal().mean().clamp_min(1e-12))
+        return found
+
+
+def layers(model: nn.Module, names: list[str]) -> list[nn.Module]:
+    """The modules of prunable tensors by name. Raises ValueError for one that is no plain Linear or Conv2d."""
+    found = []
+    for name in names:
+        module = model.get_submodule(name.rpartition(".")[0])
+        plain = type(module) is nn.Linear or (
+            type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
+        )
+        if not plain:
+            raise ValueError(f"lobs takes plain Linear and Conv2d layers; {name!r} is in a {type(module).__name__}")
+        found.append(module)
+    return found
+
+
+def inputs(module: nn.Module, x: Tensor) -> Tensor:
+    """What the units of a layer see: [samples (times places), inputs of a unit]."""
+    if isinstance(module, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def error(w: Tensor, h: Tensor) -> Tensor:
+    """L_q of every weight: float64, of the shape of `w` [units, inputs]; `h` [inputs, inputs] positive definite."""
+    inverse = torch.linalg.inv(h)
+    return w.square() / (2 * inverse.diagonal())
+
+
+def output(w: Tensor, h: Tensor) -> Tensor:
+    """Half the mean square of the layer's output, summed over units: a scalar, at least the smallest float64 > 0."""
+    return 0.5 * ((w @ h) * w).sum().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def restricted(w: Tensor, h: Tensor, mask: Tensor) -> Tensor:
+    """For each unit the weights inside `mask` whose output comes closest to that of `w`: float64 [units, inputs]."""
+    result, wanted = torch.zeros_like(w), w @ h
+    for row, (inside, target) in enumerate(zip(mask, wanted, strict=True)):
+        s = inside.nonzero()[:, 0]
+        if len(s):
+            result[row, s] = torch.linalg.solve(h[s][:, s], target[s])
+    return result
+
+
+def _rows(p: Tensor) -> Tensor:
+    return p.detach().double().reshape(len(p), -1)

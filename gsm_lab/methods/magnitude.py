@@ -1,0 +1,35 @@
+"""Magnitude pruning with retraining (Han, Pool, Tran and Dally, NeurIPS 2015).
+
+Their section 3: train, take out weights below a threshold, "a quality parameter multiplied by the standard deviation of
+a layer's weights", retrain what is left, and do so again. Here the quality parameter is the one that leaves the wanted
+number of weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gsm_lab.methods.rival import ROUNDS, UNTIL, Rival
+
+
+class Magnitude(Rival):
+    """Rounds of taking out the weights of smallest |w| / (standard deviation in their layer), and retraining."""
+
+    method = "magnitude"
+    options = (ROUNDS, UNTIL)
+
+    def before(self) -> None:
+        """In a round, take weights out."""
+        if q := self.round_due():
+            self.keep(self.best(self.score(), q))
+
+    @torch.no_grad()
+    def score(self) -> Tensor:
+        """|w| over the standard deviation of the layer's weights that are in the network: float32 [N]."""
+        scores = []
+        for p, mask in zip(self._layers, self._masks, strict=True):
+            w = p[mask].float()
+            spread = w.std(correction=0) if len(w) > 1 else torch.ones(())
+            scores.append(p.float().abs() / spread.clamp_min(1e-30))
+        return self.flat(scores)

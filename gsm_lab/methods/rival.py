@@ -1,0 +1,227 @@
+"""`Rival`: a `Run` in which another method than GSM decides which weights stay; one subclass a paper.
+
+All of them begin as a `Run` does, with the same dense epochs from the same seed, and end with the same budget of
+Q = N / C weights that are not zero. What they do between is said in three hooks, called at every gated step:
+
+    before()      the method may settle who is in the network: `keep`
+    penalise()    gradients are there, and may be changed
+    after()       SGD has moved the weights, which may be changed once more
+
+"Active" in the history are the weights inside the network, and the threshold is the smallest score that stayed inside.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsm_lab import data as datasets
+from gsm_lab.knobs import Knob
+from gsm_lab.optim.selection import chosen, top_q
+from gsm_lab.run import Run
+
+# Options that several methods have.
+UNTIL = Knob("until", 0.6, "share of the run after which who is in the network is settled", False, most=1)
+ROUNDS = Knob("rounds", 5, "in how many rounds, by equal factors, weights are taken out", False, least=1, high=50)
+
+
+class Rival(Run):
+    """The base of the rivals: arguments, attributes and errors are those of `Run`, and the options of the method.
+
+    Attributes:
+        method: its name, as in `gsm_lab.methods.METHODS`. options: what can be set beside the knobs of a run.
+        recipes: settings that work, by (data, model), knobs and options.
+        own: the options in force.
+        inside: which weights are in the network, bool [N], in the order of `opt.active_mask()`.
+    """
+
+    method: ClassVar[str] = ""
+    options: ClassVar[tuple[Knob, ...]] = ()
+    recipes: ClassVar[dict[tuple[str, str], dict[str, Any]]] = {}
+
+    def __init__(
+        self,
+        model: str | nn.Module = "lenet300",
+        data: str | datasets.Dataset = "digits",
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        **settings: Any,
+    ) -> None:
+        mine = {knob.name: knob for knob in self.options}
+        self._given_options = {name: mine[name].check(settings.pop(name)) for name in list(settings) if name in mine}
+        super().__init__(model, data, loss=loss, **settings)
+
+    def _start(self, source_model: str | nn.Module, source_data: str | datasets.Dataset, given: dict[str, Any]) -> None:
+        super()._start(source_model, source_data, given)
+        sizes = [p.numel() for p in self._layers]
+        self.inside = torch.ones(sum(sizes), dtype=torch.bool, device=self._layers[0].device)
+        self._masks = [m.view(p.shape) for m, p in zip(self.inside.split(sizes), self._layers, strict=True)]
+        self.settled = False  # whether only those inside are trained
+        self.lowest = 0.0  # the smallest score that stayed inside
+        self.begin()
+
+    def _resolved(self, given: dict[str, Any], data: str, model: str) -> dict[str, Any]:
+        recipe = self.recipes.get((data, model.lower()), {})
+        names = {knob.name for knob in self.options}
+        defaults = {knob.name: knob.default for knob in self.options}
+        self.own = defaults | {k: v for k, v in recipe.items() if k in names} | self._given_options
+        return super()._resolved({k: v for k, v in recipe.items() if k not in names} | given, data, model)
+
+    # -- what a method says ------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The run stands at step 0, with `inside` all True."""
+
+    def before(self) -> None:
+        """A gated step is about to begin: `steps` are done."""
+
+    def penalise(self) -> None:
+        """The gradients of the batch are there."""
+
+    def after(self) -> None:
+        """SGD has moved the weights; `steps` does not count the step yet."""
+
+    # -- what a method needs -----------------------------------------------------------------------------------------
+
+    @property
+    def settles(self) -> int:
+        """The gated steps after which who is in the network is settled."""
+        return round(self.own["until"] * self.planned)
+
+    def flat(self, tensors: list[Tensor] | None = None) -> Tensor:
+        """The weights, or other tensors of their shapes, joined: float32 [N], a copy."""
+        tensors = self._layers if tensors is None else tensors
+        return torch.cat([t.detach().float().reshape(-1) for t in tensors])
+
+    def parts(self, flat: Tensor) -> list[Tensor]:
+        """A flat tensor [N] as views in the shapes of the layers."""
+        pieces = flat.split([p.numel() for p in self._layers])
+        return [piece.view(p.shape) for piece, p in zip(pieces, self._layers, strict=True)]
+
+    def best(self, score: Tensor, q: int) -> Tensor:
+        """The `q` weights of the greatest positive score: bool [N]; of equals the first in the model's order.
+
+        Raises FloatingPointError when a score is NaN or infinite.
+        """
+        if not torch.isfinite(score).all():
+            raise FloatingPointError(f"a score of {self.method} is not finite after {self.steps:,} steps")
+        values = score.detach().float().cpu().numpy()
+        top = top_q(values, q)
+        self.lowest = float(top.threshold)
+        return torch.from_numpy(chosen(values, top)).to(score.device)
+
+    @torch.no_grad()
+    def keep(self, inside: Tensor) -> None:
+        """From now on only these weights, bool [N], are in the network; the others become zeros, and stay so."""
+        for name, mask in zip(self.history.layers, self.parts(inside), strict=True):
+            if not mask.any():
+                warnings.warn(f"{self.method} left no weight in layer {name!r}", stacklevel=2)
+        self.inside.copy_(inside)
+        self.settled = True
+        for p, mask in zip(self._layers, self._masks, strict=True):
+            p.masked_fill_(~mask, 0.0)
+            momentum = self.opt.state.get(p, {}).get("momentum_buffer")
+            if momentum is not None:
+                momentum.masked_fill_(~mask, 0.0)
+
+    def round_due(self) -> int | None:
+        """How many weights are to stay, if one of the `rounds` is due before this step; the last one leaves Q."""
+        rounds = self.own["rounds"]
+        due = [r for r in range(rounds) if round(r / rounds * self.settles) == self.steps]
+        if not due:
+            return None
+        share = (due[-1] + 1) / rounds
+        return max(self.nonzeros, round(self.opt.weights * (self.nonzeros / self.opt.weights) ** share))
+
+    # -- a step ------------------------------------------------------------------------------------------------------
+
+    def _schedule_gate(self) -> None:
+        self.before()
+
+    def _update(self) -> None:
+        with torch.no_grad():
+            self.penalise()
+            if self.settled:
+                for p, mask in zip(self._layers, self._masks, strict=True):
+                    if p.grad is not None:
+                        p.grad.mul_(mask)
+        self.opt.step()
+        with torch.no_grad():
+            self.after()
+
+    def _gate(self) -> tuple[np.ndarray, float]:
+        return self.inside.cpu().numpy().copy(), self.lowest
+
+    def apply_knobs(self) -> None:
+        """Hand the knobs to the optimizer, whose own gate stays open."""
+        super().apply_knobs()
+        self.opt.compression, self.opt.smoothing = 1.0, 0.0
+
+    # -- keeping it --------------------------------------------------------------------------------------------------
+
+    def method_state(self) -> dict[str, Tensor]:
+        """What the method remembers, by name; a subclass adds its own."""
+        return {"inside": self.inside, "settled": torch.tensor([float(self.settled), self.lowest])}
+
+    def restore_method(self, state: dict[str, Tensor]) -> None:
+        """Continue from a `method_state()`."""
+        self.inside.copy_(state["inside"])
+        self.settled, self.lowest = bool(state["settled"][0]), float(state["settled"][1])
+
+    def __repr__(self) -> str:
+        return f"{self.method}: {super().__repr__()}"
+
+
+class Shadowed(Rival):
+    """A rival that also trains weights outside the network: their values live in `shadow`, the model holds zeros there.
+
+    The loss is that of the network, and its gradient with respect to all places of the network, zeros among them, moves
+    the shadow: a weight outside can grow, and come back.
+    """
+
+    def begin(self) -> None:
+        """As in `Rival`."""
+        self.shadow = [p.detach().clone() for p in self._layers]
+
+    def _close_gate(self) -> None:
+        super()._close_gate()
+        self.shadow = [p.detach().clone() for p in self._layers]  # what the dense epochs made of them
+
+    def settle(self) -> None:
+        """Keep the Q largest |w| of those inside, for good."""
+        size = self.flat(self.shadow).abs() * self.inside
+        for p, w in zip(self._layers, self.shadow, strict=True):
+            p.copy_(w)
+        self.keep(self.best(size, self.nonzeros))
+
+    def _update(self) -> None:
+        if self.settled:
+            super()._update()
+            return
+        with torch.no_grad():
+            self.penalise()
+            for p, w in zip(self._layers, self.shadow, strict=True):
+                p.copy_(w)
+        self.opt.step()
+        with torch.no_grad():
+            for p, w in zip(self._layers, self.shadow, strict=True):
+                w.copy_(p)
+            self.after()
+            for p, mask in zip(self._layers, self._masks, strict=True):
+                p.masked_fill_(~mask, 0.0)
+
+    def method_state(self) -> dict[str, Tensor]:
+        """As in `Rival`."""
+        return super().method_state() | {f"shadow/{i}": w for i, w in enumerate(self.shadow)}
+
+    def restore_method(self, state: dict[str, Tensor]) -> None:
+        """As in `Rival`."""
+        super().restore_method(state)
+        for i, w in enumerate(self.shadow):
+            w.copy_(state[f"shadow/{i}"])

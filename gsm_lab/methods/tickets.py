@@ -1,0 +1,79 @@
+"""Winning tickets (Frankle and Carbin, ICLR 2019): the wiring that pruning finds, trained from the first weights.
+
+train dense -> find the mask (by magnitude, by GSM, or at random) -> back to the initial weights -> train, mask fixed
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gsm_lab.methods.rival import Rival
+from gsm_lab.optim.prunable import keep_masks
+from gsm_lab.run import Run
+
+BY = ("gsm", "magnitude", "random")  # who finds the mask
+
+
+class Ticket(Rival):
+    """Training from the initial weights, without dense epochs, with only the weights of a given mask.
+
+    `wear(mask)` says which, before the first step; without it all weights are trained.
+    """
+
+    method = "tickets"
+
+    def wear(self, mask: Tensor) -> None:
+        """Only the weights in `mask`, bool [N], are in the network. Raises ValueError for another shape or dtype."""
+        if mask.dtype != torch.bool or mask.shape != self.inside.shape:
+            raise ValueError(
+                f"mask must be a bool tensor of shape {tuple(self.inside.shape)}, got {mask.dtype} of shape "
+                f"{tuple(mask.shape)}"
+            )
+        self.keep(mask.to(self.inside.device))
+
+
+def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
+    """The mask of Q weights, bool [N] on the CPU, that a fresh run leads to. The run is trained for it.
+
+    Args:
+        run: not trained yet. by: "gsm" trains it to its end and takes the Q largest |w|; "magnitude" takes those of the
+            dense network, after its dense epochs; "random" draws Q weights.
+        progress: show a progress bar.
+
+    Raises ValueError for another `by`.
+    """
+    if by not in BY:
+        raise ValueError(f"by must be one of {', '.join(BY)}, got {by!r}")
+    if by == "random":
+        drawn = torch.Generator().manual_seed(run.knobs["seed"] ^ 0x71C)
+        mask = torch.zeros(run.opt.weights, dtype=torch.bool)
+        mask[torch.randperm(run.opt.weights, generator=drawn)[: run.nonzeros]] = True
+        return mask
+    if by == "gsm":
+        run.train(progress=progress)
+    else:
+        run.pretrain()
+    return torch.cat([mask.reshape(-1).cpu() for mask in keep_masks(run.model, nonzeros=run.nonzeros).values()])
+
+
+def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | None = None, **settings: Any) -> Ticket:
+    """A winning ticket, found and made ready to be trained: a `Ticket` at step 0.
+
+    Args:
+        by, progress: as for `find`.
+        retrain: settings of the training with the mask fixed, where they differ from those of the search.
+        settings: arguments of `Run`, those of the search. A model given as a module is copied.
+    """
+    own = {}
+    if isinstance(model := settings.get("model"), nn.Module):
+        own = {"model": copy.deepcopy(model)}
+    mask = find(Run(**{**settings, **own}), by, progress)
+    again = {k: v for k, v in settings.items() if k not in ("smoothing", "ramp", "freeze")}
+    own = {k: copy.deepcopy(v) for k, v in {"model": model}.items() if isinstance(v, nn.Module)}
+    found = Ticket(**{**again, **own, "pretrain": 0, **(retrain or {})})
+    found.wear(mask)
+    return found
