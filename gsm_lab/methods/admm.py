@@ -32,16 +32,20 @@ class ADMM(Rival):
         self.u = torch.zeros_like(self.z)
 
     def before(self) -> None:
-        """Once an epoch project; at the end of these epochs, cut."""
+        """At the first step, find the nearest network of Q weights; at the end of the epochs that pull to it, cut."""
         if self.settled:
             return
         if self.steps >= self.settles:
             self.keep(self.best(self.flat().abs(), self.nonzeros))
-        elif self.steps % self.epoch_steps == 0:
+        elif self.steps == 0:
+            self.z = self.project(self.flat())
+
+    def after(self) -> None:
+        """Once an epoch, move Z and then U."""
+        if not self.settled and (self.steps + 1) % self.epoch_steps == 0:
             w = self.flat()
-            if self.steps:
-                self.u += w - self.z
             self.z = self.project(w + self.u)
+            self.u += w - self.z
 
     def project(self, v: Tensor) -> Tensor:
         """The nearest point to `v`, float32 [N], with at most Q entries that are not zero."""
