@@ -34,22 +34,24 @@ class Gates(Shadowed):
         self.gates = [torch.ones_like(w, dtype=torch.float32) for w in self.shadow]
 
     def penalise(self) -> None:
-        """Move the gates, and give each weight the gradient that its gate lets through."""
+        """Take the gates' slopes, and give each weight the gradient that its gate lets through."""
         if self.settled:
             return
-        rate, toward, away = self.own["gate_lr"], self.own["sparsity"], self.own["bimodal"]
+        toward, away = self.own["sparsity"], self.own["bimodal"]
+        self.slopes = []
         for p, w, gate, mask in zip(self._layers, self.shadow, self.gates, self._masks, strict=True):
             if p.grad is None:
+                self.slopes.append(torch.zeros_like(gate))
                 continue
-            slope = p.grad.float() * w.float() + away * (1 - 2 * gate) + toward
-            gate.sub_(slope, alpha=rate).clamp_(0.0, 1.0)
+            self.slopes.append(p.grad.float() * w.float() + away * (1 - 2 * gate) + toward)
             p.grad.mul_(mask)
 
     def after(self) -> None:
-        """The network has the weights with open gates; when the time has come, settle."""
+        """The gates move, and the network has the weights with open ones; when the time has come, settle."""
         if self.settled:
             return
-        for gate, mask in zip(self.gates, self._masks, strict=True):
+        for gate, slope, mask in zip(self.gates, self.slopes, self._masks, strict=True):
+            gate.sub_(slope, alpha=self.own["gate_lr"]).clamp_(0.0, 1.0)
             mask.copy_(gate >= 0.5)
         if self.steps + 1 >= self.settles:
             self.settle()

@@ -208,13 +208,16 @@ class Shadowed(Rival):
             self.penalise()
             for p, w in zip(self._layers, self.shadow, strict=True):
                 p.copy_(w)
-        self.opt.step()
-        with torch.no_grad():
-            for p, w in zip(self._layers, self.shadow, strict=True):
-                w.copy_(p)
-            self.after()
-            for p, mask in zip(self._layers, self._masks, strict=True):
-                p.masked_fill_(~mask, 0.0)
+        try:
+            self.opt.step()
+            with torch.no_grad():
+                for p, w in zip(self._layers, self.shadow, strict=True):
+                    w.copy_(p)
+                self.after()
+        finally:  # also after a step that was refused
+            with torch.no_grad():
+                for p, mask in zip(self._layers, self._masks, strict=True):
+                    p.masked_fill_(~mask, 0.0)
 
     def method_state(self) -> dict[str, Tensor]:
         """As in `Rival`."""
