@@ -19,7 +19,7 @@ class L1(Rival):
 
     def before(self) -> None:
         """When the time has come, cut."""
-        if self.steps == self.settles:
+        if not self.settled and self.steps >= self.settles:
             self.keep(self.best(self.flat().abs(), self.nonzeros))
 
     def after(self) -> None:

@@ -131,13 +131,14 @@ class Rival(Run):
                 momentum.masked_fill_(~mask, 0.0)
 
     def round_due(self) -> int | None:
-        """How many weights are to stay, if one of the `rounds` is due before this step; the last one leaves Q."""
-        rounds = self.own["rounds"]
-        due = [r for r in range(rounds) if round(r / rounds * self.settles) == self.steps]
-        if not due:
-            return None
-        share = (due[-1] + 1) / rounds
-        return max(self.nonzeros, round(self.opt.weights * (self.nonzeros / self.opt.weights) ** share))
+        """How many weights are to stay, if there are more and one of the `rounds` is due; the last one leaves Q.
+
+        A round that was passed over, because knobs moved, is due at once.
+        """
+        rounds, n = self.own["rounds"], self.opt.weights
+        begun = sum(round(r / rounds * self.settles) <= self.steps for r in range(rounds))
+        q = max(self.nonzeros, round(n * (self.nonzeros / n) ** (begun / rounds)))
+        return q if q < int(self.inside.sum()) else None
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
