@@ -34,9 +34,16 @@ class DNS(Shadowed):
         if self.settled:
             return
         if self.steps + 1 >= self.settles:
+            self.fill()
             self.settle()
         elif torch.rand(()) < 1 / (1 + self.own["gamma"] * self.steps):
             self.operate(budget(self.opt.weights, compression=self.compression))
+
+    def fill(self) -> None:
+        """Splice in the largest |w| outside if fewer than Q are inside: hysteresis leaves about Q, not Q."""
+        missing = self.nonzeros - int(self.inside.sum())
+        if missing > 0:
+            self.inside |= self.best(self.flat(self.shadow).abs() * ~self.inside, missing)
 
     def operate(self, q: int) -> None:
         """Bring T up to date with the shadow's |w|: equation 3, with about `q` weights inside."""
