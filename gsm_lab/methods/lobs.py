@@ -30,7 +30,7 @@ class LOBS(Rival):
     method = "lobs"
     options = (
         Knob("samples", 5000, "training samples that H is measured on", False, least=1),
-        Knob("damping", 1e-3, "share of its mean diagonal that is added to H", False, most=1),
+        Knob("damping", 1e-3, "share of its mean diagonal that is added to H", False, least=1e-9, most=1),
         ROUNDS,
         UNTIL,
     )  # fmt: skip
@@ -58,15 +58,15 @@ class LOBS(Rival):
         drawn = torch.Generator().manual_seed(self.knobs["seed"] ^ _STREAM)
         rows = torch.randperm(len(self.data.train_y), generator=drawn)[: self.own["samples"]]
         sums: dict[int, Tensor] = {}
-        counts: dict[int, int] = {}
+        counts = [0] * len(self.modules)
+        layer = {module: i for i, users in enumerate(self.modules) for module in users}
 
-        def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = inputs(module, args[0]).double()
-            i = id(module)
+        def look(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            x, i = inputs(module, args[0] if args else named["input"]).double(), layer[module]
             sums[i] = sums.get(i, 0) + x.T @ x
-            counts[i] = counts.get(i, 0) + len(x)
+            counts[i] += len(x)
 
-        hooks = [module.register_forward_pre_hook(look) for module in self.modules]
+        hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in layer]
         training = self.model.training
         self.model.eval()
         try:
@@ -76,23 +76,31 @@ class LOBS(Rival):
             for hook in hooks:
                 hook.remove()
             self.model.train(training)
-        found = [sums[id(module)] / counts[id(module)] for module in self.modules]
+        for name, count in zip(self.history.layers, counts, strict=True):
+            if not count:
+                raise ValueError(f"lobs sees no inputs of layer {name!r}: the model does not call its module")
+        found = [sums[i] / count for i, count in enumerate(counts)]
         for h in found:
             h.diagonal().add_(self.own["damping"] * h.diagonal().mean().clamp_min(1e-12))
         return found
 
 
-def layers(model: nn.Module, names: list[str]) -> list[nn.Module]:
-    """The modules of prunable tensors by name. Raises ValueError for one that is no plain Linear or Conv2d."""
+def layers(model: nn.Module, names: list[str]) -> list[list[nn.Module]]:
+    """For each prunable tensor, by name, the modules that have it: several where it is tied.
+
+    Raises ValueError for a module that is no plain Linear or Conv2d.
+    """
     found = []
     for name in names:
-        module = model.get_submodule(name.rpartition(".")[0])
-        plain = type(module) is nn.Linear or (
-            type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
-        )
-        if not plain:
-            raise ValueError(f"lobs takes plain Linear and Conv2d layers; {name!r} is in a {type(module).__name__}")
-        found.append(module)
+        weight = model.get_parameter(name)
+        users = [m for m in model.modules() if any(p is weight for p in m.parameters(recurse=False))]
+        for module in users:
+            plain = type(module) is nn.Linear or (
+                type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
+            )
+            if not plain:
+                raise ValueError(f"lobs takes plain Linear and Conv2d layers; {name!r} is in a {type(module).__name__}")
+        found.append(users)
     return found
 
 
@@ -100,7 +108,13 @@ def inputs(module: nn.Module, x: Tensor) -> Tensor:
     """What the units of a layer see: [samples (times places), inputs of a unit]."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1])
-    patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+    padding = module.padding
+    if isinstance(padding, str):  # "valid" or "same", which unfold does not know
+        both = [
+            d * (k - 1) if padding == "same" else 0 for d, k in zip(module.dilation, module.kernel_size, strict=True)
+        ]
+        x, padding = F.pad(x, [side for n in reversed(both) for side in (n // 2, n - n // 2)]), 0
+    patches = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
     return patches.transpose(1, 2).reshape(-1, patches.shape[1])
 
 
