@@ -29,5 +29,9 @@ def sample_gradients(
 
     each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0), randomness="different")
     for a, b in zip(x.split(AT_ONCE), y.split(AT_ONCE), strict=True):
-        parts = each(dict(weights), a, b)
+        try:
+            parts = each(dict(weights), a, b)
+        except RuntimeError:  # models that vmap cannot take, such as those that branch on their values
+            singly = [torch.func.grad(one)(dict(weights), c, d) for c, d in zip(a, b, strict=True)]
+            parts = {name: torch.stack([gradients[name] for gradients in singly]) for name in weights}
         yield torch.cat([parts[name].reshape(len(a), -1) for name in weights], dim=1)
