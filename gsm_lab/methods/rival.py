@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsm_lab import data as datasets
-from gsm_lab.knobs import Knob
+from gsm_lab.knobs import KNOBS, Knob
 from gsm_lab.optim.selection import chosen, top_q
 from gsm_lab.run import Run
 
@@ -55,6 +55,11 @@ class Rival(Run):
     ) -> None:
         mine = {knob.name: knob for knob in self.options}
         self._given_options = {name: mine[name].check(settings.pop(name)) for name in list(settings) if name in mine}
+        for name in settings.keys() - KNOBS.keys():
+            raise ValueError(
+                f"{self.method} has no setting {name!r}: its options are {', '.join(mine) or 'none'}, "
+                f"the knobs {', '.join(KNOBS)}"
+            )
         super().__init__(model, data, loss=loss, **settings)
 
     def _start(self, source_model: str | nn.Module, source_data: str | datasets.Dataset, given: dict[str, Any]) -> None:
