@@ -64,6 +64,7 @@ class Rival(Run):
 
     def _start(self, source_model: str | nn.Module, source_data: str | datasets.Dataset, given: dict[str, Any]) -> None:
         super()._start(source_model, source_data, given)
+        self.own = self._resolved_options
         sizes = [p.numel() for p in self._layers]
         self.inside = torch.ones(sum(sizes), dtype=torch.bool, device=self._layers[0].device)
         self._masks = [m.view(p.shape) for m, p in zip(self.inside.split(sizes), self._layers, strict=True)]
@@ -75,7 +76,7 @@ class Rival(Run):
         recipe = self.recipes.get((data, model.lower()), {})
         names = {knob.name for knob in self.options}
         defaults = {knob.name: knob.default for knob in self.options}
-        self.own = defaults | {k: v for k, v in recipe.items() if k in names} | self._given_options
+        self._resolved_options = defaults | {k: v for k, v in recipe.items() if k in names} | self._given_options
         return super()._resolved({k: v for k, v in recipe.items() if k not in names} | given, data, model)
 
     # -- what a method says ------------------------------------------------------------------------------------------
