@@ -21,10 +21,23 @@ BY = ("gsm", "magnitude", "random")  # who finds the mask
 class Ticket(Rival):
     """Training from the initial weights, without dense epochs, with only the weights of a given mask.
 
-    `wear(mask)` says which, before the first step; without it all weights are trained.
+    `wear(mask)` says which, before the first step; without it all weights are trained. A reset keeps the mask, unless
+    the new model has another number of weights.
     """
 
     method = "tickets"
+    worn: Tensor | None = None
+
+    def begin(self) -> None:
+        """As in `Rival`; after a reset, with the mask."""
+        if self.worn is not None and self.worn.shape != self.inside.shape:
+            self.worn = None
+        self.before()
+
+    def before(self) -> None:
+        """Before the first step, also where dense epochs were asked for and came between, put on the mask."""
+        if self.steps == 0 and self.worn is not None:
+            self.keep(self.worn)
 
     def wear(self, mask: Tensor) -> None:
         """Only the weights in `mask`, bool [N], are in the network. Raises ValueError for another shape or dtype."""
@@ -33,7 +46,13 @@ class Ticket(Rival):
                 f"mask must be a bool tensor of shape {tuple(self.inside.shape)}, got {mask.dtype} of shape "
                 f"{tuple(mask.shape)}"
             )
-        self.keep(mask.to(self.inside.device))
+        self.worn = mask.to(self.inside.device, copy=True)
+        self.keep(self.worn)
+
+    def restore_method(self, state: dict[str, Tensor]) -> None:
+        """As in `Rival`."""
+        super().restore_method(state)
+        self.worn = self.inside.clone() if self.settled else None
 
 
 def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
