@@ -86,10 +86,15 @@ def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | Non
         by, progress: as for `find`.
         retrain: settings of the training with the mask fixed, where they differ from those of the search.
         settings: arguments of `Run`, those of the search. A model given as a module is copied.
+
+    Raises ValueError where `retrain` would begin with other weights than the search, and as `find` and `Run` do.
     """
     own = {}
     if isinstance(model := settings.get("model"), nn.Module):
         own = {"model": copy.deepcopy(model)}
+    for name in {"model"} if own else {"model", "seed"}:
+        if name in (retrain or {}):
+            raise ValueError(f"retrain must not set {name}: a ticket is trained from the first weights of its search")
     mask = find(Run(**{**settings, **own}), by, progress)
     again = {k: v for k, v in settings.items() if k not in ("smoothing", "ramp", "freeze")}
     own = {k: copy.deepcopy(v) for k, v in {"model": model}.items() if isinstance(v, nn.Module)}
