@@ -33,7 +33,12 @@ __all__ = ["METHODS", "build", "kind", "prune", *_MODULES]
 
 
 def kind(method: str) -> type[Run]:
-    """The class of a method, a `Run`. Raises ValueError listing all of them."""
+    """The class of a method, a `Run`. Raises ValueError listing all of them.
+
+    "tickets" has one, too, for `resume`: tickets are made by `tickets.ticket`.
+    """
+    if method == "tickets":
+        return import_module("gsm_lab.methods.tickets").Ticket
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     module, name = METHODS[method]
@@ -50,6 +55,8 @@ def build(method: str, **settings: Any) -> Run:
     Raises ValueError: an unknown method, a setting out of range, or a budget of fewer weights than there are outputs:
     some class could then not be told from the others by any weight.
     """
+    if method == "tickets":
+        raise ValueError("tickets are made by gsm_lab.methods.tickets.ticket(...)")
     run = kind(method)(**settings)
     if run.nonzeros < run.data.classes:
         most = run.opt.weights / run.data.classes
