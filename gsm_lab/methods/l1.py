@@ -25,7 +25,6 @@ class L1(Rival):
     def after(self) -> None:
         """The proximal step."""
         if self.settled:
-            self.lowest = 0.0
             return
         group = self.opt.param_groups[0]
         t = self.own["strength"] * group["lr"] / (1 - group["momentum"])
