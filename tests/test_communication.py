@@ -20,9 +20,14 @@ from tests import process_workers
 SMALL = {"data": "digits", "model": "lenet300", "compression": 60, "pretrain": 1, "epochs": 1, "batch_size": 64}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def looks(request) -> list[study.Look]:
-    return study.local_gradients(SMALL, ranks=request.param, steps=[1, 5, 12, 22], progress=False)
+def given() -> dict[str, object]:
+    """`SMALL`, with data that no rank has to load: that takes longer than to train."""
+    return SMALL | {"data": load("digits")}
+
+
+@pytest.fixture(scope="module")
+def looks() -> list[study.Look]:
+    return study.local_gradients(given(), ranks=4, steps=[1, 5, 12, 22], progress=False)
 
 
 # ------------------------------------------------------------------------------------------------ real processes
@@ -77,21 +82,28 @@ def test_ranks_train_the_network_that_one_process_would(looks):
 # ------------------------------------------------------------------------------------------------ agreement
 
 
-def by_hand(look: study.Look, factor: float, part: slice) -> dict[str, float]:
-    """With `torch.topk` and Python sets."""
+def by_hand(look: study.Look, factor: float, parts: dict[str, slice]) -> dict[str, dict[str, float]]:
+    """With `torch.topk` and Python sets: the columns of each part of the weights, by its name."""
 
     def top(gradient: np.ndarray, q: int) -> set[int]:
         metric = torch.from_numpy(look.weights).mul(torch.from_numpy(gradient)).abs()
-        return {int(i) for i in metric.topk(min(q, len(metric))).indices} & set(range(part.start, part.stop))
+        return set(metric.topk(min(q, len(metric))).indices.tolist())
 
     wanted = top(look.averaged, look.nonzeros)
     local = [top(gradient, int(factor * look.nonzeros)) for gradient in look.local]
-    single = [len(one & wanted) / len(wanted) for one in local]
     mean = np.zeros_like(look.averaged, dtype=np.float64)
     for gradient in look.local:
         sent = torch.from_numpy(look.weights * gradient).abs().topk(int(factor * look.nonzeros)).indices.numpy()
         mean[sent] += gradient[sent] / len(look.local)
     chosen = top(mean.astype(np.float32), look.nonzeros)
+    return {
+        name: in_a_part(*({i for i in one if part.start <= i < part.stop} for one in (wanted, chosen, *local)))
+        for name, part in parts.items()
+    }
+
+
+def in_a_part(wanted: set[int], chosen: set[int], *local: set[int]) -> dict[str, float]:
+    single = [len(one & wanted) / len(wanted) for one in local]
     pairs = [2 * len(a & b) / (len(a) + len(b)) for a, b in itertools.combinations(local, 2)]
     return {
         "wanted": len(wanted), "single": np.mean(single), "least": min(single),
@@ -106,11 +118,11 @@ def test_agreement_equals_a_loop_with_topk_and_sets(looks):
     assert len(table) == len(looks) * 2 * 4
     parts = {"fc1.weight": slice(0, 235_200), "fc2.weight": slice(235_200, 265_200),
              "fc3.weight": slice(265_200, 266_200), "all": slice(0, 266_200)}  # fmt: skip
-    for look in looks[::3]:
-        for factor, (layer, part) in itertools.product((1, 2.5), parts.items()):
+    for look, factor in itertools.product(looks[::3], (1, 2.5)):
+        for layer, expected in by_hand(look, factor, parts).items():
             rows = table[(table["step"] == look.step) & (table["factor"] == factor) & (table["layer"] == layer)]
-            expected = by_hand(look, factor, part)
-            assert len(rows) == 1 and rows["same"].all() and rows["weights"].item() == part.stop - part.start
+            size = parts[layer].stop - parts[layer].start
+            assert len(rows) == 1 and rows["same"].all() and rows["weights"].item() == size
             for column, value in expected.items():
                 assert rows[column].item() == pytest.approx(value, rel=1e-12), (look.step, factor, layer, column)
 
@@ -250,7 +262,7 @@ def test_lost_is_against_the_dense_exchange_of_the_seed(hooked):
 
 
 def test_the_same_seed_gives_the_same_table(hooked):
-    again = study.with_hook(SMALL, factors=[1], ranks=2, seeds=[1], progress=False)
+    again = study.with_hook(given(), factors=[1], ranks=2, seeds=[1], progress=False)
     assert again.equals(hooked[(hooked["seed"] == 1) & (hooked["factor"] != 60)].reset_index(drop=True))
 
 
