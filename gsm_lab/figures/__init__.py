@@ -1,6 +1,7 @@
 """Figures: tables and histories in, `plotly.graph_objects.Figure` out; nothing here trains.
 
-One module for each study, imported when first used: `communication`, `reactivation`, `taylor`, `trajectories`.
+One module for each study, imported when first used: `communication`, `convergence`,
+`reactivation`, `rivals`, `sensitivity`, `taylor`, `trajectories`.
 """
 
 from importlib import import_module
@@ -13,7 +14,7 @@ from gsm_lab.figures.style import line, show
 
 __all__ = ["PANELS", "curves", "dashboard", "line", "lines", "marks", "show", "static", "title_texts", "update"]
 
-_STUDIES = ("communication", "reactivation", "taylor", "trajectories")
+_STUDIES = ("communication", "convergence", "reactivation", "rivals", "sensitivity", "taylor", "trajectories")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.figures.style import finish, line
+from gsm_lab.figures.parts import drawn, error_bars, round_numbers, some, ticks
+from gsm_lab.figures.style import line
 
 _EPOCH = "epoch since the gate closed"
 _CHANCE = "of the passive weights, % a step"
@@ -24,7 +24,7 @@ def shares(table: pd.DataFrame, name: str = "", height: int = 420) -> go.Figure:
         name: of the layer or run, for the title.
         height: in pixels.
     """
-    _some(table, "table")
+    some(table, "table")
     figure = go.Figure()
     kinds = {"re-activated": "share", "woken": "woken_share", "once under 1e-3": "near_zero_share"}
     for i, (kind, column) in enumerate(kinds.items()):
@@ -39,7 +39,7 @@ def shares(table: pd.DataFrame, name: str = "", height: int = 420) -> go.Figure:
     first, last = 100 * table["share"].iloc[0], 100 * table["share"].iloc[-1]
     where = f" in {name}" if name not in ("", "all") else ""
     title = f"At first {first:.2g}% of the passive weights{where} come back in a step, in the end {last:.2g}%"
-    return _drawn(figure, title, _EPOCH, _CHANCE, height, logy=True)
+    return drawn(figure, title, _EPOCH, _CHANCE, height, logy=True)
 
 
 def compared(tables: Mapping[object, pd.DataFrame], what: str = "momentum", height: int = 420) -> go.Figure:
@@ -50,10 +50,10 @@ def compared(tables: Mapping[object, pd.DataFrame], what: str = "momentum", heig
         what: the labels are.
         height: in pixels.
     """
-    _some(tables, "tables")
+    some(tables, "tables")
     figure, mean = go.Figure(), {}
     for i, (label, table) in enumerate(tables.items()):
-        _some(table, f"tables[{label!r}]")
+        some(table, f"tables[{label!r}]")
         mean[label] = 100 * table["reactivated"].sum() / table["pool"].sum()
         hover = (
             f"{what} {label}: %{{y:.3g}}% of the passive weights come back in a step, epoch %{{x:.1f}}<extra></extra>"
@@ -66,7 +66,7 @@ def compared(tables: Mapping[object, pd.DataFrame], what: str = "momentum", heig
         title += f"; least with {least}: {mean[least]:.2g}%"
     shown = 100 * pd.concat([table["share"] for table in tables.values()])
     wide = shown.max() > 5 * shown[shown > 0].min()
-    figure = _drawn(figure, title, _EPOCH, _CHANCE, height, logy=wide)
+    figure = drawn(figure, title, _EPOCH, _CHANCE, height, logy=wide)
     return figure if wide else figure.update_yaxes(rangemode="tozero")
 
 
@@ -78,10 +78,10 @@ def survival(tables: Mapping[object, pd.DataFrame], what: str = "momentum", heig
         what: the labels are.
         height: in pixels.
     """
-    _some(tables, "tables")
+    some(tables, "tables")
     figure = go.Figure()
     for i, (label, table) in enumerate(tables.items()):
-        _some(table, f"tables[{label!r}]")
+        some(table, f"tables[{label!r}]")
         hover = f"{what} {label}: %{{y:.3g}}% of passive stretches last longer than %{{x:,}} steps<extra></extra>"
         y = 100 * table["longer"]
         figure.add_trace(go.Scatter(x=table["steps"], y=y, name=f"{what} {label}", hovertemplate=hover, **line(i)))
@@ -94,9 +94,9 @@ def survival(tables: Mapping[object, pd.DataFrame], what: str = "momentum", heig
     if len(tables) > 1 and first != "all":
         title += f" ({what} {first})"
     y = "stretches that last longer, %"
-    figure = _drawn(figure, title, "length of a passive stretch, steps (log)", y, height)
+    figure = drawn(figure, title, "length of a passive stretch, steps (log)", y, height)
     longest = max(table["steps"].iloc[-1] for table in tables.values())
-    figure.update_xaxes(type="log", **_ticks(_round_numbers(np.array([1, longest]))))
+    figure.update_xaxes(type="log", **ticks(round_numbers(np.array([1, longest]))))
     return figure.update_yaxes(rangemode="tozero")
 
 
@@ -107,7 +107,7 @@ def layers(table: pd.DataFrame, height: int = 420) -> go.Figure:
         table: from `per_layer`.
         height: in pixels.
     """
-    _some(table, "table")
+    some(table, "table")
     kinds = {"ever active": "active", "woken": "woken", "kept": "kept", "kept and woken": "kept_woken"}
     figure = go.Figure()
     for i, (kind, column) in enumerate(kinds.items()):
@@ -124,7 +124,7 @@ def layers(table: pd.DataFrame, height: int = 420) -> go.Figure:
     title = f"{single['layer'][most]} wakes {100 * woken[most]:.2g}% of its weights"
     if most != least:
         title += f", {single['layer'][least]} {100 * woken[least]:.2g}%"
-    return _drawn(figure, title, "layer", "share of the layer's weights, %", height, logy=True)
+    return drawn(figure, title, "layer", "share of the layer's weights, %", height, logy=True)
 
 
 def kept(table: pd.DataFrame, height: int = 420) -> go.Figure:
@@ -134,7 +134,7 @@ def kept(table: pd.DataFrame, height: int = 420) -> go.Figure:
         table: from `kept`.
         height: in pixels.
     """
-    _some(table, "table")
+    some(table, "table")
     what = table.set_index("what")
     rows = what.drop("all weights")
     figure = go.Figure()
@@ -148,7 +148,7 @@ def kept(table: pd.DataFrame, height: int = 420) -> go.Figure:
         )
     n, woken, near = (int(what["kept"][row]) for row in ("all weights", "woken", "once under 1e-3"))
     title = f"Of the {n:,} weights the cut keeps, {woken:,} were woken, and {near:,} were once under 1e-3"
-    return _drawn(figure, title, "what the weight went through", "share of weights, %", height, logy=True)
+    return drawn(figure, title, "what the weight went through", "share of weights, %", height, logy=True)
 
 
 def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
@@ -158,7 +158,7 @@ def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
         table: from `controls`.
         height: in pixels.
     """
-    _some(table, "table")
+    some(table, "table")
     names = {"frozen": "frozen", "forbidden": "woken forbidden"}
     what = {"frozen": "only weights active then may be active", "forbidden": "who stays passive for long, stays so"}
     accuracies = {"live": "as it is", "cut": "after the cut"}
@@ -172,7 +172,7 @@ def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
         change = change.groupby(runs["after"]).agg(["mean", "min", "max", "count"])
         hover = f"{what[variant]}, from epoch %{{customdata[3]:g}} on<br>accuracy {accuracies[accuracy]}: %{{y:+.2f}}"
         hover += " points, mean of %{customdata[2]:.0f} seeds (%{customdata[0]:+.2f} to %{customdata[1]:+.2f})"
-        error = {"type": "data", "array": change["max"] - change["mean"], "arrayminus": change["mean"] - change["min"]}
+        error = error_bars(change["mean"], change["min"], change["max"])
         data = change[["min", "max", "count"]].assign(after=change.index)
         looks = line(i, error_y=error, customdata=data, hovertemplate=f"{hover}<extra></extra>")
         x = change.index * 1.03**i  # set apart a little, or the bars from least to most cover each other
@@ -185,48 +185,13 @@ def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
     title = ", ".join(f"{verbs[variant]} {span}" for variant, span in found.items())
     title = f"Accuracy changes by these points: {title}"
     x = f"from this epoch on they may not (log); one test sample is {100 / table['tested'].iloc[0]:.2g} points"
-    figure = _drawn(figure, title, x, "accuracy, change in points", height)
-    return figure.update_xaxes(type="log", **_ticks(table["after"].dropna().unique()))
-
-
-# -- what they share ---------------------------------------------------------------------------------------------------
-
-
-def _drawn(figure: go.Figure, title: str, x: str, y: str, height: int, logy: bool = False) -> go.Figure:
-    finish(figure, height)
-    figure.update_layout(title={"text": f"<b>{title}</b>", "x": 0.02, "font": {"size": 16}}, showlegend=True)
-    figure.update_layout(margin={"autoexpand": True})
-    figure.update_xaxes(title_text=x)
-    figure.update_yaxes(title_text=f"{y} (log)" if logy else y)
-    if logy:
-        shown = np.concatenate([np.asarray(trace.y, float) for trace in figure.data])
-        figure.update_yaxes(type="log", **_ticks(_round_numbers(shown[np.isfinite(shown)])))
-    return figure
-
-
-def _round_numbers(values: np.ndarray) -> list[float]:
-    """Powers of ten around the values; where they span little, 2 and 5 times these as well."""
-    if not values.size:
-        return [1.0]
-    low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
-    steps = (1,) if high - low > 3 else (1, 2, 5)
-    return [step * 10.0**e for e in range(low, high + 1) for step in steps]
-
-
-def _ticks(values: Iterable[float]) -> dict[str, list]:
-    """Ticks at these values, labelled in full: plotly labels a log axis with lone digits."""
-    values = sorted(values)
-    return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
+    figure = drawn(figure, title, x, "accuracy, change in points", height)
+    return figure.update_xaxes(type="log", **ticks(table["after"].dropna().unique()))
 
 
 def _span(values: pd.Series) -> str:
     low, high = (f"{m + 0.0:+.1f}" for m in (values.min(), values.max()))
     return low if low == high else f"{low} to {high}"
-
-
-def _some(what: object, name: str) -> None:
-    if not len(what):
-        raise ValueError(f"{name} must have at least one row, got none")
 
 
 def _steps(n: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,14 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from tqdm.auto import tqdm
 
 from gsm_lab.optim.prunable import keep_masks
 from gsm_lab.run import Run
 from gsm_lab.studies.recorder import Recorder
-
-_STEPS_A_LOOK = 25  # of the progress bar
+from gsm_lab.studies.trainings import bar_over, fresh, some, to_the_end
 
 
 def watch(
@@ -38,18 +34,18 @@ def watch(
 
     Raises ValueError: no momenta, or a setting out of range.
     """
-    momenta = _some("momenta", momenta)
-    base = _run(settings).knobs
+    momenta = some("momenta", momenta)
+    base = fresh(settings).knobs
     runs = {}
     for momentum in momenta:
-        run = runs[momentum] = _run(settings, momentum=momentum)
+        run = runs[momentum] = fresh(settings, momentum=momentum)
         if matched:
             run.set(lr=base["lr"] * (1 - momentum) / (1 - base["momentum"]))
     recorders = {momentum: Recorder(run, patience) for momentum, run in runs.items()}
-    with _bar(runs.values(), progress) as bar:
+    with bar_over(runs.values(), progress) as bar:
         for momentum, run in runs.items():
             bar.set_description(f"momentum {momentum:g}")
-            _train(run, bar)
+            to_the_end(run, bar)
     return recorders
 
 
@@ -77,26 +73,26 @@ def controls(
 
     Raises ValueError: no seeds or no `after`, or one out of range.
     """
-    seeds, after = _some("seeds", seeds), _some("after", after)
-    first = _run(settings)
+    seeds, after = some("seeds", seeds), some("after", after)
+    first = fresh(settings)
     for epochs in after:
         if not (isinstance(epochs, int | float) and 0 < epochs < first.knobs["epochs"]):
             raise ValueError(f"after must hold epochs between 0 and {first.knobs['epochs']}, got {epochs!r}")
     kinds = [("plain", math.nan), *((kind, epochs) for kind in ("frozen", "forbidden") for epochs in after)]
     rows = []
-    with _bar([first] * len(kinds) * len(seeds), progress) as bar:
+    with bar_over([first] * len(kinds) * len(seeds), progress) as bar:
         for seed in seeds:
             plain = 0.0
             for variant, epochs in kinds:
                 bar.set_description(f"{variant}, seed {seed}")
-                run = _run(settings, seed=seed)
+                run = fresh(settings, seed=seed)
                 recorder = Recorder(run, patience)
                 if variant != "plain":
                     closes = max(1, round(epochs * run.epoch_steps))
                     run.recorders.append(
                         _Gatekeeper(run, closes, recorder.patience if variant == "forbidden" else None)
                     )
-                _train(run, bar)
+                to_the_end(run, bar)
                 live, cut = run.evaluate(), run.evaluate(cut=True)
                 plain = cut if variant == "plain" else plain
                 row = {"seed": seed, "variant": variant, "after": epochs, "live": live, "cut": cut, "lost": plain - cut}
@@ -129,32 +125,3 @@ def _counts(recorder: Recorder) -> dict[str, int]:
     stays = torch.cat([mask.reshape(-1).cpu() for mask in masks]).numpy()
     active, woken = recorder.last_active > recorder.first, recorder.woken
     return {"active": int(active.sum()), "woken": int(woken.sum()), "kept_woken": int((woken & stays).sum())}
-
-
-def _run(settings: Mapping[str, Any], **more: Any) -> Run:
-    """A run of its own: a model that came as a module is not shared with other runs."""
-    model = settings.get("model", "lenet300")
-    own = {"model": copy.deepcopy(model)} if isinstance(model, nn.Module) else {}
-    return Run(**{**settings, **own, **more})
-
-
-def _bar(runs: Iterable[Run], progress: bool) -> tqdm:
-    return tqdm(total=sum(run.dense_left + run.planned for run in runs), unit="step", disable=not progress)
-
-
-def _train(run: Run, bar: tqdm) -> None:
-    """To the end of the plan, in portions, so that the bar moves."""
-    while run.base is None:
-        left = run.dense_left
-        bar.update(left - run.pretrain(_STEPS_A_LOOK))
-    while run.steps < run.planned:
-        n = min(_STEPS_A_LOOK, run.planned - run.steps)
-        run.step(n)
-        bar.update(n)
-
-
-def _some(name: str, values: Iterable[Any]) -> list[Any]:
-    values = list(values)
-    if not values:
-        raise ValueError(f"{name} must hold at least one value, got none")
-    return values

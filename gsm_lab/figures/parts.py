@@ -1,0 +1,61 @@
+"""What the figures of several studies share: frame, error bars, bands, ticks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sized
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from gsm_lab.figures.style import COLOURS, finish
+
+
+def drawn(figure: go.Figure, title: str, x: str, y: str, height: int, logy: bool = False) -> go.Figure:
+    """Give a figure its look, a title that states the finding, and axis titles with units."""
+    finish(figure, height)
+    figure.update_layout(title={"text": f"<b>{title}</b>", "x": 0.02, "font": {"size": 16}}, showlegend=True)
+    figure.update_layout(margin={"autoexpand": True})
+    figure.update_xaxes(title_text=x)
+    figure.update_yaxes(title_text=f"{y} (log)" if logy else y)
+    if logy:
+        shown = np.concatenate([np.asarray(trace.y, float) for trace in figure.data])
+        figure.update_yaxes(type="log", **ticks(round_numbers(shown[np.isfinite(shown)])))
+    return figure
+
+
+def round_numbers(values: np.ndarray) -> list[float]:
+    """Powers of ten around the values; where they span little, 2 and 5 times these as well."""
+    if not values.size:
+        return [1.0]
+    low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
+    steps = (1,) if high - low > 3 else (1, 2, 5)
+    return [step * 10.0**e for e in range(low, high + 1) for step in steps]
+
+
+def ticks(values: Iterable[float]) -> dict[str, list]:
+    """Ticks at these values, labelled in full: plotly labels a log axis with lone digits."""
+    values = sorted(values)
+    return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
+
+
+def error_bars(mean: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
+    """Bars from the least to the greatest value."""
+    return {"type": "data", "array": high - mean, "arrayminus": mean - low}
+
+
+def band(i: int, x: pd.Series, low: pd.Series, high: pd.Series) -> go.Scatter:
+    """A pale band between two lines, behind the i-th line of `style.line`."""
+    red, green, blue = (int(COLOURS[i % len(COLOURS)][k : k + 2], 16) for k in (1, 3, 5))
+    return go.Scatter(
+        x=[*x, *reversed(list(x))], y=[*low, *reversed(list(high))], fill="toself", hoverinfo="skip", showlegend=False,
+        fillcolor=f"rgba({red},{green},{blue},0.18)", line={"width": 0}, mode="lines",
+    )  # fmt: skip
+
+
+def some(what: Sized, name: str) -> None:
+    """Raises ValueError where there is nothing to draw."""
+    if not len(what):
+        raise ValueError(f"{name} must have at least one row, got none")

@@ -1,0 +1,102 @@
+"""Figures of layer sensitivity, drawn from the tables of `gsm_lab.studies.sensitivity`."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from gsm_lab.figures.parts import drawn, error_bars, some, ticks
+from gsm_lab.figures.style import line
+
+
+def densities(table: pd.DataFrame, height: int = 420) -> go.Figure:
+    """The share of its weights that GSM leaves each layer: mean, least and most over the seeds.
+
+    Args:
+        table: from `sensitivity`.
+        height: in pixels.
+    """
+    some(table, "table")
+    share = 100 * table[["density", "low", "high"]]
+    hover = "%{x}: %{y:.3g}% of %{customdata[0]:,} weights stay, %{customdata[1]:.0f} of them"
+    hover += "<br>%{customdata[2]:.3g} to %{customdata[3]:.3g}% by seed<extra></extra>"
+    data = pd.concat([table[["weights", "kept"]], share[["low", "high"]]], axis=1)
+    figure = go.Figure()
+    look = line(0, mode="markers", error_y=error_bars(share["density"], share["low"], share["high"]))
+    figure.add_trace(
+        go.Scatter(x=table["layer"], y=share["density"], name="GSM", customdata=data, hovertemplate=hover, **look)
+    )
+    whole = 100 * table["kept"].sum() / table["weights"].sum()
+    figure.add_hline(y=whole, line={"color": "#888888", "width": 1, "dash": "dot"}, annotation_text="whole network")
+    most, least = table.loc[table["density"].idxmax()], table.loc[table["density"].idxmin()]
+    title = f"GSM leaves {most['layer']} {100 * most['density']:.2g}% of its weights"
+    if most["layer"] != least["layer"]:
+        title += f", and {least['layer']} {100 * least['density']:.2g}%"
+    return drawn(figure, title, "layer", "weights that stay, %", height, logy=True)
+
+
+def alone(table: pd.DataFrame, finetune: float = 0, height: int = 420) -> go.Figure:
+    """Accuracy lost when one layer alone is pruned, by the share of its weights that is taken out.
+
+    Args:
+        table: from `alone`.
+        finetune: which of its lengths of fine-tuning, in epochs.
+        height: in pixels.
+
+    Raises ValueError where the table has no such rows.
+    """
+    part = table[table["finetune"] == finetune]
+    some(part, f"table at finetune={finetune:g}")
+    figure, worst = go.Figure(), {}
+    for i, (layer, rows) in enumerate(part.groupby("layer", sort=False)):
+        lost = (100 * rows["lost"]).groupby(rows["ratio"]).agg(["mean", "min", "max"])
+        left = 100 * (1 - lost.index)
+        hover = f"{layer} with %{{x:.3g}}% of its weights: %{{y:+.2f}} points"
+        hover += "<br>%{customdata[0]:+.2f} to %{customdata[1]:+.2f} by seed<extra></extra>"
+        bars = error_bars(lost["mean"], lost["min"], lost["max"])
+        figure.add_trace(
+            go.Scatter(
+                x=left, y=lost["mean"], name=str(layer), customdata=lost[["min", "max"]], hovertemplate=hover,
+                **line(i, error_y=bars),
+            )
+        )  # fmt: skip
+        worst[layer] = lost["mean"].iloc[-1]
+    ratio = part["ratio"].max()
+    most, least = max(worst, key=worst.get), min(worst, key=worst.get)
+    how = f"after {finetune:g} epochs of fine-tuning" if finetune else "as it is"
+    how = how.replace("1 epochs", "1 epoch")
+    title = f"Without {100 * ratio:g}% of {most} the net loses {worst[most]:.1f} points {how}"
+    if most != least:
+        title += f", of {least} {worst[least]:.1f}"
+    figure = drawn(figure, title, "weights of the layer that stay, % (log)", "accuracy lost, points", height)
+    shares = sorted({round(100 * (1 - r), 6) for r in part["ratio"]})
+    return figure.update_xaxes(type="log", autorange="reversed", **ticks(shares))
+
+
+def compared(answer: pd.DataFrame, truth: pd.DataFrame, agreement: pd.DataFrame, height: int = 420) -> go.Figure:
+    """GSM's density of each layer against what it costs to prune that layer alone.
+
+    Args:
+        answer: from `sensitivity`. truth: from `alone`. agreement: from `agreement`.
+        height: in pixels.
+    """
+    some(answer, "answer")
+    figure = go.Figure()
+    for i, (epochs, part) in enumerate(truth.groupby("finetune")):
+        cost = part.groupby("layer")["more"].mean()[answer["layer"]]
+        name = f"{epochs:g} epoch{'' if epochs == 1 else 's'} of fine-tuning" if epochs else "no fine-tuning"
+        hover = (
+            f"%{{text}}, {name}: %{{x:.3g}}% stay under GSM, pruned alone the loss rises by %{{y:.3g}}<extra></extra>"
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=100 * answer["density"], y=cost, text=answer["layer"], name=name, hovertemplate=hover,
+                textposition="top center", **line(i, mode="markers+text"),
+            )
+        )  # fmt: skip
+    rows = agreement.set_index("finetune")
+    said = [f"{tau:+.2f} ({low:+.2f} to {high:+.2f})" for tau, low, high in rows[["tau", "low", "high"]].to_numpy()]
+    title = f"Order of the {rows['layers'].iloc[0]} layers, GSM against the truth: Kendall's tau {', '.join(said)}"
+    y = "rise of the loss, mean over ratios"
+    figure = drawn(figure, title, "weights that stay under GSM, % (log)", y, height)
+    return figure.update_xaxes(type="log", nticks=8)

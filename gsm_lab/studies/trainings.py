@@ -1,0 +1,45 @@
+"""Runs that a study trains by itself, under one progress bar."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from gsm_lab.run import Run
+
+_STEPS_A_LOOK = 25  # of the progress bar
+
+
+def fresh(settings: Mapping[str, Any], **more: Any) -> Run:
+    """A run of its own: a model that came as a module is not shared with other runs."""
+    model = settings.get("model", "lenet300")
+    own = {"model": copy.deepcopy(model)} if isinstance(model, nn.Module) else {}
+    return Run(**{**settings, **own, **more})
+
+
+def bar_over(runs: Iterable[Run], progress: bool) -> tqdm:
+    """A progress bar over the steps that all these runs are to do."""
+    return tqdm(total=sum(run.dense_left + run.planned for run in runs), unit="step", disable=not progress)
+
+
+def to_the_end(run: Run, bar: tqdm) -> None:
+    """To the end of the plan, in portions, so that the bar moves."""
+    while run.base is None:
+        left = run.dense_left
+        bar.update(left - run.pretrain(_STEPS_A_LOOK))
+    while run.steps < run.planned:
+        n = min(_STEPS_A_LOOK, run.planned - run.steps)
+        run.step(n)
+        bar.update(n)
+
+
+def some(name: str, values: Iterable[Any]) -> list[Any]:
+    """The values, at least one of them. Raises ValueError."""
+    values = list(values)
+    if not values:
+        raise ValueError(f"{name} must hold at least one value, got none")
+    return values
