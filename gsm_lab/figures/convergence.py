@@ -1,0 +1,82 @@
+"""Figures of convergence over seeds, drawn from the tables of `gsm_lab.studies.convergence`."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from gsm_lab.figures.parts import band, drawn, some
+from gsm_lab.figures.style import line
+
+COLUMNS = ("loss", "live", "cut", "distance", "turnover", "renewed")  # that have bands
+_EPOCH = "epoch since the gate closed"
+
+
+def accuracies(table: pd.DataFrame, height: int = 420) -> go.Figure:
+    """Accuracy as the network is and after the cut, mean over seeds in a band from the least to the greatest.
+
+    Args:
+        table: from `over_seeds`.
+        height: in pixels.
+    """
+    last = table.groupby("seed").last()
+    gap = 100 * (last["live"] - last["cut"])
+    title = f"In the end the cut costs {gap.mean():.2f} points ({gap.min():.2f} to {gap.max():.2f} over seeds)"
+    names = {"live": "as it is", "cut": "after the cut"}
+    return _banded(table, names, title, "test accuracy, %", 100, height)
+
+
+def loss(table: pd.DataFrame, height: int = 420) -> go.Figure:
+    """Loss of the batches, mean over seeds in a band from the least to the greatest; arguments as for `accuracies`."""
+    by = table.groupby("seed")["loss"]
+    first, last = by.first().mean(), by.last().mean()
+    title = f"The loss of the batches falls from {first:.2g} to {last:.2g}"
+    return _banded(table, {"loss": "loss"}, title, "loss (log)", 1, height, logy=True)
+
+
+def distance(table: pd.DataFrame, height: int = 420) -> go.Figure:
+    """How far the network is from its cut, |W - cut(W)| / |W|; arguments as for `accuracies`."""
+    by = table.groupby("seed")["distance"]
+    first, last = 100 * by.first().mean(), 100 * by.last().mean()
+    title = f"The network moves towards its cut: what the cut takes away falls from {first:.2g}% to {last:.2g}%"
+    return _banded(table, {"distance": "distance"}, title, "|W − cut(W)| / |W|, % (log)", 100, height, logy=True)
+
+
+def turnover(table: pd.DataFrame, height: int = 420) -> go.Figure:
+    """Which share of the active set is new, from step to step and from look to look; arguments as for `accuracies`."""
+    by = table.groupby("seed")
+    first, last = 100 * by["turnover"].first().mean(), 100 * by["turnover"].last().mean()
+    title = f"Of the active set {first:.2g}% is new in a step at first, in the end {last:.2g}%"
+    every = table["step"].iloc[1] - table["step"].iloc[0] if len(table) > 1 else 0
+    names = {"turnover": "passive one step before", "renewed": f"passive {every:,} steps before"}
+    return _banded(table, names, title, "new in the active set, %", 100, height)
+
+
+def bands(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Of one column over the seeds, at each look: `epoch`, `mean`, `low`, `high` (least and greatest), `seeds`.
+
+    Raises ValueError for another column, listing those there are.
+    """
+    if column not in COLUMNS:
+        raise ValueError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}")
+    by = table.groupby("step")
+    result = by[column].agg(mean="mean", low="min", high="max", seeds="count")
+    result.insert(0, "epoch", by["epoch"].first())
+    return result.reset_index(drop=True)
+
+
+def _banded(
+    table: pd.DataFrame, names: dict[str, str], title: str, y: str, scale: float, height: int, logy: bool = False
+) -> go.Figure:
+    some(table, "table")
+    figure = go.Figure()
+    for i, (column, name) in enumerate(names.items()):
+        rows = bands(table, column).dropna()
+        low, mean, high = (scale * rows[k] for k in ("low", "mean", "high"))
+        figure.add_trace(band(i, rows["epoch"], low, high))
+        hover = f"{name}: %{{y:.3g}}, %{{customdata[0]:.3g}} to %{{customdata[1]:.3g}} over %{{customdata[2]}} seeds"
+        data = pd.DataFrame({"low": low, "high": high, "seeds": rows["seeds"]})
+        look = line(i, customdata=data, hovertemplate=f"{hover}<br>epoch %{{x:.1f}}<extra></extra>")
+        figure.add_trace(go.Scatter(x=rows["epoch"], y=mean, name=name, **look))
+    figure = drawn(figure, title, _EPOCH, y, height)
+    return figure.update_yaxes(type="log", nticks=8, exponentformat="power") if logy else figure
