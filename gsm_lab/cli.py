@@ -1,4 +1,4 @@
-"""The command line: `gsm-lab run / resume / report / data / lab / knobs / doctor`.
+"""The command line: `gsm-lab run / resume / report / reproduce / data / lab / knobs / doctor`.
 
 Exit status: 0 done; 1 training broke down, or the doctor found something missing; 2 a wrong argument, or data that is
 not there; 130 ended by Ctrl-C. What can go wrong is said in a sentence, without a stack trace. `run` and `resume` that
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gsm_lab import __version__, knobs
+from gsm_lab.tables import TABLES
 
 if TYPE_CHECKING:
     from gsm_lab.run import Run
@@ -89,6 +90,24 @@ def resume(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     """Make a run's report.html again."""
     print(_write_report(_load(args.folder), args.folder))
+    return 0
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Make the runs of one of the paper's tables, over seeds, into a CSV; goes on where it was interrupted."""
+    from gsm_lab.reproduce import reproduce
+
+    _set_threads(args.threads)
+    out = args.out if args.out is not None else Path("results") / f"{args.table}.csv"
+    made = reproduce(args.table, out, args.data, range(args.seeds), args.only, args.epochs)
+    by = ["label", "model", "compression"]
+    summary = made.groupby(by, sort=False).agg(
+        runs=("cut", "size"), live=("live", "mean"), cut=("cut", "mean"), spread=("cut", "std"),
+        published=("published", "first"),
+    )  # fmt: skip
+    summary[["live", "cut", "spread"]] *= 100
+    print(summary.reset_index().to_string(index=False, float_format="%.2f", na_rep="-"))
+    print(f"In {out}: a row a run.")
     return 0
 
 
@@ -312,6 +331,16 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_process_options(one)
     command("report", report).add_argument("folder", type=Path, metavar="DIR", help="where the run is")
+    one = command("reproduce", reproduce)
+    one.add_argument("table", metavar="TABLE", help=f"one of {', '.join(TABLES)}")
+    one.add_argument("--data", choices=knobs.KNOBS["data"].choices, default="mnist", help="default %(default)s")
+    one.add_argument("--seeds", type=_whole("seeds"), metavar="N", default=3, help="runs a row (default %(default)s)")
+    one.add_argument("--only", metavar="NAME", help="only rows of this label, method or model")
+    one.add_argument(
+        "--epochs", type=_checked(knobs.KNOBS["epochs"]), metavar="N", help="a reduced version: gated epochs"
+    )
+    one.add_argument("--out", type=Path, metavar="FILE", help="the CSV (default: results/TABLE.csv)")
+    one.add_argument("--threads", type=_whole("threads"), metavar="N", help="threads to compute with")
     one = command("data", data)
     one.add_argument("name", metavar="NAME", help=f"one of {', '.join(knobs.KNOBS['data'].choices)}")
     one.add_argument("--root", type=Path, metavar="DIR", help="where to look and to put it (default: the user's cache)")
@@ -322,7 +351,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_process_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=_count, metavar="N", help="threads to compute with (default: torch's choice)")
+    parser.add_argument(
+        "--threads", type=_whole("threads"), metavar="N", help="threads to compute with (default: torch's choice)"
+    )
     parser.add_argument(
         "--parallel", choices=PARALLEL,
         help="under torchrun: whether each process holds the whole network or a part (default ddp)",
@@ -343,10 +374,13 @@ def _checked(knob: knobs.Knob) -> Callable[[str], Any]:
     return check
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"threads must be a whole number >= 1, got {text!r}")
-    return int(text)
+def _whole(name: str) -> Callable[[str], int]:
+    def check(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{name} must be a whole number >= 1, got {text!r}")
+        return int(text)
+
+    return check
 
 
 def _seconds(text: str) -> float:

@@ -1,0 +1,87 @@
+"""Figures of the methods compared, drawn from the CSVs of `gsm-lab reproduce`."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from gsm_lab.figures.parts import drawn, error_bars, some, ticks
+from gsm_lab.figures.style import line
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Over the seeds of each method, model and compression.
+
+    Args:
+        table: rows of a CSV of `gsm-lab reproduce`.
+
+    Returns:
+        `label`, `model`, `compression`, `runs`; `base`, `live`, `cut`: mean test accuracies in percent; `spread`,
+        `low`, `high`: standard deviation, least and greatest of the accuracy after the cut; `lost` = live - cut, in
+        points; `published`, what a paper reports; `seconds` a run. In the order in which labels come first.
+    """
+    some(table, "table")
+    table = table.assign(**{k: 100 * table[k] for k in ("base", "live", "cut")})
+    by = table.groupby(["label", "model", "compression"], sort=False)
+    result = by.agg(
+        runs=("cut", "size"), base=("base", "mean"), live=("live", "mean"), cut=("cut", "mean"), spread=("cut", "std"),
+        low=("cut", "min"), high=("cut", "max"), published=("published", "first"), seconds=("seconds", "mean"),
+    )  # fmt: skip
+    result.insert(6, "lost", result["live"] - result["cut"])
+    return result.reset_index()
+
+
+def budgets(table: pd.DataFrame, model: str = "lenet300", height: int = 460) -> go.Figure:
+    """Accuracy after the cut of every method against the compression: mean, least and greatest over seeds.
+
+    Args:
+        table: rows of a CSV of `gsm-lab reproduce`.
+        model: which of its networks.
+        height: in pixels.
+
+    Raises ValueError where there are no rows of that model.
+    """
+    part = table[table["model"] == model]
+    some(part, f"table of {model}")
+    rows = summary(part)
+    figure = go.Figure()
+    for i, (label, of) in enumerate(rows.groupby("label", sort=False)):
+        of = of.sort_values("compression")
+        hover = f"{label} at %{{x:g}}×: %{{y:.2f}}%, %{{customdata[0]:.2f}} to %{{customdata[1]:.2f}} over "
+        hover += "%{customdata[2]} seeds<extra></extra>"
+        look = line(i, error_y=error_bars(of["cut"], of["low"], of["high"]), hovertemplate=hover)
+        data = of[["low", "high", "runs"]]
+        figure.add_trace(go.Scatter(x=of["compression"], y=of["cut"], name=label, customdata=data, **look))
+    hardest = rows[rows["compression"] == rows["compression"].max()].sort_values("cut")
+    best, worst = hardest.iloc[-1], hardest.iloc[0]
+    title = (
+        f"At {best['compression']:g}× {best['label']} keeps {best['cut']:.2f}%, {worst['label']} {worst['cut']:.2f}%"
+    )
+    figure = drawn(figure, title, "compression N / Q (log)", "test accuracy after the cut, %", height)
+    return figure.update_xaxes(type="log", **ticks(rows["compression"].unique()))
+
+
+def against_published(table: pd.DataFrame, height: int = 460) -> go.Figure:
+    """What was measured here beside what the papers report, a point a row that has both.
+
+    Args:
+        table: rows of a CSV of `gsm-lab reproduce`.
+        height: in pixels.
+    """
+    rows = summary(table).dropna(subset="published")
+    some(rows, "table with published accuracies")
+    names = [f"{r.label}<br>{r.model}, {r.compression:g}×" for r in rows.itertuples()]
+    figure = go.Figure()
+    hover = "%{x}: %{y:.2f}%, %{customdata[0]:.2f} to %{customdata[1]:.2f} over %{customdata[2]} seeds<extra></extra>"
+    look = line(0, mode="markers", error_y=error_bars(rows["cut"], rows["low"], rows["high"]), hovertemplate=hover)
+    figure.add_trace(go.Scatter(x=names, y=rows["cut"], name="here", customdata=rows[["low", "high", "runs"]], **look))
+    hover = "%{x}: %{y:.2f}% published<extra></extra>"
+    figure.add_trace(
+        go.Scatter(x=names, y=rows["published"], name="published", hovertemplate=hover, **line(1, mode="markers"))
+    )
+    off = rows["cut"] - rows["published"]
+    title = (
+        f"Measured minus published: {off.min():+.2f} to {off.max():+.2f} points, {(off >= 0).sum()} of {len(off)} rows"
+    )
+    title += " at least as good"
+    return drawn(figure, title, "method, network and compression", "test accuracy after the cut, %", height)

@@ -1,0 +1,243 @@
+"""`gsm-lab reproduce`: the runs of a table over seeds, into one tidy CSV that says how each of its rows was made.
+
+A row is a run. Rows that are there, with the same settings, are not made again; so an interrupted command goes on where
+it stopped, also within a run, which is saved every minute beside the CSV. Two commands may fill one CSV at a time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from gsm_lab import __version__, methods
+from gsm_lab import data as datasets
+from gsm_lab.checkpoint import FILE, write_atomically
+from gsm_lab.methods import tickets
+from gsm_lab.run import Run
+from gsm_lab.tables import Entry, entries
+
+SAVE_EVERY = 60.0  # seconds of training
+_PIECE = 20  # steps between two looks at the clock
+_KEY = ["table", "label", "model", "data", "compression", "seed"]
+COLUMNS = (
+    *_KEY, "method", "weights", "nonzeros", "base", "live", "cut", "published", "epochs", "seconds", "settings",
+    "command", "gsm_lab", "torch", "python", "machine", "threads", "date",
+)  # fmt: skip
+
+
+def reproduce(
+    table: str,
+    out: Path,
+    data: str = "mnist",
+    seeds: Iterable[int] = range(3),
+    only: str | None = None,
+    epochs: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Make the rows of a table that are not in `out` yet, and write each there as soon as it is made.
+
+    Args:
+        table: one of `tables.TABLES`.
+        out: the CSV, made if need be; other rows in it stay as they are.
+        data: a data set by name. The settings of the tables are those for MNIST; on others what works there is taken.
+        seeds: a run each. Initial weights, batches and the dense epochs are those of the seed, whatever the method.
+        only: as in `tables.entries`.
+        epochs: gated epochs of each run in place of the table's: a reduced version, named as such by its settings.
+        progress: show a progress bar with the steps of the run in hand.
+
+    Returns:
+        The rows of this table, data set and these seeds, as in the CSV (`COLUMNS`): accuracies in 0..1, `cut` after the
+        cut; `published` in percent; `nonzeros` counted in the network; `seconds` of training; `settings` as JSON.
+
+    Raises:
+        ValueError: an unknown table, or nothing in it to do.
+        KeyboardInterrupt: at an interrupt, when the run in hand has been saved.
+    """
+    rows = entries(table, only)
+    seeds = list(seeds)
+    source = datasets.load(data)
+    jobs = [(entry, seed) for seed in seeds for entry in rows]
+    from tqdm.auto import tqdm
+
+    with tqdm(total=len(jobs), unit="run", desc=table, disable=not progress) as bar:
+        for entry, seed in jobs:
+            bar.set_postfix_str(f"{entry.label}, {entry.model}, {entry.compression:g}x, seed {seed}")
+            settings = settings_of(entry, data, epochs)
+            if not _has(out, _key(table, entry, data, seed), settings):
+                row = _made(entry, source, seed, settings, _unfinished(out, table, entry, data, seed), progress)
+                _add(out, {**_key(table, entry, data, seed), **row, **_provenance(table, data)})
+            bar.update()
+    made = _read(out)
+    wanted = {tuple(_key(table, entry, data, seed).values()) for entry, seed in jobs}
+    return made[[tuple(key) in wanted for key in made[_KEY].itertuples(index=False)]].reset_index(drop=True)
+
+
+def settings_of(entry: Entry, data: str, epochs: int | None = None) -> dict[str, Any]:
+    """Settings of an entry's run on a data set, and, for a ticket, of the run after it under "retrain"."""
+    own = dict(entry.settings) if data.endswith("mnist") else {}
+    if not data.endswith("mnist"):  # of a named option what makes it up stays, and the rates are what works there
+        own = {k: v for k, v in entry.settings.items() if k in ("smoothing", "ramp", "freeze")}
+    retrain = dict(entry.retrain) if data.endswith("mnist") else {}
+    if epochs is not None:
+        own["epochs"] = epochs
+        retrain |= {"epochs": epochs} if entry.by else {}
+    return own | ({"by": entry.by, "retrain": retrain} if entry.by else {})
+
+
+def _made(
+    entry: Entry, source: datasets.Dataset, seed: int, settings: dict[str, Any], folder: Path, progress: bool
+) -> dict[str, Any]:
+    """The run of an entry: what it came to."""
+    start = time.perf_counter()
+    own = {k: v for k, v in settings.items() if k not in ("by", "retrain")}
+    fixed = {"model": entry.model, "data": source, "compression": entry.compression, "seed": seed}
+    quiet = {"evaluate_every": 10**9}  # the test set is for the end
+    if entry.by is None:
+        run = methods.build(entry.method, **fixed, **own, **quiet)
+        run, before = _trained(run, folder, progress)
+        base = run.base
+    else:
+        search = methods.build("gsm", **fixed, **own, **quiet)
+        mask, base, before = _searched(search, entry.by, folder / "search", progress)
+        run = tickets.Ticket(**fixed, **{"pretrain": 0} | settings["retrain"], **quiet)
+        run.wear(mask)
+        run, more = _trained(run, folder / "ticket", progress)
+        before += more
+    live = run.evaluate()
+    methods.finish(run)
+    cut = run.evaluate()
+    shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "method": entry.method,
+        "weights": run.opt.weights,
+        "nonzeros": sum(int(p.count_nonzero()) for p in methods.weights(run)),
+        "base": base,
+        "live": live,
+        "cut": cut,
+        "published": entry.published,
+        "epochs": run.knobs["epochs"],
+        "seconds": round(before + time.perf_counter() - start, 1),
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+
+
+def _searched(search: Run, by: str, folder: Path, progress: bool) -> tuple[torch.Tensor, float | None, float]:
+    before = 0.0
+    if by == "gsm":
+        search, before = _trained(search, folder, progress)
+    return tickets.find(search, by, progress=False), search.base, before
+
+
+def _trained(run: Run, folder: Path, progress: bool) -> tuple[Run, float]:
+    """The run, or the one that an interrupt left in `folder`, at its end; and the seconds that one had taken before."""
+    from tqdm.auto import tqdm
+
+    clock = folder / "seconds.json"
+    before = 0.0
+    if (folder / FILE).exists() and clock.exists():
+        before = json.loads(clock.read_text())
+        run = type(run).resume(folder, data=run.data)
+    start = saved = time.monotonic()
+
+    def save() -> None:
+        run.save(folder)
+        write_atomically(clock, json.dumps(before + time.monotonic() - start).encode())
+
+    total = run.dense_left + max(0, run.planned - run.steps)
+    with tqdm(total=total, unit="step", leave=False, disable=not progress) as bar:
+        try:
+            while run.base is None or run.steps < run.planned:
+                done = run.dense_steps + run.steps
+                if run.base is None:
+                    run.pretrain(_PIECE)
+                else:
+                    run.step(min(_PIECE, run.planned - run.steps))
+                bar.update(run.dense_steps + run.steps - done)
+                if time.monotonic() - saved >= SAVE_EVERY:
+                    save()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            save()
+            raise
+    return run, before
+
+
+# -- the CSV -----------------------------------------------------------------------------------------------------------
+
+
+def _key(table: str, entry: Entry, data: str, seed: int) -> dict[str, Any]:
+    key = (table, entry.label, entry.model, data, float(entry.compression), seed)
+    return dict(zip(_KEY, key, strict=True))
+
+
+def _read(out: Path) -> pd.DataFrame:
+    if not out.exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    found = pd.read_csv(out, dtype={"compression": float, "gsm_lab": str, "python": str, "torch": str})
+    if missing := [name for name in COLUMNS if name not in found]:
+        raise ValueError(f"{out} is no CSV of `gsm-lab reproduce`: it has no column {', '.join(missing)}")
+    return found
+
+
+def _of(rows: pd.DataFrame, key: dict[str, Any]) -> pd.Series:
+    same = pd.Series(True, index=rows.index)
+    for name, value in key.items():
+        same &= rows[name] == value
+    return same
+
+
+def _has(out: Path, key: dict[str, Any], settings: dict[str, Any]) -> bool:
+    rows = _read(out)
+    return bool((_of(rows, key) & (rows["settings"] == json.dumps(settings, sort_keys=True))).any())
+
+
+def _add(out: Path, row: dict[str, Any]) -> None:
+    """Put a row in, in place of one with the same key. Another process may do so at the same time."""
+    from filelock import FileLock
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(f".{out.name}.lock")):
+        rows = _read(out)
+        rows = rows[~_of(rows, {name: row[name] for name in _KEY})]
+        new = pd.DataFrame([row])[list(COLUMNS)]
+        rows = new if rows.empty else pd.concat([rows, new])
+        rows = rows.sort_values(_KEY, kind="stable")
+        write_atomically(out, rows.to_csv(index=False, float_format="%.6g").encode())
+
+
+def _unfinished(out: Path, table: str, entry: Entry, data: str, seed: int) -> Path:
+    """Where a run of this row is kept until it is finished."""
+    key = json.dumps(_key(table, entry, data, seed))
+    return out.with_name(f".{out.stem}-unfinished") / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _provenance(table: str, data: str) -> dict[str, Any]:
+    return {
+        "command": f"gsm-lab reproduce {table} --data {data}",
+        "gsm_lab": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

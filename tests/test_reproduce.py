@@ -1,0 +1,176 @@
+"""The command that re-makes tables: rows from real runs, nothing made twice, an interrupted one goes on."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+import gsm_lab.reproduce as module
+from gsm_lab import cli, data, methods, tables
+from gsm_lab.figures import rivals as figures
+from gsm_lab.reproduce import COLUMNS, reproduce
+from gsm_lab.tables import TABLES, Entry
+from tests.test_run import mine
+
+ENTRIES = (
+    Entry("GSM", "gsm", "lenet300", 60, 98.18),
+    Entry("GSM, smoothed gate", "gsm", "lenet300", 60, None, {"smoothing": 0.9, "ramp": 0.5, "lr": 0.3}),
+    Entry("DNS", "dns", "lenet300", 30, 98.01, {"lr": 0.1}),
+    Entry("ticket, by magnitude", "tickets", "lenet300", 10, 97.39, {}, "magnitude", {"lr": 0.2}),
+    Entry("ticket, by gsm", "tickets", "lenet300", 10, None, {}, "gsm"),
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Five rows on twelve samples a class, so that a run takes a moment."""
+    digits = data.load("digits")
+    few = data.Dataset(digits.train_x[:160], digits.train_y[:160], digits.test_x[:50], digits.test_y[:50], "digits")
+    monkeypatch.setattr(module.datasets, "load", lambda name: few)
+    monkeypatch.setitem(TABLES, "small", ENTRIES)
+    return few
+
+
+def test_rows_are_runs(small, tmp_path):
+    out = tmp_path / "deep/small.csv"
+    made = reproduce("small", out, "digits", seeds=(0, 1), epochs=2, progress=False)
+    assert list(made.columns) == list(COLUMNS) and len(made) == 2 * len(ENTRIES)
+    pd.testing.assert_frame_equal(made, pd.read_csv(out), check_dtype=False)
+    row = made[(made["label"] == "DNS") & (made["seed"] == 1)].iloc[0]
+    run = methods.prune("dns", progress=False, model="lenet300", data=small, compression=30, seed=1, epochs=2)
+    assert row["cut"] == pytest.approx(run.evaluate(), abs=1e-5)
+    assert row["nonzeros"] == 266_200 // 30 and row["weights"] == 266_200 and row["epochs"] == 2
+    assert row["base"] == pytest.approx(run.base, abs=1e-5)
+    assert (made["nonzeros"] == made["weights"] // made["compression"]).all()
+    assert made["command"].iloc[0].startswith("gsm-lab reproduce small --data digits")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"].iloc[0]) and made["machine"].iloc[0]
+    same = made.groupby("seed")["base"].nunique()
+    assert (same == 1).all(), "all methods begin with the same dense network"
+
+
+def test_what_is_there_is_not_made_again(small, tmp_path, monkeypatch):
+    out = tmp_path / "small.csv"
+    reproduce("small", out, "digits", seeds=(0,), only="GSM", epochs=1, progress=False)
+    before = out.read_bytes()
+    monkeypatch.setattr(module, "_made", lambda *_: pytest.fail("made again"))
+    reproduce("small", out, "digits", seeds=(0,), only="GSM", epochs=1, progress=False)
+    assert out.read_bytes() == before
+    monkeypatch.undo()
+
+
+def test_other_settings_replace_a_row(small, tmp_path):
+    out = tmp_path / "small.csv"
+    reproduce("small", out, "digits", seeds=(0,), epochs=1, only="DNS", progress=False)
+    reproduce("small", out, "digits", seeds=(0,), epochs=1, only="GSM", progress=False)
+    made = reproduce("small", out, "digits", seeds=(0,), epochs=2, only="DNS", progress=False)
+    assert list(made["epochs"]) == [2]
+    assert sorted(pd.read_csv(out)["label"]) == ["DNS", "GSM"]
+
+
+@pytest.mark.parametrize("label", ["DNS", "ticket, by gsm"])
+def test_an_interrupted_run_goes_on_where_it_stopped(small, tmp_path, monkeypatch, label):
+    whole = reproduce("small", tmp_path / "a.csv", "digits", seeds=(0,), only=label, epochs=3, progress=False)
+    steps = []
+    real = module.Run._gated_step
+
+    def interrupted(run):
+        real(run)
+        steps.append(run.steps)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_PIECE", 1)
+    monkeypatch.setattr(module.Run, "_gated_step", interrupted)
+    out = tmp_path / "b.csv"
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("small", out, "digits", seeds=(0,), only=label, epochs=3, progress=False)
+    assert not out.exists() and len(list(tmp_path.rglob("checkpoint.safetensors"))) == 1
+    made = reproduce("small", out, "digits", seeds=(0,), only=label, epochs=3, progress=False)
+    assert steps[3] == 4, "it began anew"
+    assert made[["live", "cut", "base"]].equals(whole[["live", "cut", "base"]])
+    assert not list(tmp_path.rglob("checkpoint.safetensors"))
+
+
+def test_settings_depend_on_the_data():
+    entry = ENTRIES[1]
+    assert module.settings_of(entry, "mnist") == entry.settings
+    assert module.settings_of(entry, "digits") == {"smoothing": 0.9, "ramp": 0.5}  # the option, not MNIST's rate
+    assert module.settings_of(ENTRIES[3], "mnist") == {"by": "magnitude", "retrain": {"lr": 0.2}}
+    assert module.settings_of(ENTRIES[4], "digits", 7) == {"epochs": 7, "by": "gsm", "retrain": {"epochs": 7}}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_entry_can_be_built(table):
+    rows = TABLES[table]
+    assert len({(e.label, e.model, e.compression) for e in rows}) == len(rows)
+    for e in rows:
+        settings = {k: v for k, v in module.settings_of(e, "mnist").items() if k not in ("by", "retrain")}
+        run = methods.build(e.method if e.by is None else "gsm", model=e.model, compression=e.compression, **settings)
+        assert json.loads(json.dumps(settings)) == settings
+        assert e.published is None or 0 < e.published < 100
+        assert run.nonzeros >= 10
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(ValueError, match="table must be one of table1, table4, rivals, got 'table9'"):
+        reproduce("table9", tmp_path / "a.csv")
+    with pytest.raises(ValueError, match="only must be a label, a method or a model of table1, got 'x'"):
+        tables.entries("table1", "x")
+    other = tmp_path / "other.csv"
+    other.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="is no CSV of `gsm-lab reproduce`: it has no column table"):
+        reproduce("table1", other, "digits", only="L-OBS", progress=False)
+    assert other.read_text() == "a,b\n1,2\n"
+    with pytest.raises(ValueError, match="compression must leave a weight for each of the 4 outputs, at most 92"):
+        methods.build("gsm", model=mine_model(), data=mine(), compression=100)
+
+
+def mine_model():
+    from tests.test_run import net
+
+    return net()
+
+
+def test_command_line(small, tmp_path, capsys):
+    out = tmp_path / "small.csv"
+    arguments = ["reproduce", "small", "--data", "digits", "--only", "DNS", "--seeds", "2", "--epochs", "1"]
+    assert cli.main([*arguments, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "DNS" in said and f"In {out}: a row a run." in said and len(pd.read_csv(out)) == 2
+    assert cli.main(["reproduce", "nonsense", "--data", "digits"]) == 2
+    assert "table must be one of" in capsys.readouterr().err
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+ROWS = pd.DataFrame(
+    {
+        "label": ["GSM", "GSM", "DNS", "DNS", "GSM"], "model": ["lenet300"] * 4 + ["lenet5"],
+        "compression": [60.0, 60.0, 60.0, 60.0, 125.0], "seed": [0, 1, 0, 1, 0], "base": 0.985,
+        "live": [0.983, 0.985, 0.97, 0.97, 0.99], "cut": [0.982, 0.984, 0.96, 0.97, 0.99],
+        "published": [98.18, 98.18, float("nan"), float("nan"), 99.22], "seconds": 10.0,
+    }
+)  # fmt: skip
+
+
+def test_summary_is_over_seeds():
+    rows = figures.summary(ROWS).set_index(["label", "model"])
+    gsm = rows.loc["GSM", "lenet300"]
+    assert gsm["runs"] == 2 and gsm["cut"] == pytest.approx(98.3) and gsm["spread"] == pytest.approx(0.2 / 2**0.5)
+    assert (gsm["low"], gsm["high"], gsm["lost"]) == pytest.approx((98.2, 98.4, 0.1))
+
+
+def test_figures_state_the_finding():
+    first = figures.budgets(ROWS)
+    assert first.layout.title.text == "<b>At 60× GSM keeps 98.30%, DNS 96.50%</b>"
+    second = figures.against_published(ROWS)
+    assert second.layout.title.text == (
+        "<b>Measured minus published: -0.22 to +0.12 points, 1 of 2 rows at least as good</b>"
+    )
+    for figure in (first, second):
+        assert len({(t.line.dash, t.marker.symbol) for t in figure.data}) == len(figure.data)
+        assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
+        assert all(t.hovertemplate for t in figure.data)
+    with pytest.raises(ValueError, match="table of resnet56 must have at least one row"):
+        figures.budgets(ROWS, "resnet56")
