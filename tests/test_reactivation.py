@@ -71,8 +71,9 @@ def naive(masks: list[np.ndarray], sizes: list[np.ndarray], patience: int, first
 
 
 def same(recorder: Recorder, expected: dict[str, object]) -> None:
-    for name in ("last_active", "smallest", "longest", "reactivations", "stretch", "woken", "active"):
+    for name in ("last_active", "longest", "reactivations", "stretch", "woken", "active"):
         np.testing.assert_array_equal(getattr(recorder, name), expected[name], err_msg=name)
+    rounded(recorder.smallest, expected["smallest"])
     per_step, bounds, every = expected["per_step"], recorder.bounds, recorder.every
     for row in range(len(recorder.sums)):
         for i in range(len(bounds) - 1):
@@ -83,6 +84,26 @@ def same(recorder: Recorder, expected: dict[str, object]) -> None:
         bin_ = np.searchsorted(length_bins(), length, side="right") - 1
         ended[np.searchsorted(bounds, i, side="right") - 1, bin_] += 1
     np.testing.assert_array_equal(recorder.ended, ended)
+
+
+def rounded(found: np.ndarray, exact: np.ndarray) -> None:
+    """Found is what `Recorder.smallest` may say of sizes (float32) that are not as tiny or huge as to be 0 or inf."""
+    assert found.dtype == exact.dtype == np.float32
+    np.testing.assert_array_equal(np.isinf(found), np.isinf(exact))
+    x, y = (a[np.isfinite(exact)].astype(np.float64) for a in (found, exact))
+    assert (x <= y).all() and ((y - x < y / 512) | (y == 0)).all()
+    for limit in (1e-3, 1e-4):
+        np.testing.assert_array_equal(found < limit, exact < limit)
+
+
+def lowered(weights: np.ndarray, passes: str) -> np.ndarray:
+    """The codes that passive weights leave, float32 [n] -> uint16 [n]."""
+    codes = np.full(weights.size, scan.NEVER, np.uint16)
+    if passes == "numpy":
+        scan.lower(codes, weights)
+    else:
+        scan.compiled().lower(codes, weights, np.zeros(weights.size, np.uint8))
+    return codes
 
 
 def fed(masks: np.ndarray, sizes: np.ndarray | None = None, patience: int = 2) -> Recorder:
@@ -138,7 +159,7 @@ def test_hand_made_masks_with_known_answers(passes: str) -> None:
     assert recorder.longest.tolist() == [0, 2, 2, 4, 0]
     assert recorder.stretch.tolist() == [0, 1, 2, 0, 5]
     assert recorder.woken.tolist() == [x, x, x, o, x]
-    assert recorder.smallest.tolist() == [np.inf, 2, 1, np.float32(5e-4), 1]  # what an active weight is does not count
+    rounded(recorder.smallest, np.float32([np.inf, 2, 1, 5e-4, 1]))  # what an active weight is does not count
     table = reactivation.per_step(recorder)
     assert table["step"].tolist() == [2, 3, 4, 5] and table["epoch"].tolist() == [1, 1.5, 2, 2.5]
     assert table["pool"].tolist() == [3, 4, 3, 3] and table["reactivated"].tolist() == [0, 1, 1, 1]
@@ -174,15 +195,15 @@ def test_both_passes_equal_the_obvious(n: int, seed: int, density: float, flips:
     before = rng.random(n) < density
     active = before ^ (rng.random(n) < flips)
     weights, least = rng.normal(size=(2, n)).astype(np.float32)
-    least = np.abs(least)
+    least = scan.codes(least)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "CHUNK", 64)
         on, off = scan.moved(active, before)
         np.testing.assert_array_equal(on, np.flatnonzero(active & ~before))
         np.testing.assert_array_equal(off, np.flatnonzero(before & ~active))
-        smallest = least.copy()
-        scan.lower(smallest, weights)
-        np.testing.assert_array_equal(smallest, np.minimum(least, np.abs(weights)))
+        lower = least.copy()
+        scan.lower(lower, weights)
+        np.testing.assert_array_equal(lower, np.minimum(least, scan.codes(weights)))
     if scan.compiled() is None:
         return
     left, right = [], []
@@ -200,6 +221,41 @@ def test_both_passes_equal_the_obvious(n: int, seed: int, density: float, flips:
                 scan.step(one, other, layers, bounds, now, *found, 9)
     for one, other in zip(left, right, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_codes_order_as_sizes_do_and_both_limits_begin_one(passes: str) -> None:
+    # the 999 float32 on either side of where the rule changes (limits, ends, powers of two), and three a code
+    near = [0, 1e-3, 1e-4, *scan.sizes(np.uint16([1, scan.NEVER - 1])), 2.0**64, 1, 2, 2**-11, 2**-13, 2**-126]
+    near = np.float32([*near, np.finfo(np.float32).max]).view(np.int32)[:, None] + np.arange(-999, 1000)
+    infinity = int(np.float32(np.inf).view(np.int32))
+    bits = np.unique(np.r_[near.ravel(), np.arange(0, infinity, 4999), infinity].clip(0, infinity))
+    sizes = bits.astype(np.int32).view(np.float32)
+    codes = lowered(sizes, passes)
+    assert (codes[1:] >= codes[:-1]).all() and codes[0] == 0 and codes[-1] == scan.NEVER
+    np.testing.assert_array_equal(np.unique(codes), np.arange(scan.NEVER + 1))
+    for limit, least in ((1e-3, scan.NEAR), (1e-4, scan.codes(np.float32([1e-4]))[0])):
+        np.testing.assert_array_equal(codes < least, sizes < np.float32(limit))
+    np.testing.assert_array_equal(lowered(-sizes, passes), codes)
+    kept = (codes > 0) & (codes < scan.NEVER)
+    assert (sizes[codes == 0] < 5.5e-20).all() and (sizes[codes == scan.NEVER] > 1.8e19).all()
+    rounded(scan.sizes(codes)[kept], sizes[kept])
+    every = np.arange(scan.NEVER + 1).astype(np.uint16)
+    np.testing.assert_array_equal(lowered(scan.sizes(every), passes), every)
+    assert scan.sizes(every)[[0, -1]].tolist() == [0, np.inf]
+    assert {np.float32(1e-3), np.float32(1e-4)} < set(scan.sizes(every))
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=60))  # NaN, infinities and denormals, too
+def test_both_passes_give_any_float_its_code(weights: list[float]) -> None:
+    weights = np.float32(weights)
+    codes = lowered(weights, "numpy")
+    if scan.compiled():
+        np.testing.assert_array_equal(lowered(weights, "compiled"), codes)
+    assert (codes[np.isnan(weights)] == scan.NEVER).all()
+    order = np.abs(weights).argsort(kind="stable")  # NaN comes last
+    assert (np.diff(codes[order].astype(int)) >= 0).all()
+    usual = (codes > 0) & (codes < scan.NEVER)
+    rounded(scan.sizes(codes)[usual], np.abs(weights)[usual])
 
 
 def test_bins_hold_what_they_say() -> None:

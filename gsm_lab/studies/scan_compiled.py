@@ -6,31 +6,33 @@ import numpy as np
 from numba import carray, njit
 
 from gsm_lab.optim.intrinsics import bits, fetch, floats, zeros_below
-from gsm_lab.studies.scan import LOWEST, NEAR_ZERO, SHIFT
+from gsm_lab.studies.scan import ABOVE, BELOW, CUT, LOWEST, NEAR, NEARER, NEVER, SHIFT
 
 BLOCK = 1 << 13  # weights that are looked at together: what is read twice is still in the nearest cache
 AHEAD = 12  # words
 
 
-@njit("void(float32[::1], float32[::1], uint8[::1])", cache=True, nogil=True)
-def lower(smallest, weights, active):  # noqa: ANN001, ANN201
-    """Lower smallest to min(smallest, |weights|) where not active, in place."""
+@njit("void(uint16[::1], float32[::1], uint8[::1])", cache=True, nogil=True)
+def lower(least, weights, active):  # noqa: ANN001, ANN201
+    """Lower least to the codes of weights (see `scan`) where these are lower, and not active, in place."""
     for i in range(weights.size):
-        w = abs(weights[i])
-        smallest[i] = w if (w < smallest[i]) & (active[i] == 0) else smallest[i]
+        size = bits(abs(weights[i]))
+        # numba adds and shifts in 64 bits; made 32 again at once, a vector holds twice as many
+        size = np.int32(size + (BELOW if size < NEARER else ABOVE))
+        code = np.uint16(min(max(np.int32(size >> CUT), np.int32(0)), np.int32(NEVER)))
+        least[i] = code if (code < least[i]) & (active[i] == 0) else least[i]
 
 
 @njit(
-    "void(boolean[::1], boolean[::1], uint64[::1], int64[::1], int64, int32[:, ::1], float32[::1],"
+    "void(boolean[::1], boolean[::1], uint64[::1], int64[::1], int64, int32[:, ::1], uint16[::1],"
     "uint16[::1], int64[:, ::1], int64[:, ::1], int64[::1], int64)",
     cache=True,
     nogil=True,
 )
-def step(active, before, addresses, bounds, now, pair, smallest, times, ended, sums, held, patience):  # noqa: ANN001, ANN201
+def step(active, before, addresses, bounds, now, pair, least, times, ended, sums, held, patience):  # noqa: ANN001, ANN201
     """As in `scan`; `addresses` are those of the layers' values."""
     a, b = active.view(np.uint8), before.view(np.uint8)
     words = np.empty(BLOCK // 8 + 1, np.int64)
-    near_zero = np.float32(NEAR_ZERO)
     place = np.uint64(pair.ctypes.data)
     for layer in range(held.size):
         sums[0, layer] += bounds[layer + 1] - bounds[layer] - held[layer]
@@ -43,7 +45,7 @@ def step(active, before, addresses, bounds, now, pair, smallest, times, ended, s
                 layer += 1
             to = min(end, bounds[layer + 1])
             w = carray(floats(addresses[layer]), bounds[layer + 1] - bounds[layer])
-            lower(smallest[at:to], w[at - bounds[layer] : to - bounds[layer]], a[at:to])
+            lower(least[at:to], w[at - bounds[layer] : to - bounds[layer]], a[at:to])
             at = to
         whole = (end - start) // 8
         x, y = a[start : start + 8 * whole].view(np.uint64), b[start : start + 8 * whole].view(np.uint64)
@@ -77,7 +79,7 @@ def step(active, before, addresses, bounds, now, pair, smallest, times, ended, s
                     held[mover] += 1
                     sums[1, mover] += 1
                     sums[2, mover] += length >= patience
-                    sums[3, mover] += smallest[i] < near_zero
+                    sums[3, mover] += least[i] < NEAR
                 else:
                     pair[i, 0] = now - 1
                     held[mover] -= 1
