@@ -158,6 +158,20 @@ def test_a_move_of_the_epochs_passes_nothing_over(method: str) -> None:
     assert run.finished
 
 
+@pytest.mark.parametrize("method", RIVALS)
+def test_it_begins_with_what_the_dense_epochs_made(method: str) -> None:
+    run, dense = make(method, lr=1e-9, until=1) if method != "random" else make(method, lr=1e-9), make("gsm")
+    run.pretrain()
+    dense.pretrain()
+    start = flat(dense)
+    assert torch.equal(flat(run), start) and run.base == dense.base
+    run.step()
+    w = flat(run)
+    if method != "lobs":  # which makes up for what it takes out
+        torch.testing.assert_close(w[w != 0], start[w != 0], atol=1e-6, rtol=0)
+    assert method in ("l1", "admm", "gates") or int((w == 0).sum()) > 36
+
+
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(RIVALS),
