@@ -99,7 +99,7 @@ def reproduce(args: argparse.Namespace) -> int:
 
     _set_threads(args.threads)
     out = args.out if args.out is not None else Path("results") / f"{args.table}.csv"
-    made = reproduce(args.table, out, args.data, range(args.seeds), args.only, args.epochs)
+    made = reproduce(args.table, out, args.data, range(args.seeds), args.only, args.compression, args.epochs)
     by = ["label", "model", "compression"]
     summary = made.groupby(by, sort=False).agg(
         runs=("cut", "size"), live=("live", "mean"), cut=("cut", "mean"), spread=("cut", "std"),
@@ -336,6 +336,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--data", choices=knobs.KNOBS["data"].choices, default="mnist", help="default %(default)s")
     one.add_argument("--seeds", type=_whole("seeds"), metavar="N", default=3, help="runs a row (default %(default)s)")
     one.add_argument("--only", metavar="NAME", help="only rows of this label, method or model")
+    one.add_argument(
+        "--compression", type=_checked(knobs.KNOBS["compression"]), nargs="+", metavar="C", help="only rows at these"
+    )
     one.add_argument(
         "--epochs", type=_checked(knobs.KNOBS["epochs"]), metavar="N", help="a reduced version: gated epochs"
     )

@@ -203,9 +203,15 @@ def checked(settings: dict[str, Any], live_only: bool = False) -> dict[str, Any]
 def resolve(settings: dict[str, Any], data: str, model: str) -> dict[str, Any]:
     """All knobs: those given, else what works for this data and model (`RECIPES`), else the defaults."""
     given = checked({name: value for name, value in settings.items() if name not in ("data", "model")})
-    recipe = RECIPES.get((data, model.lower()), {})  # a LeNet300 of one's own is a "lenet300" too
+    recipe = RECIPES.get(recipe_of(data, model), {})
     defaults = {name: k.default for name, k in KNOBS.items()}
     return defaults | recipe | given | {"data": data, "model": model}
+
+
+def recipe_of(data: str, model: str) -> tuple[str, str]:
+    """Under which key settings for this data and model are found, if there are any."""
+    # a part held out of MNIST is still MNIST, and a LeNet300 of one's own is a "lenet300" too
+    return data.removesuffix("-validation"), model.lower()
 
 
 def half_life(lr: float, momentum: float, weight_decay: float) -> float:

@@ -14,7 +14,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def reproduce(
     data: str = "mnist",
     seeds: Iterable[int] = range(3),
     only: str | None = None,
+    compressions: Collection[float] | None = None,
     epochs: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -51,21 +52,22 @@ def reproduce(
     Args:
         table: one of `tables.TABLES`.
         out: the CSV, made if need be; other rows in it stay as they are.
-        data: a data set by name. The settings of the tables are those for MNIST; on others what works there is taken.
+        data: a data set by name. The settings of the tables are those for MNIST; on others the methods' own are taken.
         seeds: a run each. Initial weights, batches and the dense epochs are those of the seed, whatever the method.
-        only: as in `tables.entries`.
+        only, compressions: as in `tables.entries`.
         epochs: gated epochs of each run in place of the table's: a reduced version, named as such by its settings.
         progress: show a progress bar with the steps of the run in hand.
 
     Returns:
         The rows of this table, data set and these seeds, as in the CSV (`COLUMNS`): accuracies in 0..1, `cut` after the
-        cut; `published` in percent; `nonzeros` counted in the network; `seconds` of training; `settings` as JSON.
+        cut; `published` in percent; `nonzeros` counted in the network; `seconds` of training; `settings`: all
+        knobs and options of the run (for a ticket of the search and the ticket) as JSON.
 
     Raises:
         ValueError: an unknown table, or nothing in it to do.
         KeyboardInterrupt: at an interrupt, when the run in hand has been saved.
     """
-    rows = entries(table, only)
+    rows = entries(table, only, compressions)
     seeds = list(seeds)
     source = datasets.load(data)
     jobs = [(entry, seed) for seed in seeds for entry in rows]
@@ -74,62 +76,72 @@ def reproduce(
     with tqdm(total=len(jobs), unit="run", desc=table, disable=not progress) as bar:
         for entry, seed in jobs:
             bar.set_postfix_str(f"{entry.label}, {entry.model}, {entry.compression:g}x, seed {seed}")
-            settings = settings_of(entry, data, epochs)
-            if not _has(out, _key(table, entry, data, seed), settings):
-                row = _made(entry, source, seed, settings, _unfinished(out, table, entry, data, seed), progress)
-                _add(out, {**_key(table, entry, data, seed), **row, **_provenance(table, data)})
+            key = _key(table, entry, data, seed)
+            runs = _planned(entry, source, seed, data, epochs)
+            settings = {name: _settings(run) for name, run in runs.items()} | ({"by": entry.by} if entry.by else {})
+            if not _has(out, key, settings):
+                row = _made(runs, entry.by, _unfinished(out, key), progress)
+                row |= {"method": entry.method, "published": entry.published}
+                row |= {"settings": json.dumps(settings, sort_keys=True)}
+                _add(out, {**key, **row, **_provenance(table, data)})
             bar.update()
     made = _read(out)
     wanted = {tuple(_key(table, entry, data, seed).values()) for entry, seed in jobs}
     return made[[tuple(key) in wanted for key in made[_KEY].itertuples(index=False)]].reset_index(drop=True)
 
 
-def settings_of(entry: Entry, data: str, epochs: int | None = None) -> dict[str, Any]:
-    """Settings of an entry's run on a data set, and, for a ticket, of the run after it under "retrain"."""
-    own = dict(entry.settings) if data.endswith("mnist") else {}
+def given(entry: Entry, data: str, epochs: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings that an entry gives its run on a data set, and those for the retraining of a ticket."""
+    first, then = dict(entry.settings), dict(entry.retrain)
     if not data.endswith("mnist"):  # of a named option what makes it up stays, and the rates are what works there
-        own = {k: v for k, v in entry.settings.items() if k in ("smoothing", "ramp", "freeze")}
-    retrain = dict(entry.retrain) if data.endswith("mnist") else {}
+        first, then = {k: v for k, v in first.items() if k in ("smoothing", "ramp", "freeze")}, {}
     if epochs is not None:
-        own["epochs"] = epochs
-        retrain |= {"epochs": epochs} if entry.by else {}
-    return own | ({"by": entry.by, "retrain": retrain} if entry.by else {})
+        first["epochs"] = then["epochs"] = epochs
+    return first, then
 
 
-def _made(
-    entry: Entry, source: datasets.Dataset, seed: int, settings: dict[str, Any], folder: Path, progress: bool
-) -> dict[str, Any]:
-    """The run of an entry: what it came to."""
-    start = time.perf_counter()
-    own = {k: v for k, v in settings.items() if k not in ("by", "retrain")}
+def _planned(entry: Entry, source: datasets.Dataset, seed: int, data: str, epochs: int | None) -> dict[str, Run]:
+    """The run of an entry, not trained yet; of a ticket the search and the ticket, which has no mask yet."""
+    first, then = given(entry, data, epochs)
     fixed = {"model": entry.model, "data": source, "compression": entry.compression, "seed": seed}
-    quiet = {"evaluate_every": 10**9}  # the test set is for the end
+    fixed |= {"evaluate_every": 10**9}  # the test set is for the end
     if entry.by is None:
-        run = methods.build(entry.method, **fixed, **own, **quiet)
-        run, before = _trained(run, folder, progress)
+        return {"run": methods.build(entry.method, **fixed, **first)}
+    return {
+        "search": methods.build("gsm", **fixed, **first),
+        "ticket": tickets.Ticket(**fixed, **{"pretrain": 0} | then),
+    }
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """All knobs and options in force, but for those that are columns, and how often it is looked at."""
+    columns = ("model", "data", "compression", "seed", "evaluate_every")
+    return {k: v for k, v in (run.knobs | run.own).items() if k not in columns}
+
+
+def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) -> dict[str, Any]:
+    """Train what `_planned` planned: what it came to."""
+    start, before, base = time.perf_counter(), 0.0, None
+    if by is None:
+        run, before = _trained(runs["run"], folder, progress)
         base = run.base
     else:
-        search = methods.build("gsm", **fixed, **own, **quiet)
-        mask, base, before = _searched(search, entry.by, folder / "search", progress)
-        run = tickets.Ticket(**fixed, **{"pretrain": 0} | settings["retrain"], **quiet)
-        run.wear(mask)
-        run, more = _trained(run, folder / "ticket", progress)
+        mask, base, before = _searched(runs["search"], by, folder / "search", progress)
+        runs["ticket"].wear(mask)
+        run, more = _trained(runs["ticket"], folder / "ticket", progress)
         before += more
     live = run.evaluate()
     methods.finish(run)
     cut = run.evaluate()
     shutil.rmtree(folder, ignore_errors=True)
     return {
-        "method": entry.method,
         "weights": run.opt.weights,
         "nonzeros": sum(int(p.count_nonzero()) for p in methods.weights(run)),
         "base": base,
         "live": live,
         "cut": cut,
-        "published": entry.published,
         "epochs": run.knobs["epochs"],
         "seconds": round(before + time.perf_counter() - start, 1),
-        "settings": json.dumps(settings, sort_keys=True),
     }
 
 
@@ -217,10 +229,9 @@ def _add(out: Path, row: dict[str, Any]) -> None:
         write_atomically(out, rows.to_csv(index=False, float_format="%.6g").encode())
 
 
-def _unfinished(out: Path, table: str, entry: Entry, data: str, seed: int) -> Path:
+def _unfinished(out: Path, key: dict[str, Any]) -> Path:
     """Where a run of this row is kept until it is finished."""
-    key = json.dumps(_key(table, entry, data, seed))
-    return out.with_name(f".{out.stem}-unfinished") / hashlib.sha256(key.encode()).hexdigest()[:16]
+    return out.with_name(f".{out.stem}-unfinished") / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
 def _provenance(table: str, data: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ table train on all 60,000 and read the test set once, at their end (and for the 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,9 @@ class Entry:
     """A row: a method on a network at a compression.
 
     `label`: how the tables name it. `published`: accuracy in percent after the cut that a paper reports, None where
-    there is none. `settings`: on MNIST, where they differ from what works for plain GSM (`knobs.RECIPES`). `by`: for a
-    winning ticket who finds the mask (`methods.tickets`); `settings` are then those of the search, and `retrain` those
-    of the training that follows.
+    there is none. `settings`: on MNIST, where they differ from the recipe of the method (`knobs.RECIPES` for GSM,
+    `methods.rival.RECIPES` and `recipes` of a class for the others). `by`: for a winning ticket who finds the mask
+    (`methods.tickets`); `settings` are then those of the search, and `retrain` those of the training after it.
     """
 
     label: str
@@ -32,9 +33,7 @@ class Entry:
     retrain: dict[str, Any] = field(default_factory=dict)
 
 
-_LENET5 = {**SMOOTHED, "lr": 0.2, "epochs": 30, "ramp": 0.4, "freeze": 0.5}
-_MASKED = {"lr": 0.1, "weight_decay": 5e-4, "epochs": 30}  # rivals on LeNet-300-100: what is left is trained like a net
-_MASKED5 = {"lr": 0.05, "weight_decay": 5e-4, "epochs": 12}
+_LENET5 = {**SMOOTHED, "lr": 0.1, "weight_decay": 2e-3, "epochs": 24, "ramp": 0.4, "freeze": 0.5}
 _SMOOTH, _PLAIN = "GSM, smoothed gate", "GSM"
 
 
@@ -44,7 +43,7 @@ def _gsm(model: str, *rows: tuple[float, float | None], **settings: Any) -> list
 
 
 def _rival(label: str, method: str, model: str, ratio: float, published: float | None = None, **more: Any) -> Entry:
-    return Entry(label, method, model, ratio, published, {**(_MASKED if model == "lenet300" else _MASKED5), **more})
+    return Entry(label, method, model, ratio, published, more)
 
 
 _TABLE1 = (
@@ -100,15 +99,19 @@ TABLES: dict[str, tuple[Entry, ...]] = {
 }
 
 
-def entries(table: str, only: str | None = None) -> list[Entry]:
-    """The rows of a table, those whose label, method or model holds `only`.
+def entries(table: str, only: str | None = None, compressions: Collection[float] | None = None) -> list[Entry]:
+    """The rows of a table: those whose label, method or model is `only`, at these compressions; all unless given.
 
-    Raises ValueError for an unknown table, listing all, and where no row is left, listing the labels.
+    Raises ValueError for an unknown table, listing all, and where no row is left, listing what there is.
     """
     if table not in TABLES:
         raise ValueError(f"table must be one of {', '.join(TABLES)}, got {table!r}")
-    rows = [e for e in TABLES[table] if only is None or only in (e.label, e.method, e.model)]
-    if not rows:
+    named = [e for e in TABLES[table] if only is None or only in (e.label, e.method, e.model)]
+    if not named:
         known = sorted({name for e in TABLES[table] for name in (e.label, e.method, e.model)})
         raise ValueError(f"only must be a label, a method or a model of {table}, got {only!r}: {', '.join(known)}")
+    rows = [e for e in named if compressions is None or e.compression in compressions]
+    if not rows:
+        known = ", ".join(f"{c:g}" for c in sorted({e.compression for e in named}))
+        raise ValueError(f"compressions must hold some of {known}, got {', '.join(map(str, compressions or ()))}")
     return rows

@@ -9,6 +9,7 @@ import pytest
 import gsm_lab.reproduce as module
 from gsm_lab import cli, data, methods, tables
 from gsm_lab.figures import rivals as figures
+from gsm_lab.methods import tickets
 from gsm_lab.reproduce import COLUMNS, reproduce
 from gsm_lab.tables import TABLES, Entry
 from tests.test_run import mine
@@ -38,6 +39,9 @@ def test_rows_are_runs(small, tmp_path):
     assert list(made.columns) == list(COLUMNS) and len(made) == 2 * len(ENTRIES)
     pd.testing.assert_frame_equal(made, pd.read_csv(out), check_dtype=False)
     row = made[(made["label"] == "DNS") & (made["seed"] == 1)].iloc[0]
+    own = json.loads(row["settings"])["run"]
+    assert own["lr"] == 0.05 and own["margin"] == 0.1, "all that was in force, whoever said it"
+    assert set(json.loads(made["settings"].iloc[-1])) == {"by", "search", "ticket"}
     run = methods.prune("dns", progress=False, model="lenet300", data=small, compression=30, seed=1, epochs=2)
     assert row["cut"] == pytest.approx(run.evaluate(), abs=1e-5)
     assert row["nonzeros"] == 266_200 // 30 and row["weights"] == 266_200 and row["epochs"] == 2
@@ -94,10 +98,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(small, tmp_path, monkeypatc
 
 def test_settings_depend_on_the_data():
     entry = ENTRIES[1]
-    assert module.settings_of(entry, "mnist") == entry.settings
-    assert module.settings_of(entry, "digits") == {"smoothing": 0.9, "ramp": 0.5}  # the option, not MNIST's rate
-    assert module.settings_of(ENTRIES[3], "mnist") == {"by": "magnitude", "retrain": {"lr": 0.2}}
-    assert module.settings_of(ENTRIES[4], "digits", 7) == {"epochs": 7, "by": "gsm", "retrain": {"epochs": 7}}
+    assert module.given(entry, "mnist") == (entry.settings, {})
+    assert module.given(entry, "digits") == ({"smoothing": 0.9, "ramp": 0.5}, {})  # the option, not MNIST's rate
+    assert module.given(ENTRIES[3], "mnist") == ({}, {"lr": 0.2})
+    assert module.given(ENTRIES[4], "digits", 7) == ({"epochs": 7}, {"epochs": 7})
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -105,9 +109,10 @@ def test_every_entry_can_be_built(table):
     rows = TABLES[table]
     assert len({(e.label, e.model, e.compression) for e in rows}) == len(rows)
     for e in rows:
-        settings = {k: v for k, v in module.settings_of(e, "mnist").items() if k not in ("by", "retrain")}
+        settings, then = module.given(e, "mnist")
         run = methods.build(e.method if e.by is None else "gsm", model=e.model, compression=e.compression, **settings)
-        assert json.loads(json.dumps(settings)) == settings
+        assert json.loads(json.dumps([settings, then])) == [settings, then]
+        tickets.Ticket(e.model, compression=e.compression, **then)
         assert e.published is None or 0 < e.published < 100
         assert run.nonzeros >= 10
 
@@ -117,6 +122,9 @@ def test_bad_input(tmp_path):
         reproduce("table9", tmp_path / "a.csv")
     with pytest.raises(ValueError, match="only must be a label, a method or a model of table1, got 'x'"):
         tables.entries("table1", "x")
+    with pytest.raises(ValueError, match=r"compressions must hold some of 55\.6, 107\.7, got 60"):
+        tables.entries("table1", "dns", [60])
+    assert [e.compression for e in tables.entries("table1", "dns", [60, 107.7])] == [107.7]
     other = tmp_path / "other.csv"
     other.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is no CSV of `gsm-lab reproduce`: it has no column table"):

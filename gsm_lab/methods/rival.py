@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsm_lab import data as datasets
-from gsm_lab.knobs import KNOBS, Knob
+from gsm_lab.knobs import KNOBS, Knob, recipe_of
 from gsm_lab.optim.selection import chosen, top_q
 from gsm_lab.run import Run
 
@@ -30,13 +30,20 @@ from gsm_lab.run import Run
 UNTIL = Knob("until", 0.6, "share of the run after which who is in the network is settled", False, most=1)
 ROUNDS = Knob("rounds", 5, "in how many rounds, by equal factors, weights are taken out", False, least=1, high=50)
 
+# What is left of a network is trained like a network: with the decay of the dense epochs, not with GSM's.
+RECIPES: dict[tuple[str, str], dict[str, Any]] = {
+    ("digits", "lenet300"): {"lr": 0.05, "weight_decay": 5e-4, "epochs": 60},
+    ("mnist", "lenet300"): {"lr": 0.1, "weight_decay": 5e-4, "epochs": 30},
+    ("mnist", "lenet5"): {"lr": 0.05, "weight_decay": 5e-4, "epochs": 12},
+}
+
 
 class Rival(Run):
     """The base of the rivals: arguments, attributes and errors are those of `Run`, and the options of the method.
 
     Attributes:
         method: its name, as in `gsm_lab.methods.METHODS`. options: what can be set beside the knobs of a run.
-        recipes: settings that work, by (data, model), knobs and options.
+        recipes: settings that work, by (data, model), knobs and options, where they differ from `RECIPES`.
         own: the options in force.
         inside: which weights are in the network, bool [N], in the order of `opt.active_mask()`.
     """
@@ -73,7 +80,8 @@ class Rival(Run):
         self.begin()
 
     def _resolved(self, given: dict[str, Any], data: str, model: str) -> dict[str, Any]:
-        recipe = self.recipes.get((data, model.lower()), {})
+        key = recipe_of(data, model)
+        recipe = RECIPES.get(key, {}) | self.recipes.get(key, {})
         names = {knob.name for knob in self.options}
         defaults = {knob.name: knob.default for knob in self.options}
         self._resolved_options = defaults | {k: v for k, v in recipe.items() if k in names} | self._given_options
