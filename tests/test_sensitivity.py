@@ -124,7 +124,9 @@ def test_kendall_against_scipy(pairs):
 def tables(order: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Four layers over three seeds; densities in that order, costs ascending in every seed."""
     rows = list(itertools.product(range(3), range(4)))
-    answer = pd.DataFrame([{"seed": s, "layer": "abcd"[i], "density": order[i] + 0.01 * s} for s, i in rows])
+    answer = pd.DataFrame(
+        [{"seed": s, "layer": "abcd"[i], "weights": [7, 9, 8, 6][i], "density": order[i] + 0.01 * s} for s, i in rows]
+    )
     truth = pd.DataFrame(
         [{"seed": s, "layer": "abcd"[i], "finetune": 0, "ratio": r, "more": i + r + 0.1 * s}
          for s, i in rows for r in (0.5, 0.9)]
@@ -139,6 +141,9 @@ def test_agreement_of_four_layers(order, tau, chance):
     row = study.agreement(*tables(order), resamples=50).iloc[0]
     assert (row["tau"], row["low"], row["high"]) == pytest.approx((tau, tau, tau))  # all seeds agree
     assert row["chance"] == pytest.approx(chance) and row["layers"] == 4
+    assert row["by_size"] == pytest.approx(
+        (2 - 4) / 6
+    )  # of a, b, c, d by size d, a, c, b: the pairs bc and ac... agree
 
 
 def test_agreement_is_unsure_where_seeds_differ():

@@ -169,7 +169,8 @@ def agreement(answer: pd.DataFrame, truth: pd.DataFrame, resamples: int = 2000, 
     Returns:
         A row for each length of fine-tuning: `finetune`; `tau`, 1 for the same order and -1 for the reverse, of the
         means over seeds (the truth's is the mean of `more` over the ratios); `low` and `high`, 2.5% and 97.5% of the
-        draws are below; `layers`; `chance`, the share of all orderings of the layers that agree as well or better.
+        draws are below; `layers`; `chance`, the share of all orderings of the layers that agree as well or better;
+        `by_size`, tau of the guess that needs no training, the smaller a layer the more sensitive.
 
     Raises ValueError: tables of other layers, or of a single one, which has no order.
     """
@@ -179,6 +180,7 @@ def agreement(answer: pd.DataFrame, truth: pd.DataFrame, resamples: int = 2000, 
     if len(layers) < 2:
         raise ValueError(f"there must be at least two layers to be put in order, got {layers}")
     density = answer.pivot(index="seed", columns="layer", values="density")[layers].to_numpy()
+    sizes = answer.groupby("layer")["weights"].first()[layers].to_numpy(float)
     rows = []
     for epochs, part in truth.groupby("finetune"):
         cost = part.groupby(["seed", "layer"])["more"].mean().unstack()[layers].to_numpy()
@@ -189,7 +191,7 @@ def agreement(answer: pd.DataFrame, truth: pd.DataFrame, resamples: int = 2000, 
         tau = kendall(density.mean(axis=0), cost.mean(axis=0))
         low, high = np.quantile(taus, [0.025, 0.975])
         row = {"finetune": epochs, "tau": tau, "low": low, "high": high, "layers": len(layers)}
-        rows.append(row | {"chance": _chance(cost.mean(axis=0), tau)})
+        rows.append(row | {"chance": _chance(cost.mean(axis=0), tau), "by_size": kendall(-sizes, cost.mean(axis=0))})
     return pd.DataFrame(rows)
 
 
