@@ -74,8 +74,11 @@ def _in_rank(
         os.dup2(handle, number)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    import gc
+
     import torch
 
+    gc.freeze()  # what was imported stays; to go through it costs a second each time that something is collected
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(timeout - 2)  # where it hangs
     try:
