@@ -391,3 +391,20 @@ def test_scores_that_are_not_finite_are_refused() -> None:
     assert isinstance(run, Rival)
     with pytest.raises(FloatingPointError, match="a score of magnitude is not finite after 0 steps"):
         run.best(torch.full((368,), torch.nan), 4)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=30), min_size=1, max_size=4), st.integers(0, 9))
+def test_a_shuffled_mask_keeps_the_number_in_each_layer(flags, seed):
+    mask = torch.tensor([flag for layer in flags for flag in layer])
+    layers = {str(i): len(layer) for i, layer in enumerate(flags)}
+    result = tickets.shuffled(mask, layers, seed)
+    assert [int(part.sum()) for part in result.split([*layers.values()])] == [sum(layer) for layer in flags]
+    assert torch.equal(result, tickets.shuffled(mask, layers, seed)) and result.dtype == torch.bool
+
+
+def test_a_shuffled_mask_is_another_one():
+    mask = torch.arange(1000) < 100
+    a, b = (tickets.shuffled(mask, {"a": 500, "b": 500}, seed) for seed in (0, 1))
+    assert not torch.equal(a, mask) and not torch.equal(a, b) and int(a[:500].sum()) == 100
+    with pytest.raises(ValueError, match=r"layers must have 1,000 weights in all, as mask has, got 999"):
+        tickets.shuffled(mask, {"a": 999})

@@ -176,7 +176,10 @@ def test_figures_state_the_finding():
     assert second.layout.title.text == (
         "<b>Measured minus published: -0.22 to +0.12 points, 1 of 2 rows at least as good</b>"
     )
-    for figure in (first, second):
+    third = figures.ranked(ROWS)
+    assert third.layout.title.text == "<b>At 60× GSM keeps 98.30%, then DNS 96.50%, and DNS 96.50%</b>"
+    assert list(third.data[0].x) == ["GSM", "DNS"] and list(third.data[1].y) == pytest.approx([98.4, 97.0])
+    for figure in (first, second, third):
         assert len({(t.line.dash, t.marker.symbol) for t in figure.data}) == len(figure.data)
         assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
         assert all(t.hovertemplate for t in figure.data)

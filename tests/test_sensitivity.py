@@ -141,9 +141,7 @@ def test_agreement_of_four_layers(order, tau, chance):
     row = study.agreement(*tables(order), resamples=50).iloc[0]
     assert (row["tau"], row["low"], row["high"]) == pytest.approx((tau, tau, tau))  # all seeds agree
     assert row["chance"] == pytest.approx(chance) and row["layers"] == 4
-    assert row["by_size"] == pytest.approx(
-        (2 - 4) / 6
-    )  # of a, b, c, d by size d, a, c, b: the pairs bc and ac... agree
+    assert row["by_size"] == pytest.approx((4 - 2) / 6)  # smallest first: d, a, c, b; ab and ac are the other way
 
 
 def test_agreement_is_unsure_where_seeds_differ():

@@ -61,6 +61,35 @@ def budgets(table: pd.DataFrame, model: str = "lenet300", height: int = 460) -> 
     return figure.update_xaxes(type="log", **ticks(rows["compression"].unique()))
 
 
+def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60, height: int = 460) -> go.Figure:
+    """The methods at one budget, best first: accuracy as the network is and after the cut, beside the dense network.
+
+    Args:
+        table: rows of a CSV of `gsm-lab reproduce`.
+        model, compression: which of its rows.
+        height: in pixels.
+
+    Raises ValueError where there are no such rows.
+    """
+    part = table[(table["model"] == model) & (table["compression"] == compression)]
+    some(part, f"table of {model} at {compression:g}x")
+    rows = summary(part).sort_values("cut", ascending=False, kind="stable")
+    figure = go.Figure()
+    for i, (column, name) in enumerate((("cut", "after the cut"), ("live", "before it"))):
+        hover = f"%{{x}}: %{{y:.2f}}% {name}, mean of %{{customdata}} seeds<extra></extra>"
+        look = line(i, mode="markers", hovertemplate=hover, customdata=rows["runs"])
+        if column == "cut":
+            look |= {"error_y": error_bars(rows["cut"], rows["low"], rows["high"])}
+        figure.add_trace(go.Scatter(x=rows["label"], y=rows[column], name=name, **look))
+    dense = rows["base"].mean()
+    note = f"dense network, {dense:.2f}%"
+    figure.add_hline(y=dense, line={"color": "#888888", "width": 1, "dash": "dot"}, annotation_text=note)
+    best, second, worst = rows.iloc[0], rows.iloc[min(1, len(rows) - 1)], rows.iloc[-1]
+    title = f"At {compression:g}× {best['label']} keeps {best['cut']:.2f}%, then {second['label']} {second['cut']:.2f}%"
+    title += f", and {worst['label']} {worst['cut']:.2f}%"
+    return drawn(figure, title, "method", "test accuracy, %", height)
+
+
 def against_published(table: pd.DataFrame, height: int = 460) -> go.Figure:
     """What was measured here beside what the papers report, a point a row that has both.
 

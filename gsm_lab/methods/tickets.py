@@ -6,6 +6,7 @@ train dense -> find the mask (by magnitude, by GSM, or at random) -> back to the
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -77,6 +78,21 @@ def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
     else:
         run.pretrain()
     return torch.cat([mask.reshape(-1).cpu() for mask in keep_masks(run.model, nonzeros=run.nonzeros).values()])
+
+
+def shuffled(mask: Tensor, layers: Mapping[str, int], seed: int = 0) -> Tensor:
+    """A mask, bool [N], in which each layer has as many weights as in `mask`, at other places: the wiring is lost.
+
+    Args:
+        mask: bool [N], on the CPU. layers: name -> number of weights, as `run.history.layers` has it.
+        seed: of the places.
+
+    Raises ValueError where the layers do not add up to N.
+    """
+    if sum(layers.values()) != len(mask):
+        raise ValueError(f"layers must have {len(mask):,} weights in all, as mask has, got {sum(layers.values()):,}")
+    drawn = torch.Generator().manual_seed(seed)
+    return torch.cat([part[torch.randperm(len(part), generator=drawn)] for part in mask.split([*layers.values()])])
 
 
 def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | None = None, **settings: Any) -> Ticket:
