@@ -335,7 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("table", metavar="TABLE", help=f"one of {', '.join(TABLES)}")
     one.add_argument("--data", choices=knobs.KNOBS["data"].choices, default="mnist", help="default %(default)s")
     one.add_argument("--seeds", type=_whole("seeds"), metavar="N", default=3, help="runs a row (default %(default)s)")
-    one.add_argument("--only", metavar="NAME", help="only rows of this label, method or model")
+    one.add_argument("--only", nargs="+", metavar="NAME", help="only rows of these labels, methods or models")
     one.add_argument(
         "--compression", type=_checked(knobs.KNOBS["compression"]), nargs="+", metavar="C", help="only rows at these"
     )

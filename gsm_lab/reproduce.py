@@ -42,7 +42,7 @@ def reproduce(
     out: Path,
     data: str = "mnist",
     seeds: Iterable[int] = range(3),
-    only: str | None = None,
+    only: str | Collection[str] | None = None,
     compressions: Collection[float] | None = None,
     epochs: int | None = None,
     progress: bool = True,

@@ -99,19 +99,26 @@ TABLES: dict[str, tuple[Entry, ...]] = {
 }
 
 
-def entries(table: str, only: str | None = None, compressions: Collection[float] | None = None) -> list[Entry]:
-    """The rows of a table: those whose label, method or model is `only`, at these compressions; all unless given.
+def entries(
+    table: str, only: str | Collection[str] | None = None, compressions: Collection[float] | None = None
+) -> list[Entry]:
+    """The rows of a table: those whose label, method or model is in `only`, at these compressions; all unless given.
 
-    Raises ValueError for an unknown table, listing all, and where no row is left, listing what there is.
+    Raises ValueError for an unknown table, listing all, and where no row is left, or a name is that of none, listing
+    what there is.
     """
     if table not in TABLES:
         raise ValueError(f"table must be one of {', '.join(TABLES)}, got {table!r}")
-    named = [e for e in TABLES[table] if only is None or only in (e.label, e.method, e.model)]
-    if not named:
-        known = sorted({name for e in TABLES[table] for name in (e.label, e.method, e.model)})
-        raise ValueError(f"only must be a label, a method or a model of {table}, got {only!r}: {', '.join(known)}")
-    rows = [e for e in named if compressions is None or e.compression in compressions]
-    if not rows:
-        known = ", ".join(f"{c:g}" for c in sorted({e.compression for e in named}))
-        raise ValueError(f"compressions must hold some of {known}, got {', '.join(map(str, compressions or ()))}")
+    rows = list(TABLES[table])
+    if only is not None:
+        wanted = [only] if isinstance(only, str) else list(only)
+        known = sorted({name for e in rows for name in (e.label, e.method, e.model)})
+        if unknown := [name for name in wanted if name not in known] or not wanted:
+            raise ValueError(f"only must hold labels, methods or models of {table}, got {unknown or wanted}: {known}")
+        rows = [e for e in rows if {e.label, e.method, e.model} & set(wanted)]
+    if compressions is not None:
+        known = sorted({e.compression for e in rows})
+        rows = [e for e in rows if e.compression in compressions]
+        if not rows:
+            raise ValueError(f"compressions must hold some of {known}, got {list(compressions)}")
     return rows

@@ -120,9 +120,12 @@ def test_every_entry_can_be_built(table):
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="table must be one of table1, table4, rivals, got 'table9'"):
         reproduce("table9", tmp_path / "a.csv")
-    with pytest.raises(ValueError, match="only must be a label, a method or a model of table1, got 'x'"):
-        tables.entries("table1", "x")
-    with pytest.raises(ValueError, match=r"compressions must hold some of 55\.6, 107\.7, got 60"):
+    with pytest.raises(
+        ValueError, match=r"only must hold labels, methods or models of table1, got \['x'\]: \['ADMM', "
+    ):
+        tables.entries("table1", ["dns", "x"])
+    assert [e.label for e in tables.entries("rivals", ["dns", "random"], [60])] == ["DNS", "random"]
+    with pytest.raises(ValueError, match=r"compressions must hold some of \[55\.6, 107\.7\], got \[60\]"):
         tables.entries("table1", "dns", [60])
     assert [e.compression for e in tables.entries("table1", "dns", [60, 107.7])] == [107.7]
     other = tmp_path / "other.csv"
