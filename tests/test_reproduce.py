@@ -186,5 +186,7 @@ def test_figures_state_the_finding():
         assert len({(t.line.dash, t.marker.symbol) for t in figure.data}) == len(figure.data)
         assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
         assert all(t.hovertemplate for t in figure.data)
+    pixels = figures.pixels([[0, 2], [3, 1]])
+    assert pixels.layout.title.text == "<b>3 of 4 pixels are read, 1 by no weight at all</b>"
     with pytest.raises(ValueError, match="table of resnet56 must have at least one row"):
         figures.budgets(ROWS, "resnet56")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -88,6 +91,26 @@ def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60
     title = f"At {compression:g}× {best['label']} keeps {best['cut']:.2f}%, then {second['label']} {second['cut']:.2f}%"
     title += f", and {worst['label']} {worst['cut']:.2f}%"
     return drawn(figure, title, "method", "test accuracy, %", height)
+
+
+def pixels(counts: Any, height: int = 440) -> go.Figure:
+    """How many weights of the first layer read each pixel.
+
+    Args:
+        counts: [height, width], a number a pixel.
+        height: of the figure, in pixels.
+    """
+    counts = np.asarray(counts)
+    read = int((counts > 0).sum())
+    title = f"{read} of {counts.size} pixels are read, {counts.size - read} by no weight at all"
+    hover = "row %{y}, column %{x}: %{z} weights<extra></extra>"
+    bar = {"title": {"text": "weights"}}
+    figure = go.Figure(
+        go.Heatmap(z=counts, colorscale="Greys", colorbar=bar, hovertemplate=hover, name="weights that read a pixel")
+    )
+    figure = drawn(figure, title, "column, pixels", "row, pixels", height)
+    figure.update_xaxes(constrain="domain", nticks=8)
+    return figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain", nticks=8)
 
 
 def against_published(table: pd.DataFrame, height: int = 460) -> go.Figure:
