@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.figures.parts import drawn, error_bars, some, ticks
+from gsm_lab.figures.parts import drawn, error_bars, round_numbers, some, ticks
 from gsm_lab.figures.style import line
 
 
@@ -27,7 +27,9 @@ def densities(table: pd.DataFrame, height: int = 420) -> go.Figure:
         go.Scatter(x=table["layer"], y=share["density"], name="GSM", customdata=data, hovertemplate=hover, **look)
     )
     whole = 100 * table["kept"].sum() / table["weights"].sum()
-    figure.add_hline(y=whole, line={"color": "#888888", "width": 1, "dash": "dot"}, annotation_text="whole network")
+    hover = f"whole network: {whole:.3g}% stay<extra></extra>"
+    flat = line(1, mode="lines+markers", hovertemplate=hover)
+    figure.add_trace(go.Scatter(x=table["layer"], y=[whole] * len(table), name="whole network", **flat))
     most, least = table.loc[table["density"].idxmax()], table.loc[table["density"].idxmin()]
     title = f"GSM leaves {most['layer']} {100 * most['density']:.2g}% of its weights"
     if most["layer"] != least["layer"]:
@@ -91,7 +93,7 @@ def compared(answer: pd.DataFrame, truth: pd.DataFrame, agreement: pd.DataFrame,
         figure.add_trace(
             go.Scatter(
                 x=100 * answer["density"], y=cost, text=answer["layer"], name=name, hovertemplate=hover,
-                textposition="top center", **line(i, mode="markers+text"),
+                textposition=("top center", "bottom center")[i % 2], **line(i, mode="markers+text"),
             )
         )  # fmt: skip
     rows = agreement.set_index("finetune")
@@ -99,4 +101,4 @@ def compared(answer: pd.DataFrame, truth: pd.DataFrame, agreement: pd.DataFrame,
     title = f"Order of the {rows['layers'].iloc[0]} layers, GSM against the truth: Kendall's tau {', '.join(said)}"
     y = "rise of the loss, mean over ratios"
     figure = drawn(figure, title, "weights that stay under GSM, % (log)", y, height)
-    return figure.update_xaxes(type="log", nticks=8)
+    return figure.update_xaxes(type="log", **ticks(round_numbers(100 * answer["density"].to_numpy())))
