@@ -25,6 +25,7 @@ MAY_BE_FEWER = ("l1", "gates")  # their penalties may leave less than Q
 IN_ROUNDS = ("magnitude", "lobs", "fisher")
 # options with which each does what it is there for within a few steps
 OPTIONS = {"l1": {"strength": 1e-2}, "admm": {"rho": 0.1}, "gates": {"sparsity": 1e-2, "bimodal": 2e-3, "gate_lr": 3.0}}
+OPTIONS |= {name: {"rounds": 5} for name in IN_ROUNDS}
 pytestmark = pytest.mark.filterwarnings("ignore:.*no weight")
 
 

@@ -22,9 +22,9 @@ class Gates(Shadowed):
 
     method = "gates"
     options = (
-        Knob("sparsity", 1e-4, "pull of every gate towards shut", False, most=1),
-        Knob("bimodal", 2e-5, "push of every gate away from 1/2", False, most=1),
-        Knob("gate_lr", 1.0, "learning rate of the gates", False, most=1e6),
+        Knob("sparsity", 1e-5, "pull of every gate towards shut", False, most=1),
+        Knob("bimodal", 2e-6, "push of every gate away from 1/2", False, most=1),
+        Knob("gate_lr", 10.0, "learning rate of the gates", False, most=1e6),
         UNTIL,
     )
 

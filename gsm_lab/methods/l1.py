@@ -7,15 +7,20 @@ so does t = strength * lr / (1 - momentum): where training comes to rest, |gradi
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from gsm_lab.knobs import Knob
-from gsm_lab.methods.rival import UNTIL, Rival
+from gsm_lab.methods.rival import RECIPES, UNTIL, Rival
 
 
 class L1(Rival):
     """An L1 penalty on the weights until they are cut to the Q largest, which are then retrained without it."""
 
     method = "l1"
-    options = (Knob("strength", 2e-5, "of the penalty, in units of the loss per unit of |w|", False, most=100), UNTIL)
+    recipes: ClassVar[dict[tuple[str, str], dict[str, Any]]] = {
+        key: {"weight_decay": 0.0} for key in RECIPES
+    }  # one penalty is enough
+    options = (Knob("strength", 1e-4, "of the penalty, in units of the loss per unit of |w|", False, most=100), UNTIL)
 
     def before(self) -> None:
         """When the time has come, cut."""
