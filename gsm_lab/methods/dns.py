@@ -12,6 +12,8 @@ leaves Q weights at or above mean + c * standard deviation; so the budget is the
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 
 from gsm_lab.knobs import Knob
@@ -23,9 +25,10 @@ class DNS(Shadowed):
     """Pruning and splicing at any step, until the network is settled at Q weights and only these are trained."""
 
     method = "dns"
+    recipes: ClassVar[dict[tuple[str, str], dict[str, Any]]] = {("mnist", "lenet300"): {"lr": 0.05}}
     options = (
         Knob("margin", 0.1, "of both thresholds: between them a weight stays where it is", False, most=0.9),
-        Knob("gamma", 1e-4, "the probability of surgery is 1 / (1 + gamma * step)", False, most=1),
+        Knob("gamma", 1e-5, "the probability of surgery is 1 / (1 + gamma * step)", False, most=1),
         UNTIL,
     )  # fmt: skip
 
