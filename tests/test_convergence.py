@@ -112,7 +112,7 @@ TABLE = pd.DataFrame(
 @pytest.mark.parametrize(
     ("draw", "title"),
     [
-        (figures.accuracies, "In the end the cut costs 0.50 points (0.00 to 1.00 over seeds)"),
+        (figures.accuracies, "In the end the cut changes accuracy by -0.50 points (-1.00 to +0.00 over 2 seeds)"),
         (figures.loss, "The loss of the batches falls from 0.6 to 0.2"),
         (figures.distance, "The network moves towards its cut: what the cut takes away falls from 70% to 30%"),
         (figures.turnover, "Of the active set 50% is new in a step at first, in the end 20%"),

@@ -20,8 +20,9 @@ def accuracies(table: pd.DataFrame, height: int = 420) -> go.Figure:
         height: in pixels.
     """
     last = table.groupby("seed").last()
-    gap = 100 * (last["live"] - last["cut"])
-    title = f"In the end the cut costs {gap.mean():.2f} points ({gap.min():.2f} to {gap.max():.2f} over seeds)"
+    gain = 100 * (last["cut"] - last["live"])
+    title = f"In the end the cut changes accuracy by {gain.mean():+.2f} points"
+    title += f" ({gain.min():+.2f} to {gain.max():+.2f} over {len(gain)} seeds)" if len(gain) > 1 else ""
     names = {"live": "as it is", "cut": "after the cut"}
     return _banded(table, names, title, "test accuracy, %", 100, height)
 
