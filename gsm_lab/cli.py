@@ -340,7 +340,10 @@ def _parser() -> argparse.ArgumentParser:
         "--compression", type=_checked(knobs.KNOBS["compression"]), nargs="+", metavar="C", help="only rows at these"
     )
     one.add_argument(
-        "--epochs", type=_checked(knobs.KNOBS["epochs"]), metavar="N", help="a reduced version: gated epochs"
+        "--epochs",
+        type=_checked(knobs.KNOBS["epochs"]),
+        metavar="N",
+        help="a reduced version: gated epochs; its rows replace those of the full one, unless --out names another CSV",
     )
     one.add_argument("--out", type=Path, metavar="FILE", help="the CSV (default: results/TABLE.csv)")
     one.add_argument("--threads", type=_whole("threads"), metavar="N", help="threads to compute with")

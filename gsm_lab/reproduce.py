@@ -1,11 +1,13 @@
 """`gsm-lab reproduce`: the runs of a table over seeds, into one tidy CSV that says how each of its rows was made.
 
 A row is a run. Rows that are there, with the same settings, are not made again; so an interrupted command goes on where
-it stopped, also within a run, which is saved every minute beside the CSV. Two commands may fill one CSV at a time.
+it stopped, also within a run, which is saved every minute beside the CSV. Two commands may fill one CSV at a time: each
+leaves alone what the other has in hand, and waits for it in the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -14,7 +16,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from gsm_lab.run import Run
 from gsm_lab.tables import Entry, entries
 
 SAVE_EVERY = 60.0  # seconds of training
+SEEDS = 3  # runs a row, unless told otherwise
 _PIECE = 20  # steps between two looks at the clock
 _KEY = ["table", "label", "model", "data", "compression", "seed"]
 COLUMNS = (
@@ -41,7 +44,7 @@ def reproduce(
     table: str,
     out: Path,
     data: str = "mnist",
-    seeds: Iterable[int] = range(3),
+    seeds: Iterable[int] = range(SEEDS),
     only: str | Collection[str] | None = None,
     compressions: Collection[float] | None = None,
     epochs: int | None = None,
@@ -55,7 +58,8 @@ def reproduce(
         data: a data set by name. The settings of the tables are those for MNIST; on others the methods' own are taken.
         seeds: a run each. Initial weights, batches and the dense epochs are those of the seed, whatever the method.
         only, compressions: as in `tables.entries`.
-        epochs: gated epochs of each run in place of the table's: a reduced version, named as such by its settings.
+        epochs: gated epochs of each run in place of the table's: a reduced version, named as such by its settings. Its
+            rows take the place of those of the same runs in full; so give it an `out` of its own.
         progress: show a progress bar with the steps of the run in hand.
 
     Returns:
@@ -64,27 +68,42 @@ def reproduce(
         knobs and options of the run (for a ticket of the search and the ticket) as JSON.
 
     Raises:
-        ValueError: an unknown table, or nothing in it to do.
+        ValueError: an unknown table, no seeds, nothing in it to do, or an `out` that is no such CSV.
+        FloatingPointError: a run broke down; the rows before it are in `out`.
         KeyboardInterrupt: at an interrupt, when the run in hand has been saved.
     """
     rows = entries(table, only, compressions)
     seeds = list(seeds)
+    if not seeds:
+        raise ValueError("seeds must hold at least one value, got none")
     source = datasets.load(data)
     jobs = [(entry, seed) for seed in seeds for entry in rows]
     from tqdm.auto import tqdm
 
     with tqdm(total=len(jobs), unit="run", desc=table, disable=not progress) as bar:
-        for entry, seed in jobs:
+
+        def there(entry: Entry, seed: int, wait: bool) -> bool:
+            """The row is in the CSV, or now made; False if another command has it in hand, unless to `wait` for it."""
             bar.set_postfix_str(f"{entry.label}, {entry.model}, {entry.compression:g}x, seed {seed}")
             key = _key(table, entry, data, seed)
             runs = _planned(entry, source, seed, data, epochs)
-            settings = {name: _settings(run) for name, run in runs.items()} | ({"by": entry.by} if entry.by else {})
+            parts = {name: _settings(run) for name, run in runs.items()} | ({"by": entry.by} if entry.by else {})
+            settings = json.dumps(parts, sort_keys=True)
             if not _has(out, key, settings):
-                row = _made(runs, entry.by, _unfinished(out, key), progress)
-                row |= {"method": entry.method, "published": entry.published}
-                row |= {"settings": json.dumps(settings, sort_keys=True)}
-                _add(out, {**key, **row, **_provenance(table, data)})
+                folder = _unfinished(out, key, settings)
+                with _claimed(folder, wait) as mine:
+                    if not mine:
+                        return False
+                    if not _has(out, key, settings):  # nor was it made meanwhile
+                        row = _made(runs, entry.by, folder, progress)
+                        row |= {"method": entry.method, "published": entry.published, "settings": settings}
+                        _add(out, {**key, **row, **_provenance(table, data, seed, epochs)})
+                        shutil.rmtree(folder, ignore_errors=True)
             bar.update()
+            return True
+
+        for entry, seed in [job for job in jobs if not there(*job, wait=False)]:
+            there(entry, seed, wait=True)
     made = _read(out)
     wanted = {tuple(_key(table, entry, data, seed).values()) for entry, seed in jobs}
     return made[[tuple(key) in wanted for key in made[_KEY].itertuples(index=False)]].reset_index(drop=True)
@@ -133,7 +152,6 @@ def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) ->
     live = run.evaluate()
     methods.finish(run)
     cut = run.evaluate()
-    shutil.rmtree(folder, ignore_errors=True)
     return {
         "weights": run.opt.weights,
         "nonzeros": sum(int(p.count_nonzero()) for p in methods.weights(run)),
@@ -148,12 +166,15 @@ def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) ->
 def _searched(search: Run, by: str, folder: Path, progress: bool) -> tuple[torch.Tensor, float | None, float]:
     before = 0.0
     if by == "gsm":
-        search, before = _trained(search, folder, progress)
+        search, before = _trained(search, folder, progress, keep=True)
     return tickets.find(search, by, progress=False), search.base, before
 
 
-def _trained(run: Run, folder: Path, progress: bool) -> tuple[Run, float]:
-    """The run, or the one that an interrupt left in `folder`, at its end; and the seconds that one had taken before."""
+def _trained(run: Run, folder: Path, progress: bool, keep: bool = False) -> tuple[Run, float]:
+    """The run, or the one that an interrupt left in `folder`, at its end; and the seconds that one had taken before.
+
+    With `keep` it is saved at its end, too: something else is to follow, which may be interrupted.
+    """
     from tqdm.auto import tqdm
 
     clock = folder / "seconds.json"
@@ -183,6 +204,8 @@ def _trained(run: Run, folder: Path, progress: bool) -> tuple[Run, float]:
         except KeyboardInterrupt:
             save()
             raise
+    if keep:
+        save()
     return run, before
 
 
@@ -210,9 +233,9 @@ def _of(rows: pd.DataFrame, key: dict[str, Any]) -> pd.Series:
     return same
 
 
-def _has(out: Path, key: dict[str, Any], settings: dict[str, Any]) -> bool:
+def _has(out: Path, key: dict[str, Any], settings: str) -> bool:
     rows = _read(out)
-    return bool((_of(rows, key) & (rows["settings"] == json.dumps(settings, sort_keys=True))).any())
+    return bool((_of(rows, key) & (rows["settings"] == settings)).any())
 
 
 def _add(out: Path, row: dict[str, Any]) -> None:
@@ -229,14 +252,35 @@ def _add(out: Path, row: dict[str, Any]) -> None:
         write_atomically(out, rows.to_csv(index=False, float_format="%.6g").encode())
 
 
-def _unfinished(out: Path, key: dict[str, Any]) -> Path:
-    """Where a run of this row is kept until it is finished."""
-    return out.with_name(f".{out.stem}-unfinished") / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+def _unfinished(out: Path, key: dict[str, Any], settings: str) -> Path:
+    """Where a run of this row is kept until it is finished: one of other settings is another run."""
+    name = hashlib.sha256((json.dumps(key) + settings).encode()).hexdigest()[:16]
+    return out.with_name(f".{out.stem}-unfinished") / name
 
 
-def _provenance(table: str, data: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def _claimed(folder: Path, wait: bool) -> Iterator[bool]:
+    """Whether what is kept in `folder` is this process's to make; where it is not, `wait` until it is."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _provenance(table: str, data: str, seed: int, epochs: int | None) -> dict[str, Any]:
+    more = "" if seed < SEEDS else f" --seeds {seed + 1}"
+    more += "" if epochs is None else f" --epochs {epochs}"
     return {
-        "command": f"gsm-lab reproduce {table} --data {data}",
+        "command": f"gsm-lab reproduce {table} --data {data}{more}",
         "gsm_lab": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -47,7 +47,7 @@ def test_rows_are_runs(small, tmp_path):
     assert row["nonzeros"] == 266_200 // 30 and row["weights"] == 266_200 and row["epochs"] == 2
     assert row["base"] == pytest.approx(run.base, abs=1e-5)
     assert (made["nonzeros"] == made["weights"] // made["compression"]).all()
-    assert made["command"].iloc[0].startswith("gsm-lab reproduce small --data digits")
+    assert made["command"].iloc[0] == "gsm-lab reproduce small --data digits --epochs 2"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"].iloc[0]) and made["machine"].iloc[0]
     same = made.groupby("seed")["base"].nunique()
     assert (same == 1).all(), "all methods begin with the same dense network"
@@ -96,6 +96,70 @@ def test_an_interrupted_run_goes_on_where_it_stopped(small, tmp_path, monkeypatc
     assert not list(tmp_path.rglob("checkpoint.safetensors"))
 
 
+def stop_at(monkeypatch, n):
+    """Ctrl-C after the n-th gated step; the steps done, as a list that grows."""
+    steps = []
+    real = module.Run._gated_step
+
+    def interrupted(run):
+        real(run)
+        steps.append((run.method, run.steps))
+        if len(steps) == n:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_PIECE", 1)
+    monkeypatch.setattr(module.Run, "_gated_step", interrupted)
+    return steps
+
+
+def test_an_interrupted_run_of_other_settings_is_another_run(small, tmp_path, monkeypatch):
+    out = tmp_path / "a.csv"
+    stop_at(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("small", out, "digits", seeds=(0,), only="DNS", epochs=3, progress=False)
+    made = reproduce("small", out, "digits", seeds=(0,), only="DNS", epochs=2, progress=False)
+    assert made["epochs"].item() == json.loads(made["settings"].item())["run"]["epochs"] == 2
+    whole = reproduce("small", tmp_path / "b.csv", "digits", seeds=(0,), only="DNS", epochs=2, progress=False)
+    assert made["cut"].equals(whole["cut"])
+
+
+def test_a_search_is_not_made_again_for_its_interrupted_ticket(small, tmp_path, monkeypatch):
+    whole = reproduce(
+        "small", tmp_path / "a.csv", "digits", seeds=(0,), only="ticket, by gsm", epochs=1, progress=False
+    )
+    steps = stop_at(monkeypatch, 4)
+    out = tmp_path / "b.csv"
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("small", out, "digits", seeds=(0,), only="ticket, by gsm", epochs=1, progress=False)
+    assert steps[-1][0] == "tickets", "it was to be interrupted later"
+    made = reproduce("small", out, "digits", seeds=(0,), only="ticket, by gsm", epochs=1, progress=False)
+    assert len(set(steps)) == len(steps), "a step was done twice"
+    assert made[["live", "cut", "base"]].equals(whole[["live", "cut", "base"]])
+
+
+def test_what_another_command_has_in_hand_comes_last(small, tmp_path, monkeypatch):
+    out, order = tmp_path / "a.csv", []
+    monkeypatch.setattr(module, "entries", lambda *_: list(ENTRIES[:3]))
+    real, claimed, busy = module._made, module._claimed, []
+
+    def made(runs, by, folder, progress):
+        order.append(runs["run"].method)
+        if len(order) == 2:
+            busy.pop().__exit__(None, None, None)  # the other command stops
+        return real(runs, by, folder, progress)
+
+    def other_was_first(folder, wait):
+        if not busy and not order:
+            busy.append(claimed(folder, False))
+            assert busy[0].__enter__()
+        return claimed(folder, wait)
+
+    monkeypatch.setattr(module, "_made", made)
+    monkeypatch.setattr(module, "_claimed", other_was_first)
+    rows = reproduce("small", out, "digits", seeds=(0,), epochs=1, progress=False)
+    assert order == ["gsm", "dns", "gsm"] and len(rows) == 3
+
+
 def test_settings_depend_on_the_data():
     entry = ENTRIES[1]
     assert module.given(entry, "mnist") == (entry.settings, {})
@@ -120,6 +184,8 @@ def test_every_entry_can_be_built(table):
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="table must be one of table1, table4, rivals, got 'table9'"):
         reproduce("table9", tmp_path / "a.csv")
+    with pytest.raises(ValueError, match="seeds must hold at least one value"):
+        reproduce("table1", tmp_path / "a.csv", "digits", seeds=())
     with pytest.raises(
         ValueError, match=r"only must hold labels, methods or models of table1, got \['x'\]: \['ADMM', "
     ):
