@@ -128,6 +128,17 @@ def test_figures_say_what_the_table_holds(draw, title):
     assert all(t.hoverinfo == "skip" for t in figure.data if not t.name)  # the bands
 
 
+def test_titles_do_not_say_that_what_rises_falls():
+    table = TABLE.assign(loss=TABLE["loss"].to_numpy()[::-1], distance=TABLE["distance"].to_numpy()[::-1])
+    assert figures.loss(table).layout.title.text == "<b>The loss of the batches rises from 0.2 to 0.6</b>"
+    assert "moves away from its cut: what the cut takes away rises from" in figures.distance(table).layout.title.text
+
+
+def test_renewal_is_named_by_the_steps_between_two_looks():
+    names = [[trace.name for trace in figures.turnover(t).data] for t in (TABLE, TABLE[TABLE["step"] == 10])]
+    assert all("passive 10 steps before" in each for each in names)
+
+
 def test_bands_are_over_the_seeds():
     rows = figures.bands(TABLE, "live")
     assert rows[["mean", "low", "high"]].round(6).values.tolist() == [[0.91, 0.90, 0.92], [0.97, 0.96, 0.98]]

@@ -246,7 +246,15 @@ def test_figures_state_the_finding():
         "<b>Measured minus published: -0.22 to +0.12 points, 1 of 2 rows at least as good</b>"
     )
     third = figures.ranked(ROWS)
-    assert third.layout.title.text == "<b>At 60× GSM keeps 98.30%, then DNS 96.50%, and DNS 96.50%</b>"
+    assert third.layout.title.text == "<b>At 60× GSM keeps 98.30%, then DNS 96.50%</b>"
+    alone = figures.ranked(ROWS, "lenet5", 125)
+    assert alone.layout.title.text == figures.budgets(ROWS, "lenet5").layout.title.text
+    assert alone.layout.title.text == "<b>At 125× GSM keeps 99.00%</b>"
+    more = pd.concat([ROWS, ROWS.assign(label="L1", cut=0.98), ROWS.assign(label="random", cut=0.4)])
+    said = "<b>At 60× GSM keeps 98.30%, then L1 98.00%, and random 40.00%</b>"
+    assert figures.ranked(more).layout.title.text == said
+    every = pd.concat([ROWS.assign(label=str(i)) for i in range(10)])  # as many methods as the table of rivals has
+    assert len({(t.line.dash, t.marker.symbol) for t in figures.budgets(every).data}) == 10
     assert list(third.data[0].x) == ["GSM", "DNS"] and list(third.data[1].y) == pytest.approx([98.4, 97.0])
     for figure in (first, second, third):
         assert len({(t.line.dash, t.marker.symbol) for t in figure.data}) == len(figure.data)

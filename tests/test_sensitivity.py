@@ -197,6 +197,18 @@ def test_figures_state_the_finding(found):
         assert all(t.hovertemplate for t in figure.data)
 
 
+def test_a_layer_may_be_left_no_weight(found):
+    answer, truth, agreed = found
+    answer = answer.assign(density=answer["density"].where(answer["layer"] != "head", 0.0), low=0.0)
+    assert figures.densities(answer).layout.title.text.endswith("and head 0%</b>")
+    figures.compared(answer, truth, agreed)
+
+
+def test_epochs_are_counted(found):
+    truth = found[1].assign(finetune=11)
+    assert "after 11 epochs of" in figures.alone(truth, finetune=11).layout.title.text
+
+
 def test_figures_need_rows(found):
     with pytest.raises(ValueError, match="table at finetune=7 must have at least one row"):
         figures.alone(found[1], finetune=7)

@@ -31,7 +31,7 @@ def loss(table: pd.DataFrame, height: int = 420) -> go.Figure:
     """Loss of the batches, mean over seeds in a band from the least to the greatest; arguments as for `accuracies`."""
     by = table.groupby("seed")["loss"]
     first, last = by.first().mean(), by.last().mean()
-    title = f"The loss of the batches falls from {first:.2g} to {last:.2g}"
+    title = f"The loss of the batches {'falls' if last < first else 'rises'} from {first:.2g} to {last:.2g}"
     return _banded(table, {"loss": "loss"}, title, "loss (log)", 1, height, logy=True)
 
 
@@ -39,7 +39,8 @@ def distance(table: pd.DataFrame, height: int = 420) -> go.Figure:
     """How far the network is from its cut, |W - cut(W)| / |W|; arguments as for `accuracies`."""
     by = table.groupby("seed")["distance"]
     first, last = 100 * by.first().mean(), 100 * by.last().mean()
-    title = f"The network moves towards its cut: what the cut takes away falls from {first:.2g}% to {last:.2g}%"
+    where, how = ("towards", "falls") if last < first else ("away from", "rises")
+    title = f"The network moves {where} its cut: what the cut takes away {how} from {first:.2g}% to {last:.2g}%"
     return _banded(table, {"distance": "distance"}, title, "|W − cut(W)| / |W|, % (log)", 100, height, logy=True)
 
 
@@ -48,7 +49,7 @@ def turnover(table: pd.DataFrame, height: int = 420) -> go.Figure:
     by = table.groupby("seed")
     first, last = 100 * by["turnover"].first().mean(), 100 * by["turnover"].last().mean()
     title = f"Of the active set {first:.2g}% is new in a step at first, in the end {last:.2g}%"
-    every = table["step"].iloc[1] - table["step"].iloc[0] if len(table) > 1 else 0
+    every = table["step"].min()  # the first look comes as long after the beginning as the second after the first
     names = {"turnover": "passive one step before", "renewed": f"passive {every:,} steps before"}
     return _banded(table, names, title, "new in the active set, %", 100, height)
 

@@ -27,7 +27,8 @@ def drawn(figure: go.Figure, title: str, x: str, y: str, height: int, logy: bool
 
 
 def round_numbers(values: np.ndarray) -> list[float]:
-    """Powers of ten around the values; where they span little, 2 and 5 times these as well."""
+    """Powers of ten around the positive ones of the values; where they span little, 2 and 5 times these as well."""
+    values = values[values > 0]  # a logarithmic axis has no room for others
     if not values.size:
         return [1.0]
     low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))

@@ -57,9 +57,9 @@ def budgets(table: pd.DataFrame, model: str = "lenet300", height: int = 460) -> 
         figure.add_trace(go.Scatter(x=of["compression"], y=of["cut"], name=label, customdata=data, **look))
     hardest = rows[rows["compression"] == rows["compression"].max()].sort_values("cut")
     best, worst = hardest.iloc[-1], hardest.iloc[0]
-    title = (
-        f"At {best['compression']:g}× {best['label']} keeps {best['cut']:.2f}%, {worst['label']} {worst['cut']:.2f}%"
-    )
+    title = f"At {best['compression']:g}× {best['label']} keeps {best['cut']:.2f}%"
+    if len(hardest) > 1:
+        title += f", {worst['label']} {worst['cut']:.2f}%"
     figure = drawn(figure, title, "compression N / Q (log)", "test accuracy after the cut, %", height)
     return figure.update_xaxes(type="log", **ticks(rows["compression"].unique()))
 
@@ -87,9 +87,10 @@ def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60
     dense = rows["base"].mean()
     note = f"dense network, {dense:.2f}%"
     figure.add_hline(y=dense, line={"color": "#888888", "width": 1, "dash": "dot"}, annotation_text=note)
-    best, second, worst = rows.iloc[0], rows.iloc[min(1, len(rows) - 1)], rows.iloc[-1]
-    title = f"At {compression:g}× {best['label']} keeps {best['cut']:.2f}%, then {second['label']} {second['cut']:.2f}%"
-    title += f", and {worst['label']} {worst['cut']:.2f}%"
+    best = rows.iloc[0]
+    title = f"At {compression:g}× {best['label']} keeps {best['cut']:.2f}%"
+    for word, i in (("then", 1), ("and", len(rows) - 1))[: len(rows) - 1]:
+        title += f", {word} {rows['label'].iloc[i]} {rows['cut'].iloc[i]:.2f}%"
     return drawn(figure, title, "method", "test accuracy, %", height)
 
 

@@ -65,8 +65,7 @@ def alone(table: pd.DataFrame, finetune: float = 0, height: int = 420) -> go.Fig
         worst[layer] = lost["mean"].iloc[-1]
     ratio = part["ratio"].max()
     most, least = max(worst, key=worst.get), min(worst, key=worst.get)
-    how = f"after {finetune:g} epochs of fine-tuning" if finetune else "as it is"
-    how = how.replace("1 epochs", "1 epoch")
+    how = f"after {finetune:g} epoch{'' if finetune == 1 else 's'} of fine-tuning" if finetune else "as it is"
     title = f"Without {100 * ratio:g}% of {most} the net loses {worst[most]:.1f} points {how}"
     if most != least:
         title += f", of {least} {worst[least]:.1f}"

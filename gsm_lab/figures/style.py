@@ -20,12 +20,16 @@ FONT = "Open Sans, Helvetica, Arial, sans-serif"
 
 
 def line(i: int, **more: Any) -> dict[str, Any]:
-    """Arguments of a `Scatter` for the i-th line of a plot: colour, dash and marker of its own."""
-    i %= len(COLOURS)
+    """Arguments of a `Scatter` for the i-th line of a plot: colour, dash and marker of its own.
+
+    There are eight colours; from the ninth line on markers are open, and dashes go with other markers.
+    """
+    turn, i = divmod(i, len(COLOURS))
+    dash, symbol = DASHES[(i + 3 * turn) % len(DASHES)], SYMBOLS[i] + ("-open" if turn % 2 else "")
     return {
         "mode": "lines+markers",
-        "line": {"color": COLOURS[i], "dash": DASHES[i], "width": 2},
-        "marker": {"symbol": SYMBOLS[i], "size": 8, "maxdisplayed": MARKERS_SHOWN, "color": COLOURS[i]},
+        "line": {"color": COLOURS[i], "dash": dash, "width": 2},
+        "marker": {"symbol": symbol, "size": 8, "maxdisplayed": MARKERS_SHOWN, "color": COLOURS[i]},
         **more,
     }
 
