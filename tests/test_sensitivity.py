@@ -105,6 +105,12 @@ def test_alone_is_what_it_says(epochs):
         assert row.lost == pytest.approx(whole[1] - row.accuracy, abs=1.01 / 40 if epochs else 1e-6)
 
 
+def test_a_layer_that_rounds_to_nothing_is_named():
+    table = {"seeds": (0,), "ratios": (0.999,), "finetune": (0,), "progress": False}
+    with pytest.warns(UserWarning, match=r"^pruning one layer alone left no weight in layer '"):
+        study.alone(net(), mine(), **table, **KNOBS)
+
+
 def test_the_dense_network_is_left_as_it_was():
     a = study.alone(net(), mine(), seeds=(0,), ratios=(0.9,), finetune=(1, 0), progress=False, **KNOBS)
     b = study.alone(net(), mine(), seeds=(0,), ratios=(0.9,), finetune=(0,), progress=False, **KNOBS)

@@ -116,7 +116,8 @@ def alone(
 
     Args:
         model, data, seeds, progress, settings: as for `sensitivity`; of the settings only those of the dense epochs.
-        ratios: shares of a layer, each above 0 and below 1.
+        ratios: shares of a layer, each above 0 and below 1; what is taken out is the nearest whole number of weights,
+            which may be none of a small layer, or all (a warning then says so).
         finetune: epochs, each >= 0; 0 is none.
 
     Returns:
@@ -163,7 +164,8 @@ def agreement(answer: pd.DataFrame, truth: pd.DataFrame, resamples: int = 2000, 
 
     Args:
         answer: from `densities`. truth: from `alone`, of the same layers.
-        resamples: bootstrap draws of seeds, with replacement, of both tables alike.
+        resamples: bootstrap draws of seeds, with replacement, of each table by itself. Of one seed there is only one
+            draw: `low` and `high` are then `tau`, and say nothing.
         seed: of these draws.
 
     Returns:
@@ -216,12 +218,18 @@ def _chance(cost: np.ndarray, tau: float) -> float:
     return float(np.mean([kendall(np.asarray(order), cost) >= tau - 1e-12 for order in orders]))
 
 
+class _Alone(Rival):
+    """Trained with what is left of one layer."""
+
+    method = "pruning one layer alone"
+
+
 def _measured(run: Run, layer: str | None, ratio: float, epochs: float) -> tuple[float, float]:
     """Loss and accuracy on the held-out data of a copy of the dense network, one layer of it pruned, fine-tuned."""
     model = copy.deepcopy(run.model)
     settings = {**{k: run.knobs[k] for k in ("batch_size", "seed")}, "lr": run.knobs["pretrain_lr"] / 10, "hold": 1.0}
     settings |= {"weight_decay": run.knobs["pretrain_decay"], "momentum": 0.9, "pretrain": 0}
-    tuned = Rival(model, run.data, loss=run.loss, **settings, compression=1, evaluate_every=10**9)
+    tuned = _Alone(model, run.data, loss=run.loss, **settings, compression=1, evaluate_every=10**9)
     tuned.keep(_mask(model, layer, ratio))
     tuned.step(round(epochs * tuned.epoch_steps))
     return _loss(tuned), tuned.evaluate()
