@@ -260,6 +260,10 @@ def test_figures_state_the_finding():
         assert len({(t.line.dash, t.marker.symbol) for t in figure.data}) == len(figure.data)
         assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
         assert all(t.hovertemplate for t in figure.data)
+    far = ROWS.assign(cut=ROWS["cut"].where(ROWS["label"] == "GSM", 0.4))
+    shown = figures.ranked(pd.concat([far, ROWS[ROWS["label"] == "DNS"].assign(label="L1")]))
+    low, high = shown.layout.yaxis.range
+    assert 90 < low < 96 and 98.5 < high < 100 and [a.text for a in shown.layout.annotations][-1].startswith("40.0%")
     pixels = figures.pixels([[0, 2], [3, 1]])
     assert pixels.layout.title.text == "<b>3 of 4 pixels are read, 1 by no weight at all</b>"
     with pytest.raises(ValueError, match="table of resnet56 must have at least one row"):

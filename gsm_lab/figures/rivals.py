@@ -11,6 +11,8 @@ import plotly.graph_objects as go
 from gsm_lab.figures.parts import drawn, error_bars, some, ticks
 from gsm_lab.figures.style import line
 
+FAR = 10.0  # points under the median of the methods: beyond that a method is told in words, at the plot's lower edge
+
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Over the seeds of each method, model and compression.
@@ -91,7 +93,17 @@ def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60
     title = f"At {compression:g}× {best['label']} keeps {best['cut']:.2f}%"
     for word, i in (("then", 1), ("and", len(rows) - 1))[: len(rows) - 1]:
         title += f", {word} {rows['label'].iloc[i]} {rows['cut'].iloc[i]:.2f}%"
-    return drawn(figure, title, "method", "test accuracy, %", height)
+    figure = drawn(figure, title, "method", "test accuracy, %", height)
+    far = rows["cut"] < rows["cut"].median() - FAR
+    if far.any():  # or the others would lie on top of each other
+        near = rows[~far]
+        bottom, top = near[["low", "live"]].min().min(), max(near[["high", "live"]].max().max(), dense)
+        pad = 0.12 * (top - bottom) + 0.05
+        figure.update_yaxes(range=[bottom - 2 * pad, top + pad])
+        for label, cut in zip(rows["label"][far], rows["cut"][far], strict=True):
+            said = f"{cut:.1f}%<br>↓ (below)"
+            figure.add_annotation(x=label, y=bottom - 2 * pad, yanchor="bottom", text=said, showarrow=False)
+    return figure
 
 
 def pixels(counts: Any, height: int = 440) -> go.Figure:
