@@ -95,7 +95,10 @@ def reproduce(
                     if not mine:
                         return False
                     if not _has(out, key, settings):  # nor was it made meanwhile
-                        row = _made(runs, entry.by, folder, progress)
+                        try:
+                            row = _made(runs, entry.by, folder, progress)
+                        except FloatingPointError as error:
+                            raise FloatingPointError(f"{entry.label} on {entry.model}, seed {seed}: {error}") from error
                         row |= {"method": entry.method, "published": entry.published, "settings": settings}
                         _add(out, {**key, **row, **_provenance(table, data, seed, epochs)})
                         shutil.rmtree(folder, ignore_errors=True)

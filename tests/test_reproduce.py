@@ -137,6 +137,15 @@ def test_a_search_is_not_made_again_for_its_interrupted_ticket(small, tmp_path, 
     assert made[["live", "cut", "base"]].equals(whole[["live", "cut", "base"]])
 
 
+def test_a_run_that_breaks_down_is_named(small, tmp_path, monkeypatch):
+    def broken(run):
+        raise FloatingPointError("a gradient is not finite")
+
+    monkeypatch.setattr(module.Run, "_gated_step", broken)
+    with pytest.raises(FloatingPointError, match=r"^DNS on lenet300, seed 1: a gradient is not finite"):
+        reproduce("small", tmp_path / "a.csv", "digits", seeds=(1,), only="DNS", epochs=1, progress=False)
+
+
 def test_what_another_command_has_in_hand_comes_last(small, tmp_path, monkeypatch):
     out, order = tmp_path / "a.csv", []
     monkeypatch.setattr(module, "entries", lambda *_: list(ENTRIES[:3]))
