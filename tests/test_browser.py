@@ -13,6 +13,7 @@ import nbformat
 import pytest
 
 SECONDS = 40  # that something may take before a test gives up on it
+START = 150  # until a kernel has begun and the page shows what it made: on a busy machine more than a minute
 PATIENCE = 6.0  # seconds without a viewer until the player of these tests pauses
 SHOTS = os.environ.get("GSM_LAB_SHOTS")  # a folder to put pictures in, to be looked at
 
@@ -51,7 +52,7 @@ def open_notebook(page: Any, address: str) -> None:
     """Open a notebook, and wait until its kernel is ready for cells."""
     page.goto(address)
     idle = "window.jupyterapp && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')"
-    page.wait_for_function(idle, timeout=60_000)
+    page.wait_for_function(idle, timeout=1000 * START)
     page.wait_for_timeout(1000)  # it says so a little too early
 
 
@@ -137,7 +138,7 @@ def place(chromium: Any, lab: Any) -> Iterator[Place]:
     open_notebook(place.page, place.address)
     command(place.page, "application:toggle-left-area")
     command(place.page, "notebook:run-all-cells")
-    place.page.wait_for_selector(".gsm-playground .main-svg", timeout=60_000)
+    place.page.wait_for_selector(".gsm-playground .main-svg", timeout=1000 * START)
     wait_for(place.said.exists, place.page)
     yield place
     place.page.close()
@@ -300,7 +301,7 @@ def test_page_opened_again_shows_what_is(place: Place, chromium: Any) -> None:
     place.page = other = new_page(chromium, place.requests)  # a second page on the same kernel, which stays as it is
     try:
         other.goto(place.address)
-        other.wait_for_selector(".gsm-playground .main-svg", timeout=60_000)
+        other.wait_for_selector(".gsm-playground .main-svg", timeout=1000 * START)
         wait_for(lambda: place.last_step() == 50 and place.drawn(), other)
         assert place.lines() == lines and other.input_value(".gsm-entry-lr input") == "0.08"
         assert "step 50" in other.text_content(".gsm-status")
@@ -309,7 +310,7 @@ def test_page_opened_again_shows_what_is(place: Place, chromium: Any) -> None:
         other.close()
         place.page = page
     page.reload()
-    page.wait_for_selector(".gsm-playground .main-svg", timeout=60_000)
+    page.wait_for_selector(".gsm-playground .main-svg", timeout=1000 * START)
     wait_for(lambda: place.last_step() == 50 and place.drawn(), page)
     assert place.lines() == lines
     place.shot("reopened")
