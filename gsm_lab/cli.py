@@ -95,18 +95,14 @@ def report(args: argparse.Namespace) -> int:
 
 def reproduce(args: argparse.Namespace) -> int:
     """Make the runs of one of the paper's tables, over seeds, into a CSV; goes on where it was interrupted."""
+    from gsm_lab.figures.rivals import summary
     from gsm_lab.reproduce import reproduce
 
     _set_threads(args.threads)
     out = args.out if args.out is not None else Path("results") / f"{args.table}.csv"
     made = reproduce(args.table, out, args.data, range(args.seeds), args.only, args.compression, args.epochs)
-    by = ["label", "model", "compression"]
-    summary = made.groupby(by, sort=False).agg(
-        runs=("cut", "size"), live=("live", "mean"), cut=("cut", "mean"), spread=("cut", "std"),
-        published=("published", "first"),
-    )  # fmt: skip
-    summary[["live", "cut", "spread"]] *= 100
-    print(summary.reset_index().to_string(index=False, float_format="%.2f", na_rep="-"))
+    rows = summary(made)[["label", "model", "compression", "runs", "live", "cut", "spread", "published"]]
+    print(rows.to_string(index=False, float_format="%.2f", na_rep="-"))
     print(f"In {out}: a row a run.")
     return 0
 
