@@ -1,4 +1,4 @@
-"""The step in two passes, compiled and in blocks, against the reference selection and fused SGD: to the bit."""
+"""The step in two passes, compiled, in blocks and whole, against the reference selection and fused SGD: to the bit."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gsm_lab.optim import GSM, blocks, gate
+from gsm_lab.optim import GSM, blocks, gate, whole
 from gsm_lab.optim.passes import Passes, sampling
 from gsm_lab.optim.selection import chosen, top_q
 
@@ -64,7 +64,7 @@ KINDS = ["random", "constant", "95% zero", "zero", "denormal", "huge", "overflow
 
 def check(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] = SIZES, ordinary: bool = False) -> None:
     """`threshold` and `gate` agree with the reference, or leave to it what they may leave."""
-    for kind in (compiled.Compiled, blocks.Blocks):
+    for kind in (compiled.Compiled, blocks.Blocks, whole.Whole):
         check_one(kind, w, g, q, sizes, ordinary)
 
 
@@ -108,6 +108,7 @@ def test_any_sizes_any_q(draw: st.DataObject) -> None:
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """So many threads share the work, however little it is."""
     monkeypatch.setattr(compiled, "SHARED", 0)
+    monkeypatch.setattr(blocks, "SHARED", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -183,13 +184,15 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 1040)
 
 
-@pytest.fixture(params=["compiled", "blocks"])
+@pytest.fixture(params=["compiled", "blocks", "whole"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Passes]:
-    """Which of the two forms a GSM uses."""
+    """Which of the three forms a GSM uses."""
     if request.param == "compiled":
         return compiled.Compiled
-    monkeypatch.setattr(gate, "LARGE", 0)
     monkeypatch.setattr(gate, "compiled", lambda: None)
+    if request.param == "whole":
+        return whole.Whole
+    monkeypatch.setattr(gate, "LARGE", 0)
     return blocks.Blocks
 
 

@@ -139,8 +139,8 @@ def test_a_bound_that_too_few_reach_is_noticed() -> None:
 
 def test_realistic_metrics_rarely_need_a_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
-    top_of = selection._top_of
-    monkeypatch.setattr(selection, "_top_of", lambda candidates, q: looks.append(q) or top_of(candidates, q))
+    top_of = selection.top_of
+    monkeypatch.setattr(selection, "top_of", lambda candidates, q: looks.append(q) or top_of(candidates, q))
     rng = np.random.default_rng(2)
     for _ in range(50):
         metric = np.abs(rng.normal(size=100_000) * rng.normal(size=100_000)).astype(np.float32)

@@ -2,6 +2,7 @@
 
 `compiled` does it with numba; `blocks` does it with PyTorch and numpy, where there are millions of weights. Both
 bracket the threshold by a strided sample, count what is above, keep the few values inside, and select among those.
+`whole`, for fewer weights and without numba, does store the metric.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Edge(NamedTuple):
 
 
 Settings = tuple[float, float, float, float]  # learning rate, weight decay, momentum, dampening
+# (grad, x, limit): grad where |x| > limit or NaN, else 0
+_pass_beyond = torch.ops.aten.hardshrink_backward.grad_input
 
 
 class Passes(ABC):
@@ -103,6 +106,32 @@ def _is_simple(x: Tensor | None, size: int) -> bool:
         and x.is_contiguous()
         and x.numel() == size
     )
+
+
+def pass_through(g: Tensor, metric: Tensor, edge: Edge, start: int, out: Tensor) -> None:
+    """Write the gradients that pass, and zeros, to `out`, which may be the `metric`; flat, from position `start` on."""
+    cut = edge.upto - start
+    below = float(np.nextafter(edge.threshold, np.float32(0.0)))  # to reach the threshold is to be beyond this
+    if cut >= g.numel():
+        _pass_beyond(g, metric, below, grad_input=out)
+        return
+    cut = max(cut, 0)
+    _pass_beyond(g[:cut], metric[:cut], below, grad_input=out[:cut])
+    _pass_beyond(g[cut:], metric[cut:], float(edge.threshold), grad_input=out[cut:])
+
+
+def sgd_each(
+    weights: Sequence[Tensor], grads: Sequence[Tensor], momenta: Sequence[Tensor], settings: Sequence[Settings]
+) -> None:
+    """PyTorch's fused SGD on flat tensors, one call for all that have equal settings."""
+    for its in dict.fromkeys(settings):
+        same = [i for i, other in enumerate(settings) if other == its]
+        lr, decay, momentum, dampening = its
+        torch._fused_sgd_(
+            *([tensors[i] for i in same] for tensors in (weights, grads, momenta)),
+            lr=lr, weight_decay=decay, momentum=momentum or 1.0, dampening=dampening, nesterov=False, maximize=False,
+            is_first_step=not momentum,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=64)

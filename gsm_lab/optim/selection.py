@@ -78,15 +78,15 @@ def top_q(metric: np.ndarray, q: int) -> Top:
         q: how many to choose, 0 < q <= N.
     """
     bound = _lower_bound(metric, q)
-    candidates = _runs_above(metric, bound)
+    candidates = not_below(metric, bound)
     if candidates.size >= q:
-        top = _top_of(candidates, q)
+        top = top_of(candidates, q)
         if not top.threshold < bound:  # whatever reaches the bound is among the candidates, so nothing was missed
             return top
-    return _top_of(metric[~(metric <= 0)], q)
+    return top_of(metric[~(metric <= 0)], q)
 
 
-def _top_of(candidates: np.ndarray, q: int) -> Top:
+def top_of(candidates: np.ndarray, q: int) -> Top:
     """`top_q` by partition, of candidates among which the top `q` are; it reorders them."""
     rest = max(candidates.size - q, 0)
     if not candidates.size:
@@ -112,19 +112,23 @@ def chosen(metric: np.ndarray, top: Top) -> np.ndarray:
     return mask
 
 
-_ALL_BELOW = np.uint64(0x0101010101010101)  # eight times True
+def not_below(metric: np.ndarray, bound: np.float32) -> np.ndarray:
+    """All entries that are not below `bound`, a copy. ("Not below" rather than "at least", so that NaN comes along.)"""
+    return picked(metric, ~np.less(metric, bound))
 
 
-def _runs_above(metric: np.ndarray, bound: np.float32) -> np.ndarray:
-    """All entries that are not below `bound`, and some others: runs of eight entries are kept or dropped together.
+def picked(values: np.ndarray, flags: np.ndarray) -> np.ndarray:
+    """`values.compress(flags)`, bool and as long, for flags few of which are set.
 
-    Eight comparison results are one 64-bit word; finding the words that are not all "below", and copying whole runs,
-    costs a fraction of finding the entries one by one. ("Not below" rather than "at least", so that NaN comes along.)
+    Eight flags are one 64-bit word. To find the words in which any is set, and copy whole runs of eight values before
+    looking at single ones, costs a fraction.
     """
-    whole = metric.size // 8 * 8
-    words = np.less(metric, bound)[:whole].view(np.uint64)
-    runs = metric[:whole].reshape(-1, 8).compress(words != _ALL_BELOW, axis=0).reshape(-1)
-    return runs if whole == metric.size else np.concatenate((runs, metric[whole:]))
+    whole = flags.size // 8 * 8
+    words = flags[:whole].view(np.uint64)
+    some = np.flatnonzero(words != 0)
+    runs, rest = values[:whole].reshape(-1, 8).take(some, axis=0), values[whole:].compress(flags[whole:])
+    found = runs.reshape(-1).compress(words.take(some).view(bool))
+    return np.concatenate((found, rest)) if rest.size else found
 
 
 def _lower_bound(metric: np.ndarray, q: int) -> np.float32:

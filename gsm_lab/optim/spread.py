@@ -13,7 +13,7 @@ from gsm_lab.optim.exchange import Own, Top, top_q
 from gsm_lab.optim.layout import lay_out
 from gsm_lab.optim.radix import NAN, SMALLEST, last_kept
 from gsm_lab.optim.ranks import local
-from gsm_lab.optim.selection import _runs_above
+from gsm_lab.optim.selection import not_below
 
 
 class SpreadMetric:
@@ -49,7 +49,7 @@ class SpreadMetric:
         """The bits, int32, of all counted values whose bits are at least `least`; NaN as `NAN`."""
         found = [torch.empty(0, dtype=torch.int32, device=self.values.device)]
         for bits in self._counted:
-            near = torch.from_numpy(_runs_above(bits.numpy(), np.int32(least))) if bits.is_cpu else bits
+            near = torch.from_numpy(not_below(bits.numpy(), np.int32(least))) if bits.is_cpu else bits
             found.append(near[near >= least])
         return torch.cat(found).clamp_(max=NAN)
 

@@ -29,6 +29,7 @@ def test_ten_thousand_cases(case: st.DataObject, threads: int, monkeypatch: pyte
     with monkeypatch.context() as patch, np.errstate(all="ignore"):
         if threads > 1:
             patch.setattr(compiled, "SHARED", 0)
+            patch.setattr(blocks, "SHARED", 0)
             patch.setattr(torch, "get_num_threads", lambda: threads)
         check(w, g, q, sizes)
         metric = np.abs(w * g)
