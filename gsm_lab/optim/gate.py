@@ -119,16 +119,21 @@ class Gate:
         top = top_q(metric, q)
         self.threshold = top.threshold
         self._open = self._blank = False
-        if not (own and plain and top.finite) or top.ties_left_out:
-            self._mask = torch.from_numpy(chosen(metric, top))
+        # where averages stood in for the gradients, one that passes may be zero: the mask has to be kept
+        short = own and plain and top.finite and not top.ties_left_out
+        self._mask = None if short else torch.from_numpy(chosen(metric, top))
+        if not short and (may_be_written or top.ties_left_out or not (plain and top.finite and self._can_stand_in())):
             gated = [(p, p.grad.masked_fill(~self.mask(p), 0.0)) for p in self.weights if p.grad is not None]
             return gated, top.finite
         # One pass turns the buffer from T into the gated gradient. The kernel passes what is greater than a number, and
         # "greater than the next number below the threshold" is "at least the threshold".
-        self._mask = None
         below = float(np.nextafter(np.float32(top.threshold), np.float32(0.0)))
         pairs = [(p, p.grad, t) for p, t in zip(self.weights, self._parts, strict=True) if p.grad is not None]
         return [(p, _pass_above(grad, t, below, grad_input=t)) for p, grad, t in pairs], True
+
+    def _can_stand_in(self) -> bool:
+        """Whether the buffer can stand in for the gradients."""
+        return all(p.grad is None or _is_plain(p, p.grad) for p in self.weights)
 
     def close_on_device(self, q: int) -> list[tuple[Tensor, Tensor]]:
         """`close` without waiting for the device; what is not finite passes first, and is for others to find."""
@@ -181,6 +186,12 @@ class Gate:
             start += other.numel()
         raise ValueError(f"p, a tensor of shape {tuple(p.shape)}, is not among this optimizer's prunable tensors")
 
+    def sizes(self, p: Tensor) -> Tensor:
+        """|gradient| of one of the tensors, in memory that the next call or `close` uses again."""
+        if self._buffer is None or self._buffer.device != p.device or not _is_plain(p, p.grad):
+            return p.grad.abs()
+        return torch.abs(p.grad, out=self._parts[next(i for i, other in enumerate(self.weights) if other is p)])
+
     def _measure(self, grads: list[Tensor | None]) -> bool:
         """Fill the buffer with T; returns whether it can stand in for the gradients: all float32, contiguous, there."""
         place = self.weights[0].device
@@ -190,7 +201,7 @@ class Gate:
         for p, grad, t in zip(self.weights, grads, self._parts, strict=True):
             if grad is None:
                 t.zero_()
-            elif grad.dtype == torch.float32 and grad.device == place and grad.is_contiguous() and p.is_contiguous():
+            elif grad.device == place and _is_plain(p, grad):
                 torch.mul(p, grad, out=t)
             else:
                 t.copy_(p.float() * grad.float())
@@ -205,3 +216,7 @@ class Gate:
         self._numpy = self._buffer.numpy() if place.type == "cpu" else None
         sizes = [p.numel() for p in self.weights]
         self._parts = [t.view(p.shape) for p, t in zip(self.weights, self._buffer.split(sizes), strict=True)]
+
+
+def _is_plain(p: Tensor, grad: Tensor) -> bool:
+    return grad.dtype == torch.float32 and grad.is_contiguous() and p.is_contiguous()

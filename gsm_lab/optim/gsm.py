@@ -273,7 +273,7 @@ class GSM(torch.optim.SGD):
                 self.state[p]["gradient_average"] = torch.zeros_like(p)
             averages.append(self.state[p]["gradient_average"].mul_(s))
             if p.grad is not None:
-                averages[-1].add_(p.grad.abs(), alpha=1 - s)
+                averages[-1].add_(self._gate().sizes(p), alpha=1 - s)
         return averages
 
     def _gate(self) -> Gate | ShardedGate:
