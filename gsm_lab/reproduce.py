@@ -2,42 +2,35 @@
 
 A row is a run. Rows that are there, with the same settings, are not made again; so an interrupted command goes on where
 it stopped, also within a run, which is saved every minute beside the CSV. Two commands may fill one CSV at a time: each
-leaves alone what the other has in hand, and waits for it in the end.
+leaves alone what the other has in hand, and waits for it in the end. The dense epochs, which all methods begin with
+alike, are made once for a network and a seed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import hashlib
 import json
-import os
-import platform
 import shutil
-import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import torch as safetensors
 
-from gsm_lab import __version__, methods
 from gsm_lab import data as datasets
-from gsm_lab.checkpoint import FILE, write_atomically
+from gsm_lab import methods
+from gsm_lab.checkpoint import FILE, fill, write_atomically
 from gsm_lab.methods import tickets
+from gsm_lab.results import KEY, SEEDS, SHELF, add, claimed, has, key_of, name_of, provenance, read, unfinished
 from gsm_lab.run import Run
 from gsm_lab.tables import Entry, entries
 
 SAVE_EVERY = 60.0  # seconds of training
-SEEDS = 3  # runs a row, unless told otherwise
 _PIECE = 20  # steps between two looks at the clock
-_KEY = ["table", "label", "model", "data", "compression", "seed"]
-COLUMNS = (
-    *_KEY, "method", "weights", "nonzeros", "base", "live", "cut", "published", "epochs", "seconds", "settings",
-    "command", "gsm_lab", "torch", "python", "machine", "threads", "date",
-)  # fmt: skip
+_DENSE = ("model", "seed", "batch_size")  # the knobs that the dense epochs depend on, beside their own
 
 
 def reproduce(
@@ -69,7 +62,7 @@ def reproduce(
 
     Raises:
         ValueError: an unknown table, no seeds, nothing in it to do, or an `out` that is no such CSV.
-        FloatingPointError: a run broke down; the rows before it are in `out`.
+        FloatingPointError: at the end, runs broke down; it names them. All other rows are in `out`.
         KeyboardInterrupt: at an interrupt, when the run in hand has been saved.
     """
     rows = entries(table, only, compressions)
@@ -78,6 +71,7 @@ def reproduce(
         raise ValueError("seeds must hold at least one value, got none")
     source = datasets.load(data)
     jobs = [(entry, seed) for seed in seeds for entry in rows]
+    broken: list[str] = []
     from tqdm.auto import tqdm
 
     with tqdm(total=len(jobs), unit="run", desc=table, disable=not progress) as bar:
@@ -85,31 +79,39 @@ def reproduce(
         def there(entry: Entry, seed: int, wait: bool) -> bool:
             """The row is in the CSV, or now made; False if another command has it in hand, unless to `wait` for it."""
             bar.set_postfix_str(f"{entry.label}, {entry.model}, {entry.compression:g}x, seed {seed}")
-            key = _key(table, entry, data, seed)
+            key = key_of(table, entry, data, seed)
             runs = _planned(entry, source, seed, data, epochs)
             parts = {name: _settings(run) for name, run in runs.items()} | ({"by": entry.by} if entry.by else {})
             settings = json.dumps(parts, sort_keys=True)
-            if not _has(out, key, settings):
-                folder = _unfinished(out, key, settings)
-                with _claimed(folder, wait) as mine:
+            if not has(out, key, settings):
+                folder = unfinished(out) / name_of(key, settings)
+                with claimed(folder, wait) as mine:
                     if not mine:
                         return False
-                    if not _has(out, key, settings):  # nor was it made meanwhile
+                    if not has(out, key, settings):  # nor was it made meanwhile
                         try:
                             row = _made(runs, entry.by, folder, progress)
                         except FloatingPointError as error:
-                            raise FloatingPointError(f"{entry.label} on {entry.model}, seed {seed}: {error}") from error
+                            broken.append(
+                                f"{entry.label} on {entry.model}, {entry.compression:g}x, seed {seed}: {error}"
+                            )
+                            bar.update()
+                            return True
                         row |= {"method": entry.method, "published": entry.published, "settings": settings}
-                        _add(out, {**key, **row, **_provenance(table, data, seed, epochs)})
+                        add(out, {**key, **row, **provenance(table, data, seed, epochs)})
                         shutil.rmtree(folder, ignore_errors=True)
             bar.update()
             return True
 
         for entry, seed in [job for job in jobs if not there(*job, wait=False)]:
             there(entry, seed, wait=True)
-    made = _read(out)
-    wanted = {tuple(_key(table, entry, data, seed).values()) for entry, seed in jobs}
-    return made[[tuple(key) in wanted for key in made[_KEY].itertuples(index=False)]].reset_index(drop=True)
+    if broken:
+        raise FloatingPointError("\n".join(broken))
+    for path in unfinished(out).glob("dense-*"):
+        path.unlink(missing_ok=True)
+    made = read(out)
+    wanted = {tuple(key_of(table, entry, data, seed).values()) for entry, seed in jobs}
+    return made[[tuple(key) in wanted for key in made[KEY].itertuples(index=False)]].reset_index(drop=True)
 
 
 def given(entry: Entry, data: str, epochs: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -174,17 +176,18 @@ def _searched(search: Run, by: str, folder: Path, progress: bool) -> tuple[torch
 
 
 def _trained(run: Run, folder: Path, progress: bool, keep: bool = False) -> tuple[Run, float]:
-    """The run, or the one that an interrupt left in `folder`, at its end; and the seconds that one had taken before.
+    """The run, or the one that an interrupt left in `folder`, at its end; and the seconds that were spent on it before.
 
     With `keep` it is saved at its end, too: something else is to follow, which may be interrupted.
     """
     from tqdm.auto import tqdm
 
     clock = folder / "seconds.json"
-    before = 0.0
     if (folder / FILE).exists() and clock.exists():
         before = json.loads(clock.read_text())
         run = type(run).resume(folder, data=run.data)
+    else:
+        before = _take_over(run, folder)
     start = saved = time.monotonic()
 
     def save() -> None:
@@ -197,7 +200,8 @@ def _trained(run: Run, folder: Path, progress: bool, keep: bool = False) -> tupl
             while run.base is None or run.steps < run.planned:
                 done = run.dense_steps + run.steps
                 if run.base is None:
-                    run.pretrain(_PIECE)
+                    if not run.pretrain(_PIECE):
+                        _hand_over(run, folder, before + time.monotonic() - start)
                 else:
                     run.step(min(_PIECE, run.planned - run.steps))
                 bar.update(run.dense_steps + run.steps - done)
@@ -212,90 +216,31 @@ def _trained(run: Run, folder: Path, progress: bool, keep: bool = False) -> tupl
     return run, before
 
 
-# -- the CSV -----------------------------------------------------------------------------------------------------------
+def _dense_file(run: Run, folder: Path) -> Path:
+    """Where the network is kept that the dense epochs of this run, and of all with the same ones, lead to."""
+    knobs = {name: v for name, v in run.knobs.items() if name in _DENSE or name.startswith("pretrain")}
+    name = json.dumps([knobs, run.data.digest, torch.get_num_threads(), torch.__version__], sort_keys=True)
+    shelf = next(parent for parent in folder.parents if parent.name.endswith(SHELF))
+    return shelf / f"dense-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
 
 
-def _key(table: str, entry: Entry, data: str, seed: int) -> dict[str, Any]:
-    key = (table, entry.label, entry.model, data, float(entry.compression), seed)
-    return dict(zip(_KEY, key, strict=True))
+def _hand_over(run: Run, folder: Path, seconds: float) -> None:
+    """Keep what the dense epochs led to, for other rows; nothing has been trained since."""
+    state = {name: t.contiguous() for name, t in run.model.state_dict().items()}
+    state |= {"/random": run.random_state, "/seconds": torch.tensor(seconds)}
+    path = _dense_file(run, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, safetensors.save(state))
 
 
-def _read(out: Path) -> pd.DataFrame:
-    if not out.exists():
-        return pd.DataFrame(columns=list(COLUMNS))
-    found = pd.read_csv(out, dtype={"compression": float, "gsm_lab": str, "python": str, "torch": str})
-    if missing := [name for name in COLUMNS if name not in found]:
-        raise ValueError(f"{out} is no CSV of `gsm-lab reproduce`: it has no column {', '.join(missing)}")
-    return found
-
-
-def _of(rows: pd.DataFrame, key: dict[str, Any]) -> pd.Series:
-    same = pd.Series(True, index=rows.index)
-    for name, value in key.items():
-        same &= rows[name] == value
-    return same
-
-
-def _has(out: Path, key: dict[str, Any], settings: str) -> bool:
-    rows = _read(out)
-    return bool((_of(rows, key) & (rows["settings"] == settings)).any())
-
-
-def _add(out: Path, row: dict[str, Any]) -> None:
-    """Put a row in, in place of one with the same key. Another process may do so at the same time."""
-    from filelock import FileLock
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.with_name(f".{out.name}.lock")):
-        rows = _read(out)
-        rows = rows[~_of(rows, {name: row[name] for name in _KEY})]
-        new = pd.DataFrame([row])[list(COLUMNS)]
-        rows = new if rows.empty else pd.concat([rows, new])
-        rows = rows.sort_values(_KEY, kind="stable")
-        write_atomically(out, rows.to_csv(index=False, float_format="%.6g").encode())
-
-
-def _unfinished(out: Path, key: dict[str, Any], settings: str) -> Path:
-    """Where a run of this row is kept until it is finished: one of other settings is another run."""
-    name = hashlib.sha256((json.dumps(key) + settings).encode()).hexdigest()[:16]
-    return out.with_name(f".{out.stem}-unfinished") / name
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path, wait: bool) -> Iterator[bool]:
-    """Whether what is kept in `folder` is this process's to make; where it is not, `wait` until it is."""
-    from filelock import FileLock, Timeout
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _provenance(table: str, data: str, seed: int, epochs: int | None) -> dict[str, Any]:
-    more = "" if seed < SEEDS else f" --seeds {seed + 1}"
-    more += "" if epochs is None else f" --epochs {epochs}"
-    return {
-        "command": f"gsm-lab reproduce {table} --data {data}{more}",
-        "gsm_lab": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _take_over(run: Run, folder: Path) -> float:
+    """Do the dense epochs of a fresh run by taking what another row has kept, if one has: the seconds that took."""
+    path = _dense_file(run, folder)
+    if not run.dense_left or not path.exists():
+        return 0.0
+    state = safetensors.load(path.read_bytes())
+    run.random_state, seconds = state.pop("/random"), state.pop("/seconds")
+    fill(run.model, state)
+    run.dense_steps += run.dense_left
+    run.pretrain()  # closes the gate
+    return seconds.item()

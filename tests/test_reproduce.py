@@ -10,7 +10,8 @@ import gsm_lab.reproduce as module
 from gsm_lab import cli, data, methods, tables
 from gsm_lab.figures import rivals as figures
 from gsm_lab.methods import tickets
-from gsm_lab.reproduce import COLUMNS, reproduce
+from gsm_lab.reproduce import reproduce
+from gsm_lab.results import COLUMNS
 from gsm_lab.tables import TABLES, Entry
 from tests.test_run import mine
 
@@ -137,19 +138,43 @@ def test_a_search_is_not_made_again_for_its_interrupted_ticket(small, tmp_path, 
     assert made[["live", "cut", "base"]].equals(whole[["live", "cut", "base"]])
 
 
-def test_a_run_that_breaks_down_is_named(small, tmp_path, monkeypatch):
+def test_a_run_that_breaks_down_is_named_and_the_others_are_made(small, tmp_path, monkeypatch):
+    real = methods.kind("dns")._gated_step
+
     def broken(run):
         raise FloatingPointError("a gradient is not finite")
 
-    monkeypatch.setattr(module.Run, "_gated_step", broken)
-    with pytest.raises(FloatingPointError, match=r"^DNS on lenet300, seed 1: a gradient is not finite"):
-        reproduce("small", tmp_path / "a.csv", "digits", seeds=(1,), only="DNS", epochs=1, progress=False)
+    monkeypatch.setattr(methods.kind("dns"), "_gated_step", broken)
+    out = tmp_path / "a.csv"
+    with pytest.raises(FloatingPointError, match=r"^DNS on lenet300, 30x, seed 1: a gradient is not finite$"):
+        reproduce("small", out, "digits", seeds=(1,), only=["DNS", "GSM"], epochs=1, progress=False)
+    assert list(pd.read_csv(out)["label"]) == ["GSM"]
+    monkeypatch.setattr(methods.kind("dns"), "_gated_step", real)
+    rows = reproduce("small", out, "digits", seeds=(1,), only=["DNS", "GSM"], epochs=1, progress=False)
+    assert list(rows["label"]) == ["DNS", "GSM"]
+
+
+def test_dense_epochs_are_made_once_a_seed(small, tmp_path, monkeypatch):
+    """Rows are, to the bit, what each would be with dense epochs of its own."""
+    labels = ["GSM", "DNS", "ticket, by gsm"]
+    alone = [
+        reproduce("small", tmp_path / f"{i}.csv", "digits", (0,), x, epochs=1, progress=False)
+        for i, x in enumerate(labels)
+    ]
+    dense, real = [], module.Run._dense_step
+    monkeypatch.setattr(module.Run, "_dense_step", lambda run: dense.append(run.method) or real(run))
+    rows = reproduce("small", tmp_path / "a.csv", "digits", (0,), labels, epochs=1, progress=False)
+    run = methods.build("gsm", model="lenet300", data=small)
+    assert len(dense) == run.dense_left, "one row's"
+    columns = ["label", "base", "live", "cut"]
+    assert rows[columns].sort_values("label").values.tolist() == sorted(pd.concat(alone)[columns].values.tolist())
+    assert (rows["seconds"] > 0).all() and not list(tmp_path.rglob("dense-*"))
 
 
 def test_what_another_command_has_in_hand_comes_last(small, tmp_path, monkeypatch):
     out, order = tmp_path / "a.csv", []
     monkeypatch.setattr(module, "entries", lambda *_: list(ENTRIES[:3]))
-    real, claimed, busy = module._made, module._claimed, []
+    real, claimed, busy = module._made, module.claimed, []
 
     def made(runs, by, folder, progress):
         order.append(runs["run"].method)
@@ -164,7 +189,7 @@ def test_what_another_command_has_in_hand_comes_last(small, tmp_path, monkeypatc
         return claimed(folder, wait)
 
     monkeypatch.setattr(module, "_made", made)
-    monkeypatch.setattr(module, "_claimed", other_was_first)
+    monkeypatch.setattr(module, "claimed", other_was_first)
     rows = reproduce("small", out, "digits", seeds=(0,), epochs=1, progress=False)
     assert order == ["gsm", "dns", "gsm"] and len(rows) == 3
 

@@ -1,0 +1,123 @@
+"""The CSV that `gsm-lab reproduce` fills: one row a run, with the settings and the provenance of each."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from gsm_lab import __version__
+from gsm_lab.checkpoint import write_atomically
+from gsm_lab.tables import Entry
+
+SEEDS = 3  # runs a row, unless told otherwise
+KEY = ["table", "label", "model", "data", "compression", "seed"]
+SHELF = "-unfinished"  # how the folder's name ends in which a CSV's runs are kept while they are made
+COLUMNS = (
+    *KEY, "method", "weights", "nonzeros", "base", "live", "cut", "published", "epochs", "seconds", "settings",
+    "command", "gsm_lab", "torch", "python", "machine", "threads", "date",
+)  # fmt: skip
+
+
+def key_of(table: str, entry: Entry, data: str, seed: int) -> dict[str, Any]:
+    """What makes a row that row."""
+    key = (table, entry.label, entry.model, data, float(entry.compression), seed)
+    return dict(zip(KEY, key, strict=True))
+
+
+def read(out: Path) -> pd.DataFrame:
+    """The rows there are. Raises ValueError for a file that is no such CSV."""
+    if not out.exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    found = pd.read_csv(out, dtype={"compression": float, "gsm_lab": str, "python": str, "torch": str})
+    if missing := [name for name in COLUMNS if name not in found]:
+        raise ValueError(f"{out} is no CSV of `gsm-lab reproduce`: it has no column {', '.join(missing)}")
+    return found
+
+
+def _of(rows: pd.DataFrame, key: dict[str, Any]) -> pd.Series:
+    same = pd.Series(True, index=rows.index)
+    for name, value in key.items():
+        same &= rows[name] == value
+    return same
+
+
+def has(out: Path, key: dict[str, Any], settings: str) -> bool:
+    """Whether the row is there, made with these settings."""
+    rows = read(out)
+    return bool((_of(rows, key) & (rows["settings"] == settings)).any())
+
+
+def add(out: Path, row: dict[str, Any]) -> None:
+    """Put a row in, in place of one with the same key. Another process may do so at the same time."""
+    from filelock import FileLock
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(f".{out.name}.lock")):
+        rows = read(out)
+        rows = rows[~_of(rows, {name: row[name] for name in KEY})]
+        new = pd.DataFrame([row])[list(COLUMNS)]
+        rows = new if rows.empty else pd.concat([rows, new])
+        rows = rows.sort_values(KEY, kind="stable")
+        write_atomically(out, rows.to_csv(index=False, float_format="%.6g").encode())
+
+
+def unfinished(out: Path) -> Path:
+    """Where runs are kept that are not in the CSV yet."""
+    return out.with_name(f".{out.stem}{SHELF}")
+
+
+def name_of(key: dict[str, Any], settings: str) -> str:
+    """How the unfinished run of a row is called there: one of other settings is another run."""
+    return hashlib.sha256((json.dumps(key) + settings).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, wait: bool) -> Iterator[bool]:
+    """Whether what is kept in `folder` is this process's to make; where it is not, `wait` until it is."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def provenance(table: str, data: str, seed: int, epochs: int | None) -> dict[str, Any]:
+    """The columns that say how, with what and when a row is made: now, here."""
+    more = "" if seed < SEEDS else f" --seeds {seed + 1}"
+    more += "" if epochs is None else f" --epochs {epochs}"
+    return {
+        "command": f"gsm-lab reproduce {table} --data {data}{more}",
+        "gsm_lab": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
