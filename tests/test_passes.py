@@ -1,4 +1,4 @@
-"""The step in two passes, compiled, in blocks and whole, against the reference selection and fused SGD: to the bit."""
+"""The step in two passes, compiled and in blocks, against the reference selection and fused SGD: to the bit."""
 
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gsm_lab.optim import GSM, blocks, gate, whole
+from gsm_lab.optim import GSM, blocks, gate
 from gsm_lab.optim.passes import Passes, sampling
 from gsm_lab.optim.selection import chosen, top_q
 
@@ -64,7 +64,7 @@ KINDS = ["random", "constant", "95% zero", "zero", "denormal", "huge", "overflow
 
 def check(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] = SIZES, ordinary: bool = False) -> None:
     """`threshold` and `gate` agree with the reference, or leave to it what they may leave."""
-    for kind in (compiled.Compiled, blocks.Blocks, whole.Whole):
+    for kind in (compiled.Compiled, blocks.Blocks):
         check_one(kind, w, g, q, sizes, ordinary)
 
 
@@ -184,14 +184,12 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 1040)
 
 
-@pytest.fixture(params=["compiled", "blocks", "whole"])
+@pytest.fixture(params=["compiled", "blocks"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Passes]:
-    """Which of the three forms a GSM uses."""
+    """Which of the two forms a GSM uses."""
     if request.param == "compiled":
         return compiled.Compiled
     monkeypatch.setattr(gate, "compiled", lambda: None)
-    if request.param == "whole":
-        return whole.Whole
     monkeypatch.setattr(gate, "LARGE", 0)
     return blocks.Blocks
 

@@ -14,7 +14,6 @@ from gsm_lab.optim import device
 from gsm_lab.optim.blocks import Blocks
 from gsm_lab.optim.passes import LARGE
 from gsm_lab.optim.selection import chosen, top_q
-from gsm_lab.optim.whole import Whole
 
 if TYPE_CHECKING:
     from gsm_lab.optim.passes import Passes, Settings
@@ -148,7 +147,12 @@ class Gate:
     def _two_passes(self, others: list[Tensor]) -> Passes | None:
         """The passes over the competing tensors and `others`, where there are some that can read all of them now."""
         if self._passes is None or len(self._listed) != len(self.weights) + len(others):
-            kind = module.Compiled if (module := compiled()) else Blocks if self.count >= LARGE else Whole
+            if module := compiled():
+                kind = module.Compiled
+            elif self.count >= LARGE:
+                kind = Blocks
+            else:
+                return None
             self._listed = self.weights + others
             self._passes, self._lent = kind(self.weights, others), True
         grads = [p.grad for p in self._listed]

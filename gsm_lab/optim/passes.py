@@ -2,7 +2,6 @@
 
 `compiled` does it with numba; `blocks` does it with PyTorch and numpy, where there are millions of weights. Both
 bracket the threshold by a strided sample, count what is above, keep the few values inside, and select among those.
-`whole`, for fewer weights and without numba, does store the metric.
 """
 
 from __future__ import annotations
