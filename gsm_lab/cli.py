@@ -99,7 +99,8 @@ def reproduce(args: argparse.Namespace) -> int:
     from gsm_lab.reproduce import reproduce
 
     _set_threads(args.threads)
-    out = args.out if args.out is not None else Path("results") / f"{args.table}.csv"
+    reduced = "" if args.epochs is None else f"-{args.epochs}-epochs"  # whose rows would replace the full ones
+    out = args.out if args.out is not None else Path("results") / f"{args.table}{reduced}.csv"
     made = reproduce(args.table, out, args.data, range(args.seeds), args.only, args.compression, args.epochs)
     rows = summary(made)[["label", "model", "compression", "runs", "live", "cut", "spread", "published"]]
     print(rows.to_string(index=False, float_format="%.2f", na_rep="-"))
@@ -339,7 +340,7 @@ def _parser() -> argparse.ArgumentParser:
         "--epochs",
         type=_checked(knobs.KNOBS["epochs"]),
         metavar="N",
-        help="a reduced version: gated epochs; its rows replace those of the full one, unless --out names another CSV",
+        help="a reduced version: gated epochs of each run; by default into results/TABLE-N-epochs.csv",
     )
     one.add_argument("--out", type=Path, metavar="FILE", help="the CSV (default: results/TABLE.csv)")
     one.add_argument("--threads", type=_whole("threads"), metavar="N", help="threads to compute with")

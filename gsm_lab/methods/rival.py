@@ -28,6 +28,7 @@ from gsm_lab.run import Run
 
 # Options that several methods have.
 UNTIL = Knob("until", 0.6, "share of the run after which who is in the network is settled", False, most=1)
+OF_THE_GATE = ("smoothing", "ramp", "freeze")  # knobs that say something about GSM's gate, and nothing here
 ROUNDS = Knob("rounds", 15, "in how many rounds, by equal factors, weights are taken out", False, least=1, high=50)
 
 # What is left of a network is trained like a network: with the decay of the dense epochs, not with GSM's.
@@ -44,6 +45,7 @@ class Rival(Run):
     Attributes:
         method: its name, as in `gsm_lab.methods.METHODS`. options: what can be set beside the knobs of a run.
         recipes: settings that work, by (data, model), knobs and options, where they differ from `RECIPES`.
+        means_nothing: knobs that a run of this method refuses, since nothing would come of them.
         own: the options in force.
         inside: which weights are in the network, bool [N], in the order of `opt.active_mask()`.
     """
@@ -51,6 +53,7 @@ class Rival(Run):
     method: ClassVar[str] = ""
     options: ClassVar[tuple[Knob, ...]] = ()
     recipes: ClassVar[dict[tuple[str, str], dict[str, Any]]] = {}
+    means_nothing: ClassVar[tuple[str, ...]] = OF_THE_GATE
 
     def __init__(
         self,
@@ -60,14 +63,42 @@ class Rival(Run):
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         **settings: Any,
     ) -> None:
+        self._given_options = self._split_off_options(settings)
+        super().__init__(model, data, loss=loss, **settings)
+
+    def _split_off_options(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Take the options of the method out of `settings`, checked. Raises ValueError for what means nothing here."""
         mine = {knob.name: knob for knob in self.options}
-        self._given_options = {name: mine[name].check(settings.pop(name)) for name in list(settings) if name in mine}
-        for name in settings.keys() - KNOBS.keys():
+        for name in settings.keys() - KNOBS.keys() - mine.keys():
             raise ValueError(
                 f"{self.method} has no setting {name!r}: its options are {', '.join(mine) or 'none'}, "
                 f"the knobs {', '.join(KNOBS)}"
             )
-        super().__init__(model, data, loss=loss, **settings)
+        self._refuse_what_means_nothing(settings)
+        return {name: mine[name].check(settings.pop(name)) for name in list(settings) if name in mine}
+
+    def _refuse_what_means_nothing(self, settings: dict[str, Any]) -> None:
+        for name in self.means_nothing:
+            if name in settings and KNOBS[name].check(settings[name]) != KNOBS[name].default:
+                raise ValueError(
+                    f"{name} must be {KNOBS[name].default:g} for {self.method}, got {settings[name]!r}: it is an "
+                    "option of GSM's gate"
+                )
+
+    def set(self, **knobs: Any) -> None:
+        """As `Run.set`. Raises ValueError for an option of GSM's gate, too."""
+        self._refuse_what_means_nothing(knobs)
+        super().set(**knobs)
+
+    def reset(self, **settings: Any) -> None:
+        """As `Run.reset`; options of the method may change, too."""
+        before = self._given_options
+        self._given_options = before | self._split_off_options(settings)
+        try:
+            super().reset(**settings)
+        except BaseException:
+            self._given_options = before
+            raise
 
     def _start(self, source_model: str | nn.Module, source_data: str | datasets.Dataset, given: dict[str, Any]) -> None:
         super()._start(source_model, source_data, given)
