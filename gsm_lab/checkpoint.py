@@ -136,6 +136,7 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "data_digest": run.data.digest,
         "history": history,
         "torch": torch.__version__,
+        "shorn": run.shorn,
         **{name: getattr(run, name) for name in _COUNTERS},
     }
     kept = {name: copied for name, t in tensors.items() if (copied := _whole(t, run.rank == 0)) is not None}
@@ -190,6 +191,7 @@ def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder
     run._given = plain["given"]
     if run._initial is not None:
         run._initial = part.get("initial", run._initial)  # absent where a model was given in place of a named one
+    run.shorn = plain.get("shorn", False)  # absent where no run could be cut on its way
     run.apply_knobs()
     params = [p for group in run.opt.param_groups for p in group["params"]]
     for room, name in _STATE.items():

@@ -23,7 +23,9 @@ from safetensors import torch as safetensors
 from gsm_lab import data as datasets
 from gsm_lab import methods
 from gsm_lab.checkpoint import FILE, fill, write_atomically
+from gsm_lab.knobs import KNOBS
 from gsm_lab.methods import tickets
+from gsm_lab.methods.rival import OF_THE_GATE
 from gsm_lab.results import KEY, SEEDS, SHELF, add, claimed, has, key_of, name_of, provenance, read, unfinished
 from gsm_lab.run import Run
 from gsm_lab.tables import Entry, entries
@@ -118,7 +120,7 @@ def given(entry: Entry, data: str, epochs: int | None = None) -> tuple[dict[str,
     """Settings that an entry gives its run on a data set, and those for the retraining of a ticket."""
     first, then = dict(entry.settings), dict(entry.retrain)
     if not data.endswith("mnist"):  # of a named option what makes it up stays, and the rates are what works there
-        first, then = {k: v for k, v in first.items() if k in ("smoothing", "ramp", "freeze")}, {}
+        first, then = {k: v for k, v in first.items() if k in OF_THE_GATE}, {}
     if epochs is not None:
         first["epochs"] = then["epochs"] = epochs
     return first, then
@@ -139,7 +141,9 @@ def _planned(entry: Entry, source: datasets.Dataset, seed: int, data: str, epoch
 
 def _settings(run: Run) -> dict[str, Any]:
     """All knobs and options in force, but for those that are columns, and how often it is looked at."""
-    columns = ("model", "data", "compression", "seed", "evaluate_every")
+    columns = ["model", "data", "compression", "seed", "evaluate_every"]
+    if run.knobs["cut_at"] == KNOBS["cut_at"].default:  # a knob that came later than the first rows of the tables
+        columns.append("cut_at")
     return {k: v for k, v in (run.knobs | run.own).items() if k not in columns}
 
 

@@ -98,7 +98,8 @@ class Run:
         self._layers = list(weights.values())
         self.recorders: list[Callable[[int, np.ndarray, list[np.ndarray]], None]] = []
         self.steps = self.dense_steps = 0
-        self.frozen = False  # whether the knob `freeze` holds the active set
+        self.frozen = False  # whether the active set is held, by the knob `freeze` or since the net was cut
+        self.shorn = False  # whether the knob `cut_at` has cut the net
         self.threads: int | None = None  # that PyTorch computed the last step with, if there was one in this process
         self.base: float | None = None
         self.magnitude: float | None = None
@@ -327,15 +328,29 @@ class Run:
             self._evaluate_now()
 
     def _schedule_gate(self) -> None:
-        """Put the ramp's C in force; freeze the active set, or let it go, where the knobs say so."""
+        """Put the ramp's C in force; freeze the active set, or let it go, and cut the net, where the knobs say so."""
         if self.knobs["ramp"]:
             self.opt.compression = self.compression
-        freeze = self.knobs["freeze"]
-        frozen = freeze < 1 and self.steps >= freeze * self.planned
-        if frozen != self.frozen:
-            masks = keep_masks(self.model, nonzeros=self.nonzeros).values() if frozen else ()
-            self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks]) if frozen else None
-            self.frozen = frozen
+        frozen, shorn = (
+            self.knobs[name] < 1 and self.steps >= self.knobs[name] * self.planned for name in ("freeze", "cut_at")
+        )
+        if (frozen or shorn) != self.frozen or (shorn and not self.shorn):
+            self.frozen = frozen or shorn
+            masks = list(keep_masks(self.model, nonzeros=self.nonzeros).values()) if self.frozen else []
+            self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks]) if masks else None
+            if shorn and not self.shorn:
+                self._shear(masks)
+        if shorn != self.shorn:
+            self.shorn = shorn
+            self.apply_knobs()
+
+    @torch.no_grad()
+    def _shear(self, masks: list[Tensor]) -> None:
+        """Cut the network to the weights in `masks`, and stop the others."""
+        for p, mask in zip(self._layers, masks, strict=True):
+            momentum = self.opt.state.get(p, {}).get("momentum_buffer")
+            for values in (p, momentum) if momentum is not None else (p,):
+                values.masked_fill_(~mask, 0.0)
 
     def _update(self) -> None:
         """Change the weights, given their gradients."""
@@ -357,7 +372,8 @@ class Run:
         dense = self.base is None and self.knobs["pretrain"] > 0
         self.opt.compression = 1.0 if dense else self.compression
         self.opt.smoothing = 0.0 if dense else self.knobs["smoothing"]
-        self.opt.param_groups[0]["weight_decay"] = self.knobs["pretrain_decay" if dense else "weight_decay"]
+        like_dense = dense or self.shorn
+        self.opt.param_groups[0]["weight_decay"] = self.knobs["pretrain_decay" if like_dense else "weight_decay"]
         for group in self.opt.param_groups:
             group["momentum"] = 0.9 if dense else self.knobs["momentum"]
 

@@ -44,7 +44,7 @@ class FSDPRun(ParallelRun):
         return model
 
     def _schedule_gate(self) -> None:
-        for name, off in (("smoothing", 0), ("freeze", 1)):
+        for name, off in (("smoothing", 0), ("freeze", 1), ("cut_at", 1)):
             if self.knobs[name] != off:
                 raise ValueError(f"{name} must be {off} where weights are spread over ranks, got {self.knobs[name]:g}")
         super()._schedule_gate()

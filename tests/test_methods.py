@@ -414,7 +414,7 @@ def test_a_shuffled_mask_is_another_one():
 @pytest.mark.parametrize("method", RIVALS)
 def test_what_is_said_of_the_gate_is_refused(method: str) -> None:
     run = make(method)
-    for name, value in {"smoothing": 0.9, "freeze": 0.5, "ramp": 0.5}.items():
+    for name, value in {"smoothing": 0.9, "freeze": 0.5, "cut_at": 0.5, "ramp": 0.5}.items():
         if (method, name) == ("dns", "ramp"):  # its surgery follows C
             make(method, **{name: value})
             continue

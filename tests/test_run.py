@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -337,6 +338,31 @@ def test_freeze_holds_the_largest_q_and_lets_go_again() -> None:
     run.set(freeze=1)
     run.step(3)
     assert not run.frozen and run.opt.candidates is None and (run.opt.active_mask() & ~kept).any()
+
+
+@pytest.mark.parametrize("freeze", [0.25, 1])
+def test_cut_at_cuts_for_good_and_trains_on_with_the_dense_decay(freeze: float, tmp_path: Path) -> None:
+    def flat(run: Run) -> Tensor:
+        return torch.cat([p.detach().view(-1) for p in gl.models.prunable(run.model).values()])
+
+    run = tiny(compression=20, freeze=freeze, cut_at=0.5, epochs=4, pretrain=0, weight_decay=0.01, pretrain_decay=2e-4)
+    run.step(20)
+    assert not run.shorn and run.frozen == (freeze < 1) and flat(run).all()
+    largest = torch.cat([mask.view(-1) for mask in keep_masks(run.model, nonzeros=18).values()])
+    other = Run.resume(run.save(tmp_path), model=net(), data=mine())
+    for _ in range(20):
+        run.step()
+        assert run.shorn and run.frozen and torch.equal(flat(run) != 0, largest)
+        assert run.opt.param_groups[0]["weight_decay"] == 2e-4
+    assert run.evaluate() == run.evaluate(cut=True)
+    other.step(11)
+    again = Run.resume(other.save(tmp_path), model=net(), data=mine())
+    again.step(9)
+    assert equal(everything(run), everything(again))
+    run.set(cut_at=1)
+    run.step(3)
+    assert not run.shorn and run.opt.param_groups[0]["weight_decay"] == 0.01
+    assert torch.equal(flat(run) != 0, largest), "what is zero has no metric"
 
 
 def test_train_goes_to_the_end_of_the_plan_and_evaluates() -> None:

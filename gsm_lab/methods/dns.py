@@ -25,7 +25,7 @@ class DNS(Shadowed):
     """Pruning and splicing at any step, until the network is settled at Q weights and only these are trained."""
 
     method = "dns"
-    means_nothing = ("smoothing", "freeze")
+    means_nothing = ("smoothing", "freeze", "cut_at")
     recipes: ClassVar[dict[tuple[str, str], dict[str, Any]]] = {("mnist", "lenet300"): {"lr": 0.05}}
     options = (
         Knob("margin", 0.1, "of both thresholds: between them a weight stays where it is", False, most=0.9),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsm_lab.methods.rival import Rival
+from gsm_lab.methods.rival import OF_THE_GATE, Rival
 from gsm_lab.optim.prunable import keep_masks
 from gsm_lab.run import Run
 
@@ -112,7 +112,7 @@ def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | Non
         if name in (retrain or {}):
             raise ValueError(f"retrain must not set {name}: a ticket is trained from the first weights of its search")
     mask = find(Run(**{**settings, **own}), by, progress)
-    again = {k: v for k, v in settings.items() if k not in ("smoothing", "ramp", "freeze")}
+    again = {k: v for k, v in settings.items() if k not in OF_THE_GATE}
     own = {k: copy.deepcopy(v) for k, v in {"model": model}.items() if isinstance(v, nn.Module)}
     found = Ticket(**{**again, **own, "pretrain": 0, **(retrain or {})})
     found.wear(mask)
