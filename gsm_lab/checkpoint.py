@@ -74,7 +74,7 @@ def resume(
                 f"the {what} of the run in {folder} is not in it ({own}, not one of gsm_lab's); "
                 f"give it again: resume(..., {what}=...)"
             )
-    knobs = {name: value for name, value in plain["knobs"].items() if name not in ("model", "data")}
+    knobs = {name: v for name, v in plain["knobs"].items() if name not in ("model", "data", *kind.means_nothing)}
     names = plain["knobs"]["model"], plain["knobs"]["data"]
     sources = model if model is not None else names[0], data if data is not None else names[1]
     run = kind(*sources, loss=loss, **knobs, **plain.get("options", {}))
@@ -188,10 +188,13 @@ def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder
     for name in _COUNTERS:
         setattr(run, name, plain[name])
     run.random_state = part["random"]["run"].clone()
-    run._given = plain["given"]
+    run._given = {name: value for name, value in plain["given"].items() if name not in run.means_nothing}
     if run._initial is not None:
         run._initial = part.get("initial", run._initial)  # absent where a model was given in place of a named one
-    run.shorn = plain.get("shorn", False)  # absent where no run could be cut on its way
+    if "gate" in part:
+        run.opt.candidates, run.frozen = part["gate"]["candidates"].clone(), True
+        run.shorn = plain.get("shorn", False)  # absent where no run could be cut on its way
+        run._kept = int(run.opt.candidates.sum())
     run.apply_knobs()
     params = [p for group in run.opt.param_groups for p in group["params"]]
     for room, name in _STATE.items():
@@ -199,8 +202,6 @@ def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder
             p = params[int(i)]
             run.opt.state[p][name] = torch.empty_like(p).copy_(part_of(buffer, p))
     run.restore_method(part.get("method", {}))
-    if "gate" in part:
-        run.opt.candidates, run.frozen = part["gate"]["candidates"].clone(), True
     arrays = {name: t.numpy() for name, t in part["history"].items()}
     run.history.restore(arrays, plain["history"])
 

@@ -342,7 +342,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="a reduced version: gated epochs of each run; by default into results/TABLE-N-epochs.csv",
     )
-    one.add_argument("--out", type=Path, metavar="FILE", help="the CSV (default: results/TABLE.csv)")
+    one.add_argument(
+        "--out", type=Path, metavar="FILE", help="the CSV (default: results/TABLE.csv, and as said at --epochs)"
+    )
     one.add_argument("--threads", type=_whole("threads"), metavar="N", help="threads to compute with")
     one = command("data", data)
     one.add_argument("name", metavar="NAME", help=f"one of {', '.join(knobs.KNOBS['data'].choices)}")

@@ -142,8 +142,8 @@ _ALL = (
         "freeze", "of the run", "linear", 0, 1, most=1,
     ),
     Knob(
-        "cut_at", 1.0, "share of the run after which the net is cut, for good, and trained on like a dense one: with "
-        "the decay of the dense epochs (1: never)", True,
+        "cut_at", 1.0, "share of the run after which the net is cut, until a reset, and trained on with the decay of "
+        "the dense epochs (1: never)", True,
         "cut at", "of the run", "linear", 0, 1, most=1,
     ),
     Knob("epochs", 150, "gated epochs the schedule is laid out for", True, "epochs", "epochs", "log", 1, 500, least=1),

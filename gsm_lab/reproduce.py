@@ -9,6 +9,7 @@ alike, are made once for a network and a seed.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 import time
@@ -20,8 +21,8 @@ import pandas as pd
 import torch
 from safetensors import torch as safetensors
 
+from gsm_lab import __version__, methods
 from gsm_lab import data as datasets
-from gsm_lab import methods
 from gsm_lab.checkpoint import FILE, fill, write_atomically
 from gsm_lab.knobs import KNOBS
 from gsm_lab.methods import tickets
@@ -176,13 +177,16 @@ def _searched(search: Run, by: str, folder: Path, progress: bool) -> tuple[torch
     before = 0.0
     if by == "gsm":
         search, before = _trained(search, folder, progress, keep=True)
+    elif by == "magnitude":
+        search, before = _trained(search, folder, progress, dense=True)
     return tickets.find(search, by, progress=False), search.base, before
 
 
-def _trained(run: Run, folder: Path, progress: bool, keep: bool = False) -> tuple[Run, float]:
+def _trained(run: Run, folder: Path, progress: bool, keep: bool = False, dense: bool = False) -> tuple[Run, float]:
     """The run, or the one that an interrupt left in `folder`, at its end; and the seconds that were spent on it before.
 
-    With `keep` it is saved at its end, too: something else is to follow, which may be interrupted.
+    With `keep` it is saved at its end, too: something else is to follow, which may be interrupted. With `dense` its end
+    is that of the dense epochs.
     """
     from tqdm.auto import tqdm
 
@@ -198,13 +202,13 @@ def _trained(run: Run, folder: Path, progress: bool, keep: bool = False) -> tupl
         run.save(folder)
         write_atomically(clock, json.dumps(before + time.monotonic() - start).encode())
 
-    total = run.dense_left + max(0, run.planned - run.steps)
+    total = run.dense_left + (0 if dense else max(0, run.planned - run.steps))
     with tqdm(total=total, unit="step", leave=False, disable=not progress) as bar:
         try:
-            while run.base is None or run.steps < run.planned:
+            while run.base is None or (run.steps < run.planned and not dense):
                 done = run.dense_steps + run.steps
                 if run.base is None:
-                    if not run.pretrain(_PIECE):
+                    if not run.pretrain(_PIECE) and run.knobs["pretrain"]:
                         _hand_over(run, folder, before + time.monotonic() - start)
                 else:
                     run.step(min(_PIECE, run.planned - run.steps))
@@ -223,7 +227,9 @@ def _trained(run: Run, folder: Path, progress: bool, keep: bool = False) -> tupl
 def _dense_file(run: Run, folder: Path) -> Path:
     """Where the network is kept that the dense epochs of this run, and of all with the same ones, lead to."""
     knobs = {name: v for name, v in run.knobs.items() if name in _DENSE or name.startswith("pretrain")}
-    name = json.dumps([knobs, run.data.digest, torch.get_num_threads(), torch.__version__], sort_keys=True)
+    code = Path(inspect.getfile(type(run.model))).read_text()  # what an older version left is another network
+    made_by = [code, __version__, torch.__version__, torch.get_num_threads()]
+    name = json.dumps([knobs, run.data.digest, made_by], sort_keys=True)
     shelf = next(parent for parent in folder.parents if parent.name.endswith(SHELF))
     return shelf / f"dense-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
 
@@ -239,10 +245,12 @@ def _hand_over(run: Run, folder: Path, seconds: float) -> None:
 
 def _take_over(run: Run, folder: Path) -> float:
     """Do the dense epochs of a fresh run by taking what another row has kept, if one has: the seconds that took."""
-    path = _dense_file(run, folder)
-    if not run.dense_left or not path.exists():
+    if not run.dense_left:
         return 0.0
-    state = safetensors.load(path.read_bytes())
+    try:
+        state = safetensors.load(_dense_file(run, folder).read_bytes())
+    except FileNotFoundError:
+        return 0.0
     run.random_state, seconds = state.pop("/random"), state.pop("/seconds")
     fill(run.model, state)
     run.dense_steps += run.dense_left

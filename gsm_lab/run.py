@@ -56,6 +56,7 @@ class Run:
 
     method = "gsm"  # what decides who stays: otherwise in `gsm_lab.methods`
     own: dict[str, Any] = {}  # noqa: RUF012  (the options of that method)
+    means_nothing: tuple[str, ...] = ()  # knobs that the method takes no notice of
     rank = 0  # of this process among those that train the run together (`gsm_lab.parallel`): here it is alone
     breakdowns: tuple[type[Exception], ...] = (FloatingPointError,)  # that end training; what was saved is still good
 
@@ -99,7 +100,7 @@ class Run:
         self.recorders: list[Callable[[int, np.ndarray, list[np.ndarray]], None]] = []
         self.steps = self.dense_steps = 0
         self.frozen = False  # whether the active set is held, by the knob `freeze` or since the net was cut
-        self.shorn = False  # whether the knob `cut_at` has cut the net
+        self.shorn, self._kept = False, 0  # whether the knob `cut_at` has cut the net, and to how many weights
         self.threads: int | None = None  # that PyTorch computed the last step with, if there was one in this process
         self.base: float | None = None
         self.magnitude: float | None = None
@@ -324,33 +325,39 @@ class Run:
         self.history.record(self.steps, self.steps / self.epoch_steps, loss, threshold, lr, active, weights)
         for recorder in self.recorders:
             recorder(self.steps, active, weights)
+        self._cut_on_the_way()
         if self.steps % self.knobs["evaluate_every"] == 0:
             self._evaluate_now()
 
     def _schedule_gate(self) -> None:
-        """Put the ramp's C in force; freeze the active set, or let it go, and cut the net, where the knobs say so."""
-        if self.knobs["ramp"]:
+        """Put the ramp's C in force; freeze the active set, or let it go, where the knobs say so."""
+        if self.knobs["ramp"] and not self.shorn:
             self.opt.compression = self.compression
-        frozen, shorn = (
-            self.knobs[name] < 1 and self.steps >= self.knobs[name] * self.planned for name in ("freeze", "cut_at")
-        )
-        if (frozen or shorn) != self.frozen or (shorn and not self.shorn):
-            self.frozen = frozen or shorn
-            masks = list(keep_masks(self.model, nonzeros=self.nonzeros).values()) if self.frozen else []
-            self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks]) if masks else None
-            if shorn and not self.shorn:
-                self._shear(masks)
-        if shorn != self.shorn:
-            self.shorn = shorn
-            self.apply_knobs()
+        freeze = self.knobs["freeze"]
+        frozen = self.shorn or (freeze < 1 and self.steps >= freeze * self.planned)
+        if frozen != self.frozen:
+            masks = keep_masks(self.model, nonzeros=self.nonzeros).values() if frozen else ()
+            self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks]) if frozen else None
+            self.frozen = frozen
 
     @torch.no_grad()
-    def _shear(self, masks: list[Tensor]) -> None:
-        """Cut the network to the weights in `masks`, and stop the others."""
+    def _cut_on_the_way(self) -> None:
+        """Where the knob `cut_at` says so, cut the network, and stop and hold what was cut; again where Q has fallen.
+
+        At the end of a step: then nothing has changed where the step was refused, by whatever rank.
+        """
+        due = self.knobs["cut_at"] < 1 and self.steps >= self.knobs["cut_at"] * self.planned
+        if (self.shorn and self.nonzeros >= self._kept) or not (self.shorn or due):
+            return
+        masks = list(keep_masks(self.model, nonzeros=self.nonzeros).values())
         for p, mask in zip(self._layers, masks, strict=True):
             momentum = self.opt.state.get(p, {}).get("momentum_buffer")
-            for values in (p, momentum) if momentum is not None else (p,):
+            for values in (p,) if momentum is None else (p, momentum):
                 values.masked_fill_(~mask, 0.0)
+        self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks])
+        self.shorn = self.frozen = True
+        self._kept = self.nonzeros
+        self.apply_knobs()
 
     def _update(self) -> None:
         """Change the weights, given their gradients."""
@@ -371,6 +378,8 @@ class Run:
         """Hand the knobs to the optimizer: those of the dense epochs while these last, the live ones after."""
         dense = self.base is None and self.knobs["pretrain"] > 0
         self.opt.compression = 1.0 if dense else self.compression
+        if self.shorn:  # nothing comes back, also where C is lowered
+            self.opt.nonzeros = min(self.nonzeros, self._kept)
         self.opt.smoothing = 0.0 if dense else self.knobs["smoothing"]
         like_dense = dense or self.shorn
         self.opt.param_groups[0]["weight_decay"] = self.knobs["pretrain_decay" if like_dense else "weight_decay"]

@@ -35,12 +35,14 @@ class Entry:
     retrain: dict[str, Any] = field(default_factory=dict)
 
 
-_LENET5 = {**SMOOTHED, "lr": 0.1, "weight_decay": 2e-3, "epochs": 24, "ramp": 0.4, "freeze": 0.5}
-_SMOOTH, _PLAIN = "GSM, smoothed gate", "GSM"
+_LENET5 = {
+    **SMOOTHED, "lr": 0.1, "weight_decay": 2e-3, "epochs": 20, "hold": 0.5, "ramp": 0.4, "freeze": 0.45, "cut_at": 0.5,
+}  # fmt: skip
+_SMOOTH, _PLAIN, _CUT = "GSM, smoothed gate", "GSM", "GSM, smoothed gate, cut halfway"
 
 
 def _gsm(model: str, *rows: tuple[float, float | None], **settings: Any) -> list[Entry]:
-    label = _SMOOTH if "smoothing" in settings else _PLAIN
+    label = _CUT if "cut_at" in settings else _SMOOTH if "smoothing" in settings else _PLAIN
     return [Entry(label, "gsm", model, ratio, published, settings) for ratio, published in rows]
 
 

@@ -437,3 +437,13 @@ def test_a_reset_may_change_an_option() -> None:
         run.reset(rounds=5, seed=-1)
     run.reset()
     assert run.own["rounds"] == 2, "a refused reset leaves no trace"
+
+
+def test_a_knob_that_means_nothing_is_no_reason_not_to_resume(tmp_path: Path) -> None:
+    """Runs of rivals that were saved when such knobs were taken without a word."""
+    run = make("magnitude")
+    run.step(3)
+    run.knobs["ramp"] = run._given["ramp"] = 0.4
+    again = methods.kind("magnitude").resume(run.save(tmp_path), model=net(), data=mine())
+    assert again.knobs["ramp"] == 0 and again.steps == 3
+    again.reset()

@@ -165,3 +165,21 @@ def test_lenet5_refuses_other_sizes(shape: tuple[int, ...]) -> None:
 def test_resnet56_refuses_what_is_no_image(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"resnet56 takes images \(channels, height, width\), got samples of shape"):
         models.resnet56(shape)
+
+
+@every_model
+def test_gradients_of_single_samples_can_be_had_at_once(name: str) -> None:
+    """By vmap; what it cannot take is done one by one, slowly (see `gsm_lab.derivatives`)."""
+    model = made(name).eval()
+    x, y = torch.rand(3, *SHAPES[name]), torch.tensor([1, 7, 2])
+
+    def loss(weights: dict, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, weights, (x[None],)), y[None])
+
+    own = {key: p.detach() for key, p in model.named_parameters()}
+    together = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(own, x, y)
+    for i in range(3):
+        model.zero_grad()
+        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+        for key, p in model.named_parameters():
+            torch.testing.assert_close(together[key][i], p.grad, rtol=1e-3, atol=1e-5)

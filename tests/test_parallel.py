@@ -243,6 +243,14 @@ def refusals(kind: str, folder: Path) -> list[str]:
         run.save(folder / "run")
         expect(make(net(), mine(), **OWN | {"freeze": 0.5}).step)
         expect(make(net(), mine(), **OWN | {"smoothing": 0.5}).step)
+        expect(make(net(), mine(), **OWN | {"cut_at": 0.5}).step)
+        if kind == "ddp":
+            cutting = make(net(), mine(), **OWN)
+            cutting.step(2)
+            before = [p.clone() for p in cutting.model.parameters()]
+            cutting.set(cut_at=0.0 if group.rank else 1.0)
+            expect(cutting.step)
+            assert all(map(torch.equal, before, cutting.model.parameters()))
     return said
 
 
@@ -274,6 +282,10 @@ def test_what_is_wrong_is_one_sentence_on_every_rank(kind, tmp_path):
     if kind == "fsdp":
         assert zero[8] == one[8] == "ValueError: freeze must be 1 where weights are spread over ranks, got 0.5"
         assert zero[9] == one[9] == "ValueError: smoothing must be 0 where weights are spread over ranks, got 0.5"
+        assert zero[10] == one[10] == "ValueError: cut_at must be 1 where weights are spread over ranks, got 0.5"
+    else:
+        said = "ValueError: cut_at must be the same on every rank, got 1.0 on rank 0 and 0.0 on rank 1"
+        assert zero[-1] == one[-1] == said
 
 
 @pytest.mark.parametrize(

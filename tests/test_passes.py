@@ -140,6 +140,16 @@ def test_exact_when_the_sample_misleads(q: int, offset: int, threads: int) -> No
     check(w, g, q, [50_000, 10_000])
 
 
+@pytest.mark.parametrize("positive", [1, 7, 150, 320, 599, 600, 601])
+def test_fewer_positive_values_than_are_to_pass(positive: int, threads: int) -> None:
+    n, q = 60_000, 600
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        g = np.zeros(n, np.float32)
+        g[rng.choice(n, positive, replace=False)] = 1 + rng.random(positive)
+        check(np.ones(n, np.float32), g, q, [50_000, 10_000], ordinary=True)
+
+
 def test_more_candidates_than_there_is_room_for(threads: int) -> None:
     """The sample sees zeros alone, so that all that is positive is a candidate."""
     n, q = 400_000, 100
@@ -173,7 +183,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        shapes = [(30, 40), (7, 11), (1, 5), (2, 16)]  # the first of more than a block
+        shapes = [(1, 5), (30, 40), (7, 11), (2, 16)]  # the second of more than a block, and where no vector begins
         self.layers = nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes])
         self.bias = nn.Parameter(torch.randn(6))
 
@@ -222,10 +232,11 @@ def in_passes_and_not(
 
 
 @pytest.mark.parametrize("hyper", [{}, {"dampening": 0.4}, {"weight_decay": 0}], ids=["plain", "dampening", "no decay"])
+@pytest.mark.parametrize("q", [40, 400])
 def test_the_step_is_the_fused_step_to_the_bit(
-    form: type[Passes], hyper: dict, monkeypatch: pytest.MonkeyPatch
+    form: type[Passes], q: int, hyper: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nonzeros": 40, **hyper}
+    one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "nonzeros": q, **hyper}
     a, b = in_passes_and_not(form, Net(), monkeypatch, 20, lambda net: net.parameters(), **one)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -251,14 +262,28 @@ def test_threads_share_a_step_to_the_bit(form: type[Passes], monkeypatch: pytest
 def test_every_group_has_its_own_settings(form: type[Passes], monkeypatch: pytest.MonkeyPatch) -> None:
     def groups(net: Net) -> list[dict]:
         return [
-            {"params": [net.layers[0], net.bias], "lr": 0.2, "weight_decay": 0.3},
-            {"params": [net.layers[2]], "prunable": False, "weight_decay": 0},
-            {"params": [net.layers[1], net.layers[3]], "momentum": 0.5},
+            {"params": [net.layers[1], net.bias], "lr": 0.2, "weight_decay": 0.3},
+            {"params": [net.layers[0]], "prunable": False, "weight_decay": 0},
+            {"params": [net.layers[2], net.layers[3]], "momentum": 0.5},
         ]
 
     one = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "compression": 9}
     a, b = in_passes_and_not(form, Net(), monkeypatch, 20, groups, **one)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_default_dtype_does_not_matter(form: type[Passes], monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    opt = GSM(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, fused=True, nonzeros=20)
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        opt.step()
+    finally:
+        torch.set_default_dtype(before)
+    assert opt.active_mask().sum() == 20
 
 
 def test_masks_that_were_handed_out_stay_as_they_were(form: type[Passes]) -> None:

@@ -156,7 +156,7 @@ def test_a_run_that_breaks_down_is_named_and_the_others_are_made(small, tmp_path
 
 def test_dense_epochs_are_made_once_a_seed(small, tmp_path, monkeypatch):
     """Rows are, to the bit, what each would be with dense epochs of its own."""
-    labels = ["GSM", "DNS", "ticket, by gsm"]
+    labels = ["GSM", "DNS", "ticket, by gsm", "ticket, by magnitude"]
     alone = [
         reproduce("small", tmp_path / f"{i}.csv", "digits", (0,), x, epochs=1, progress=False)
         for i, x in enumerate(labels)

@@ -346,23 +346,34 @@ def test_cut_at_cuts_for_good_and_trains_on_with_the_dense_decay(freeze: float, 
         return torch.cat([p.detach().view(-1) for p in gl.models.prunable(run.model).values()])
 
     run = tiny(compression=20, freeze=freeze, cut_at=0.5, epochs=4, pretrain=0, weight_decay=0.01, pretrain_decay=2e-4)
-    run.step(20)
+    run.step(19)
     assert not run.shorn and run.frozen == (freeze < 1) and flat(run).all()
-    largest = torch.cat([mask.view(-1) for mask in keep_masks(run.model, nonzeros=18).values()])
-    other = Run.resume(run.save(tmp_path), model=net(), data=mine())
+    other, uncut = (Run.resume(run.save(tmp_path), model=net(), data=mine()) for _ in range(2))
+    uncut.set(cut_at=1)
+    uncut.step()
+    assert flat(uncut).all()
+    largest = torch.cat([mask.view(-1) for mask in keep_masks(uncut.model, nonzeros=18).values()])
+    run.step()
+    assert torch.equal(flat(run), torch.where(largest, flat(uncut), 0.0))
     for _ in range(20):
         run.step()
         assert run.shorn and run.frozen and torch.equal(flat(run) != 0, largest)
         assert run.opt.param_groups[0]["weight_decay"] == 2e-4
     assert run.evaluate() == run.evaluate(cut=True)
-    other.step(11)
+    other.step(12)
     again = Run.resume(other.save(tmp_path), model=net(), data=mine())
     again.step(9)
     assert equal(everything(run), everything(again))
-    run.set(cut_at=1)
-    run.step(3)
-    assert not run.shorn and run.opt.param_groups[0]["weight_decay"] == 0.01
-    assert torch.equal(flat(run) != 0, largest), "what is zero has no metric"
+    for moved in ({"cut_at": 1}, {"epochs": 40}, {"compression": 1}, {"compression": 10}, {"compression": 20}):
+        run.set(**moved)
+        run.step(3)
+        assert run.shorn and run.opt.param_groups[0]["weight_decay"] == 2e-4
+        assert torch.equal(flat(run) != 0, largest), f"{moved} brought something back"
+    run.set(compression=40)
+    run.step(2)
+    assert int((flat(run) != 0).sum()) == run.nonzeros == 9 and not (flat(run)[~largest]).any()
+    run.reset()
+    assert not run.shorn and not run.frozen
 
 
 def test_train_goes_to_the_end_of_the_plan_and_evaluates() -> None:

@@ -126,7 +126,7 @@ def test_exact_when_the_sample_misleads(q: int, small: float, offset: int) -> No
 
 
 def test_a_bound_that_too_few_reach_is_noticed() -> None:
-    """All that reach the bound fill whole runs of eight, so that no smaller candidate gives the miss away."""
+    """Fewer than Q reach it, in whole runs of eight, at places where the sample looks."""
     q = 1990
     stride, above = selection.sampling(LARGE, q)
     metric = np.ones(LARGE, dtype=np.float32)

@@ -7,7 +7,7 @@ that lie ready: neither has to form |g * w| once more, or to write a gradient fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from gsm_lab.optim.passes import LARGE, Edge, Passes, Settings, pass_through, sa
 from gsm_lab.optim.selection import picked, top_of
 
 BLOCK = 1 << 19  # entries looked at together: some arrays of two megabytes are in use at a time
+WHOLE = 64  # entries: a tensor is cut at multiples of it, since fused SGD rounds what fills no vector otherwise
 SPARSE = 12  # compression from which on places are kept: below, they are so many that to find them costs more
 MOST = 3 << 19  # that pass while places are kept, for the sake of memory
 SHARED = LARGE  # weights from which on threads share the first pass
@@ -83,12 +84,14 @@ class Blocks(Passes):
         if edge is None:
             return None
         if places != self._at[1]:
-            self._at = self._at[0], places
             flat = [z.view(-1) for z in momenta]
             self._moving = [
                 [[of[x.i][x.inside] for x in block.pieces] for of in (self._flat, flat)] for block in self._blocks
             ]
-        idle = torch.zeros(max(block.size for block in self._blocks)) if self._idle is None else self._idle
+            self._at = self._at[0], places
+        idle = self._idle
+        if idle is None:
+            idle = torch.zeros(min(BLOCK, self.count), dtype=torch.float32, device="cpu")
         gated, self._idle = idle.numpy(), None  # an interrupt may leave in it what must not be seen again
         for k, (block, (weights, momenta_now)) in enumerate(zip(self._blocks, self._moving, strict=True)):
             flags, zeros = active[block.start : block.start + block.size], [idle[x.at] for x in block.pieces]
@@ -144,7 +147,9 @@ class Blocks(Passes):
         inside = bits.compress(~above)
         if (bits.size and bits.max() >= _INFINITY) or (low == 1 and not bits.size):
             return None, []
-        if left <= 0 or (left > inside.size and low > 1):
+        if low == 1 and bits.size <= q:  # all that is positive passes
+            return Edge(bits.min().view(np.float32), self.count), reached
+        if not 0 < left <= inside.size:
             return None
         top = top_of(inside.view(np.float32), left)
         edge, upto = np.float32(top.threshold), self.count
@@ -194,10 +199,10 @@ class Blocks(Passes):
         return found, above
 
     def _room(self, blocks: list[_Block], name: str) -> np.ndarray:
-        """As many entries as a block of these has, float32 or flags; nobody else uses them meanwhile."""
+        """As many entries as a block may have, float32 or flags; nobody else uses them meanwhile."""
         key = blocks[0].start, name
         if key not in self._rooms:
-            self._rooms[key] = np.empty(max(block.size for block in blocks), bool if "flags" in name else np.float32)
+            self._rooms[key] = np.empty(min(BLOCK, self.count), bool if "flags" in name else np.float32)
         return self._rooms[key]
 
     def _bits(self, block: _Block, out: np.ndarray) -> np.ndarray:
@@ -223,11 +228,15 @@ class Blocks(Passes):
 
     def _each(self, do: Callable[[list[_Block]], Any]) -> list[Any]:
         """`do` with all blocks, or with as many parts of them as PyTorch has threads: what it returns for each part."""
-        threads = torch.get_num_threads() if self.count >= SHARED else 1
-        if threads == 1 or len(self._blocks) < threads:
+        parts = min(torch.get_num_threads(), len(self._blocks)) if self.count >= SHARED else 1
+        if parts == 1:
             return [do(self._blocks)]
-        ends = [len(self._blocks) * i // threads for i in range(threads + 1)]
-        return list(_pool(threads).map(do, (self._blocks[a:b] for a, b in pairwise(ends))))
+        ends = [len(self._blocks) * i // parts for i in range(parts + 1)]
+        under_way = [_pool(parts).submit(do, self._blocks[a:b]) for a, b in pairwise(ends)]
+        try:
+            return [part.result() for part in under_way]
+        finally:
+            wait(under_way)  # also after an interrupt: they write into rooms that the next step uses
 
     # -- the second --------------------------------------------------------------------------------------------------
 
@@ -248,16 +257,19 @@ class Blocks(Passes):
 
 
 def _divided(sizes: list[int]) -> list[_Block]:
-    """Tensors of these sizes in blocks of BLOCK entries, the last one less."""
+    """Tensors of these sizes in blocks of at most BLOCK entries, and not many less but in the last."""
     blocks: list[_Block] = []
     start, filled, pieces = 0, 0, []
     for i, size in enumerate(sizes):
         done = 0
         while done < size:
             n = min(size - done, BLOCK - filled)
-            pieces.append(_Piece(i, slice(done, done + n), slice(filled, filled + n)))
-            done, filled = done + n, filled + n
-            if filled == BLOCK:
+            if done + n < size:
+                n -= n % WHOLE
+            if n:
+                pieces.append(_Piece(i, slice(done, done + n), slice(filled, filled + n)))
+                done, filled = done + n, filled + n
+            if done < size or filled == BLOCK:
                 blocks.append(_Block(start, filled, pieces))
                 start, filled, pieces = start + filled, 0, []
     return [*blocks, _Block(start, filled, pieces)] if pieces else blocks

@@ -79,7 +79,7 @@ class Gate:
         if not (passes := self._two_passes(others)):
             return False
         if self._lent:
-            self._flags = torch.empty(sum(p.numel() for p in self._listed), dtype=torch.bool)
+            self._flags = torch.empty(sum(p.numel() for p in self._listed), dtype=torch.bool, device="cpu")
             self._lent = False
         threshold = passes.step(q, momenta, settings, self._flags.numpy())
         if threshold is None:

@@ -79,10 +79,8 @@ def top_q(metric: np.ndarray, q: int) -> Top:
     """
     bound = _lower_bound(metric, q)
     candidates = not_below(metric, bound)
-    if candidates.size >= q:
-        top = top_of(candidates, q)
-        if not top.threshold < bound:  # whatever reaches the bound is among the candidates, so nothing was missed
-            return top
+    if candidates.size >= q:  # all that reach the bound, so nothing was missed
+        return top_of(candidates, q)
     return top_of(metric[~(metric <= 0)], q)
 
 

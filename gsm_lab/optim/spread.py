@@ -49,8 +49,8 @@ class SpreadMetric:
         """The bits, int32, of all counted values whose bits are at least `least`; NaN as `NAN`."""
         found = [torch.empty(0, dtype=torch.int32, device=self.values.device)]
         for bits in self._counted:
-            near = torch.from_numpy(not_below(bits.numpy(), np.int32(least))) if bits.is_cpu else bits
-            found.append(near[near >= least])
+            near = not_below(bits.numpy(), np.int32(least)) if bits.is_cpu else bits[bits >= least]
+            found.append(torch.as_tensor(near))
         return torch.cat(found).clamp_(max=NAN)
 
     def chosen(self, top: Top) -> Tensor:
