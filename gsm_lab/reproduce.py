@@ -24,7 +24,6 @@ from safetensors import torch as safetensors
 from gsm_lab import __version__, methods
 from gsm_lab import data as datasets
 from gsm_lab.checkpoint import FILE, fill, write_atomically
-from gsm_lab.knobs import KNOBS
 from gsm_lab.methods import tickets
 from gsm_lab.methods.rival import OF_THE_GATE
 from gsm_lab.results import KEY, SEEDS, SHELF, add, claimed, has, key_of, name_of, provenance, read, unfinished
@@ -33,6 +32,7 @@ from gsm_lab.tables import Entry, entries
 
 SAVE_EVERY = 60.0  # seconds of training
 _PIECE = 20  # steps between two looks at the clock
+_LATER = {"cut_at": 1.0, "calm": 1.0}  # came later than the first rows of the tables: not named where they are off
 _DENSE = ("model", "seed", "batch_size")  # the knobs that the dense epochs depend on, beside their own
 
 
@@ -142,10 +142,8 @@ def _planned(entry: Entry, source: datasets.Dataset, seed: int, data: str, epoch
 
 def _settings(run: Run) -> dict[str, Any]:
     """All knobs and options in force, but for those that are columns, and how often it is looked at."""
-    columns = ["model", "data", "compression", "seed", "evaluate_every"]
-    if run.knobs["cut_at"] == KNOBS["cut_at"].default:  # a knob that came later than the first rows of the tables
-        columns.append("cut_at")
-    return {k: v for k, v in (run.knobs | run.own).items() if k not in columns}
+    columns = ("model", "data", "compression", "seed", "evaluate_every")
+    return {k: v for k, v in (run.knobs | run.own).items() if k not in columns and _LATER.get(k) != v}
 
 
 def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) -> dict[str, Any]:
