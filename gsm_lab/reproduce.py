@@ -32,7 +32,7 @@ from gsm_lab.tables import Entry, entries
 
 SAVE_EVERY = 60.0  # seconds of training
 _PIECE = 20  # steps between two looks at the clock
-_LATER = {"cut_at": 1.0, "calm": 1.0}  # came later than the first rows of the tables: not named where they are off
+_LATER = {"cut_at": 1.0}  # came later than the first rows of the tables: not named where they are off
 _DENSE = ("model", "seed", "batch_size")  # the knobs that the dense epochs depend on, beside their own
 
 

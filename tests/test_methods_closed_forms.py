@@ -222,15 +222,6 @@ def test_surgery_becomes_rare() -> None:
     assert operated == [92] * 23, "at every step until it is settled"
 
 
-def test_surgery_may_be_calm() -> None:
-    """A smaller learning rate while there is surgery, and the whole of it once the network is settled."""
-    run = make("dns", calm=0.25, hold=1.0)
-    run.step(40)
-    rates = run.history.frame()["lr_scheduled"].to_numpy()
-    settled = run.settles
-    assert np.allclose(rates[:settled], 0.25 * 0.05, rtol=1e-6) and np.allclose(rates[settled:], 0.05, rtol=1e-6)
-
-
 def test_the_ramp_is_dns_budget() -> None:
     run, asked = make("dns", gamma=0, ramp=0.5, compression=40), []
     run.operate = lambda q: asked.append(q)

@@ -26,18 +26,15 @@ class DNS(Shadowed):
 
     method = "dns"
     means_nothing = ("smoothing", "freeze", "cut_at")
-    recipes: ClassVar[dict[tuple[str, str], dict[str, Any]]] = {("mnist", "lenet300"): {"lr": 0.05}}
+    recipes: ClassVar[dict[tuple[str, str], dict[str, Any]]] = {
+        ("mnist", "lenet300"): {"lr": 0.05},
+        ("mnist", "lenet5"): {"lr": 0.01},  # at 0.02, what is spliced in makes it diverge
+    }
     options = (
         Knob("margin", 0.1, "of both thresholds: between them a weight stays where it is", False, most=0.9),
-        Knob("calm", 1.0, "learning rate while there is surgery, as a share of what it is afterwards", False, most=1),
         Knob("gamma", 1e-5, "the probability of surgery is 1 / (1 + gamma * step)", False, most=1),
         UNTIL,
     )  # fmt: skip
-
-    @property
-    def lr(self) -> float:
-        """As in `Run`; while there is surgery the share `calm` of it: what is spliced in shakes the network."""
-        return super().lr * (1.0 if self.settled else self.own["calm"])
 
     def after(self) -> None:
         """Perhaps prune and splice; when the time has come, settle."""
