@@ -232,3 +232,12 @@ def test_a_bad_q_is_named(q: object) -> None:
 def test_one_of_the_two_is_needed(given_: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="exactly one of compression and nonzeros"):
         budget(600, **given_)
+
+
+@untimed
+@given(st.integers(0, 99), st.integers(0, 2000), st.sampled_from([0.0, 0.01, 0.3, 1.0]))
+def test_picked_is_compress(seed: int, size: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    values, flags = rng.normal(size=size).astype(np.float32), rng.random(size) < share
+    found = selection.picked(values, flags)
+    assert np.array_equal(found, values[flags]) and not np.shares_memory(found, values)
