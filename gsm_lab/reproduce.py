@@ -95,14 +95,12 @@ def reproduce(
                         try:
                             row = _made(runs, entry.by, folder, progress)
                         except FloatingPointError as error:
-                            broken.append(
-                                f"{entry.label} on {entry.model}, {entry.compression:g}x, seed {seed}: {error}"
-                            )
-                            bar.update()
-                            return True
-                        row |= {"method": entry.method, "published": entry.published, "settings": settings}
-                        add(out, {**key, **row, **provenance(table, data, seed, epochs)})
-                        shutil.rmtree(folder, ignore_errors=True)
+                            which = f"{entry.label} on {entry.model}, {entry.compression:g}x, seed {seed}"
+                            broken.append(f"{which}: {error}")
+                        else:
+                            row |= {"method": entry.method, "published": entry.published, "settings": settings}
+                            add(out, {**key, **row, **provenance(table, data, seed, epochs)})
+                            shutil.rmtree(folder, ignore_errors=True)
             bar.update()
             return True
 

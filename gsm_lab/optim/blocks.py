@@ -53,8 +53,8 @@ class Blocks(Passes):
         super().__init__([*weights], [*others])
         self._blocks = _divided(self.sizes[: self.competing])
         self._at: tuple[list[int], ...] = ([], [])  # where weights and momenta lay when they were cut into pieces
-        self._idle: Tensor | None = None  # zeros, among which the gradients that pass are put for a moment
-        self._rooms: dict[tuple[int, str], np.ndarray] = {}  # to work in; fresh memory would cost half of a small step
+        self._idle: np.ndarray | None = None  # zeros, among which the gradients that pass are put for a moment
+        self._rooms: dict[tuple[int, str], np.ndarray] = {}  # to work in: fresh memory costs time
 
     def take(self, grads: list[Tensor | None]) -> bool:
         weights = self.places(self.tensors, "weights")
@@ -89,24 +89,26 @@ class Blocks(Passes):
                 [[of[x.i][x.inside] for x in block.pieces] for of in (self._flat, flat)] for block in self._blocks
             ]
             self._at = self._at[0], places
-        idle = self._idle
-        if idle is None:
-            idle = torch.zeros(min(BLOCK, self.count), dtype=torch.float32, device="cpu")
-        gated, self._idle = idle.numpy(), None  # an interrupt may leave in it what must not be seen again
+        gated = self._room(self._blocks, "product")
+        if reached:
+            gated = np.zeros(gated.size, np.float32) if self._idle is None else self._idle
+            self._idle = None  # an interrupt may leave in it what must not be seen again
+        room = torch.from_numpy(gated)
         for k, (block, (weights, momenta_now)) in enumerate(zip(self._blocks, self._moving, strict=True)):
-            flags, zeros = active[block.start : block.start + block.size], [idle[x.at] for x in block.pieces]
+            flags, zeros = active[block.start : block.start + block.size], [room[x.at] for x in block.pieces]
             if reached:
                 at = _up_to(edge, block, *reached[k])
                 flags.fill(False)
                 flags[at] = True
                 gated[at] = self._slopes_at(block, at)
             else:
-                self._pass(block, edge, idle[: block.size])
+                self._pass(block, edge, room[: block.size])
                 np.not_equal(gated[: block.size], 0, out=flags)  # an |g * w| that passed is positive
             sgd_each(weights, zeros, momenta_now, [settings[x.i] for x in block.pieces])
             if reached:
                 gated[at] = 0
-        self._idle = idle if reached else None
+        if reached:
+            self._idle = gated
         sgd_each(self._flat[n:], self._grads[n:], [z.view(-1) for z in momenta[n:]], settings[n:])
         active[self.count :] = True
         return edge.threshold
