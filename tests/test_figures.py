@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gsm_lab import figures
 from gsm_lab.figures.dashboard import LAYERS_SHOWN, MARKS_SHOWN, POINTS, settings_line, update
-from gsm_lab.figures.style import COLOURS, line
+from gsm_lab.figures.style import COLOURS, LINE, headed, line
 from gsm_lab.history import History
 from gsm_lab.knobs import KNOBS
 
@@ -288,3 +288,11 @@ def test_a_table_becomes_a_line_a_column(log):
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("step", "|w|")
     assert figure.layout.title.text == "<b>Decay takes weights to zero</b>"
     assert (figure.layout.yaxis.type == "log") is log
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=30), min_size=1, max_size=40))
+def test_a_title_takes_the_lines_it_needs_and_the_plot_makes_room(words):
+    one, figure = headed(go.Figure(), "short"), headed(go.Figure(), " ".join(words))
+    lines = figure.layout.title.text.removeprefix("<b>").removesuffix("</b>").split("<br>")
+    assert " ".join(lines) == " ".join(words) and max(map(len, lines)) <= LINE
+    assert figure.layout.margin.t - one.layout.margin.t == (len(lines) - 1) * 21  # pixels, at 16 a letter

@@ -62,7 +62,7 @@ ALL = {
 
 
 def title(figure: go.Figure) -> str:
-    return re.sub("<.*?>", "", figure.layout.title.text)
+    return re.sub("<.*?>", "", figure.layout.title.text.replace("<br>", " "))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -75,7 +75,7 @@ def test_traces_differ_in_dash_marker_and_colour_and_say_what_they_are(name: str
 
 
 def title(figure: go.Figure) -> str:
-    return re.sub("<.*?>", "", figure.layout.title.text)
+    return re.sub("<.*?>", "", figure.layout.title.text.replace("<br>", " "))
 
 
 def test_titles_follow_the_tables() -> None:

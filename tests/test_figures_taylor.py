@@ -57,7 +57,7 @@ def test_the_scatter_shows_what_is_above_the_floor(tables: dict[str, pd.DataFram
 def test_titles_state_the_finding(tables: dict[str, pd.DataFrame]) -> None:
     sets = tables["sets"]
     last = sets[sets["kind"] == "top"].iloc[-1]
-    title = drawn.set_errors(sets, "top", "(at the end)").layout.title.text
+    title = drawn.set_errors(sets, "top", "(at the end)").layout.title.text.replace("<br>", " ")
     assert f"{last['size']:,} weights (top)" in title and f"{last['true']:.2g};" in title and "(at the end)" in title
     table = taylor.agreement(tables["singles"])
     worst = table.groupby("estimate")["relative_error"].median().idxmax()

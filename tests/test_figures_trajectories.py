@@ -78,7 +78,7 @@ ALL = {
 
 
 def title(figure: go.Figure) -> str:
-    return figure.layout.title.text.removeprefix("<b>").removesuffix("</b>")
+    return figure.layout.title.text.removeprefix("<b>").removesuffix("</b>").replace("<br>", " ")
 
 
 def by_name(figure: go.Figure, name: str, place: int = 0) -> go.Scatter:

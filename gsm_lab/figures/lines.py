@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.figures.style import finish, line
+from gsm_lab.figures.parts import drawn
+from gsm_lab.figures.style import line
 
 
 def lines(table: pd.DataFrame, title: str, x: str, y: str, log: bool = False, height: int = 420) -> go.Figure:
@@ -22,9 +23,5 @@ def lines(table: pd.DataFrame, title: str, x: str, y: str, log: bool = False, he
     for i, name in enumerate(table.columns):
         hover = f"{name}: %{{y:.3g}} at {x} %{{x}}<extra></extra>"
         figure.add_trace(go.Scatter(x=table.index, y=table[name], name=str(name), hovertemplate=hover, **line(i)))
-    finish(figure, height)
-    figure.update_layout(title={"text": f"<b>{title}</b>", "x": 0.02, "font": {"size": 16}}, showlegend=True)
-    figure.update_layout(margin={"autoexpand": True})
-    figure.update_xaxes(title_text=x)
-    figure.update_yaxes(title_text=y, **({"type": "log", "nticks": 8, "exponentformat": "power"} if log else {}))
-    return figure
+    figure = drawn(figure, title, x, y, height)
+    return figure.update_yaxes(type="log", nticks=8, exponentformat="power") if log else figure

@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.figures.style import COLOURS, finish
+from gsm_lab.figures.style import COLOURS, finish, headed
 
 
 def drawn(figure: go.Figure, title: str, x: str, y: str, height: int, logy: bool = False) -> go.Figure:
     """Give a figure its look, a title that states the finding, and axis titles with units."""
-    finish(figure, height)
-    figure.update_layout(title={"text": f"<b>{title}</b>", "x": 0.02, "font": {"size": 16}}, showlegend=True)
-    figure.update_layout(margin={"autoexpand": True})
+    headed(finish(figure, height), title)
+    figure.update_layout(showlegend=True, margin={"autoexpand": True})
     figure.update_xaxes(title_text=x)
     figure.update_yaxes(title_text=f"{y} (log)" if logy else y)
     if logy:

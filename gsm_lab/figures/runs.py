@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.figures.style import finish
+from gsm_lab.figures.style import finish, headed
 
 WIDE = {"type": "log", "dtick": 1, "exponentformat": "power", "minor": {"dtick": "D1"}}  # axis over many decades
 NARROW = {"type": "log", "dtick": "D2", "exponentformat": "power"}  # over one or two
@@ -23,14 +23,12 @@ def scatter(x: Any, y: Any, hover: str, look: dict[str, Any]) -> go.Scatter:
 
 def titled(figure: go.Figure, title: str, height: int, legend_rows: int = 1) -> go.Figure:
     """House style, the title as a sentence, room for subplot titles above and the legend below."""
-    finish(figure, height)
-    figure.update_layout(
-        title={"text": f"<b>{title}</b>", "x": 0.01, "font": {"size": 15}},
+    headed(finish(figure, height), title, top=76)
+    return figure.update_layout(
         showlegend=True,
         legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0},
-        margin={"autoexpand": False, "t": 76, "b": 64 + 24 * legend_rows},
+        margin={"autoexpand": False, "b": 64 + 24 * legend_rows},
     )
-    return figure
 
 
 def by_run(table: pd.DataFrame) -> list[tuple[Hashable, pd.DataFrame]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import textwrap
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,6 +16,7 @@ from gsm_lab.figures.pictures import static
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#666666")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px,2px", "2px,6px")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "triangle-down", "cross")
+LINE = 88  # characters of a title in a line: what a notebook's cell beside JupyterLab's file browser has room for
 MARKERS_SHOWN = 9  # along a line, however many points it has
 FONT = "Open Sans, Helvetica, Arial, sans-serif"
 
@@ -49,6 +51,13 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
     figure.update_xaxes(**grey)
     figure.update_yaxes(**grey)
     return figure
+
+
+def headed(figure: go.Figure, title: str, top: int = 64, size: int = 16) -> go.Figure:
+    """Give a figure its title, a sentence, in as many lines as it takes, under `top` pixels of margin with one line."""
+    words = textwrap.wrap(title, LINE, break_long_words=False)
+    text = {"text": f"<b>{'<br>'.join(words)}</b>", "x": 0.02, "font": {"size": size}}
+    return figure.update_layout(title=text, margin={"t": top + round(1.3 * size) * (max(1, len(words)) - 1)})
 
 
 def show(figure: go.Figure) -> None:

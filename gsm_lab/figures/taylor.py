@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.figures.style import COLOURS, SYMBOLS, finish, line
+from gsm_lab.figures.parts import drawn
+from gsm_lab.figures.style import COLOURS, SYMBOLS, line
 
 _ESTIMATES = ("first order", "|g w|", "Fisher", "first + diagonal", "second order")
 _EXACT = 1e-9  # relative errors below this are drawn here: float64 knows no better
@@ -39,7 +40,7 @@ def scatter(table: pd.DataFrame, estimate: str = "|g w|", height: int = 460) -> 
     diagonal = {"color": "#444444", "dash": "dot", "width": 1.5}
     figure.add_trace(go.Scatter(x=span, y=span, name="exact", mode="lines", line=diagonal, hoverinfo="skip"))
     median = ((guess - size).abs() / size)[shown].median()
-    _finish(
+    drawn(
         figure,
         f"{_said(estimate)} is {_off(median)} for one weight in the median",
         f"true |change of the loss| without the weight ({int((~shown).sum())} of {len(table)} below the floor)",
@@ -79,7 +80,7 @@ def errors(agreement: pd.DataFrame, across: str = "region", note: str = "", heig
     best, worst = medians.idxmin(), medians.idxmax()
     where = f" {note}" if note else ""
     title = f"{_said(best)} is {_off(medians[best])}, {worst} {_off(medians[worst])}{where}"
-    _finish(figure, title, across, "median relative error", height)
+    drawn(figure, title, across, "median relative error", height)
     figure.update_yaxes(type="log", exponentformat="power", nticks=8)
     return figure
 
@@ -110,7 +111,7 @@ def set_errors(table: pd.DataFrame, kind: str = "top", note: str = "", height: i
         f"{last['size']:,} weights ({kind}) set to zero change the loss by {last['true']:.2g}; "
         f"first order is {_off(first)}{' ' + note if note else ''}"
     )
-    _finish(figure, title, "weights set to zero together", "relative error", height)
+    drawn(figure, title, "weights set to zero together", "relative error", height)
     figure.update_xaxes(type="log", exponentformat="power")
     figure.update_yaxes(type="log", exponentformat="power", nticks=8)
     return figure
@@ -132,7 +133,7 @@ def rank_map(counts: pd.DataFrame, height: int = 480) -> go.Figure:
             "%{customdata:,} weights<extra></extra>",
         )
     )
-    _finish(
+    drawn(
         figure,
         f"|g w| ranks {100 * near:.0f}% of all {total:,} weights about rightly",
         "rank by |g w| (1: greatest)",
@@ -163,19 +164,11 @@ def input_map(missed: pd.DataFrame, height: int = 440) -> go.Figure:
     inner = values[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4].sum()
     share = 100 * inner / max(1, values.sum())
     title = f"{share:.0f}% of the {values.sum():,} weights that |g w| misses look at the middle quarter of the picture"
-    _finish(figure, title, "column (pixels)", "row (pixels)", height)
+    drawn(figure, title, "column (pixels)", "row (pixels)", height)
     figure.update_layout(showlegend=False)
     figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain")
     figure.update_xaxes(constrain="domain")
     return figure
-
-
-def _finish(figure: go.Figure, title: str, x: str, y: str, height: int) -> None:
-    finish(figure, height)
-    figure.update_layout(title={"text": f"<b>{title}</b>", "x": 0.02, "font": {"size": 16}}, showlegend=True)
-    figure.update_layout(margin={"autoexpand": True})
-    figure.update_xaxes(title_text=x)
-    figure.update_yaxes(title_text=y)
 
 
 def _said(estimate: str) -> str:
