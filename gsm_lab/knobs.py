@@ -143,7 +143,7 @@ _ALL = (
     ),
     Knob(
         "cut_at", 1.0, "share of the run after which the net is cut, until a reset, and trained on with the decay of "
-        "the dense epochs (1: never)", True,
+        "the dense epochs; cut further while C rises (1: never)", True,
         "cut at", "of the run", "linear", 0, 1, most=1,
     ),
     Knob("epochs", 150, "gated epochs the schedule is laid out for", True, "epochs", "epochs", "log", 1, 500, least=1),

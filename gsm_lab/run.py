@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsm_lab import checkpoint, models
+from gsm_lab import checkpoint, models, schedule
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
 from gsm_lab.history import History
 from gsm_lab.interrupts import interruptible
 from gsm_lab.optim import GSM, budget, cut, keep_masks, param_groups
+from gsm_lab.optim.prunable import clear
 from gsm_lab.optim.ranks import local
 
-RAMP_FROM = 4.0  # where a ramp of the compression begins
-FLOOR = 0.01  # of the learning rate, where the cosine ends and stays: training past the planned end still trains
 _EVALUATED_AT_ONCE = 2000  # samples; bounds memory
+_CUT_AGAIN = 0.99  # of the weights, on a ramp: to cut at every step would cost as much as the step
 _STEPS_A_LOOK = 10  # of the progress bar
 
 
@@ -142,19 +142,13 @@ class Run:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next gated step: full for `hold` of the plan, then a cosine down to 1%."""
-        held = self.knobs["hold"] * self.planned
-        if self.steps <= held or self.knobs["hold"] >= 1:
-            return self.knobs["lr"]
-        return self.knobs["lr"] * _cosine((self.steps - held) / (self.planned - held))
+        """Learning rate of the next gated step."""
+        return schedule.lr(self.knobs, self.steps, self.planned)
 
     @property
     def compression(self) -> float:
-        """C of the next gated step: the knob's, or on the way there from RAMP_FROM during its ramp."""
-        full, ramp = self.knobs["compression"], self.knobs["ramp"] * self.planned
-        if self.steps >= ramp or full <= RAMP_FROM:
-            return full
-        return RAMP_FROM * (full / RAMP_FROM) ** (self.steps / ramp)
+        """C of the next gated step: the knob's, or on the way there during its ramp."""
+        return schedule.compression(self.knobs, self.steps, self.planned)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -301,7 +295,7 @@ class Run:
     def _dense_step(self) -> None:
         total = self.knobs["pretrain"] * self.epoch_steps
         for group in self.opt.param_groups:
-            group["lr"] = self.knobs["pretrain_lr"] * _cosine(self.dense_steps / total)
+            group["lr"] = self.knobs["pretrain_lr"] * schedule.cosine(self.dense_steps / total)
         self._forward_backward(self.dense_steps)
         self.opt.step()
         self.dense_steps += 1
@@ -333,8 +327,7 @@ class Run:
         """Put the ramp's C in force; freeze the active set, or let it go, where the knobs say so."""
         if self.knobs["ramp"] and not self.shorn:
             self.opt.compression = self.compression
-        freeze = self.knobs["freeze"]
-        frozen = self.shorn or (freeze < 1 and self.steps >= freeze * self.planned)
+        frozen = self.shorn or schedule.reached(self.knobs["freeze"], self.steps, self.planned)
         if frozen != self.frozen:
             masks = keep_masks(self.model, nonzeros=self.nonzeros).values() if frozen else ()
             self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks]) if frozen else None
@@ -342,21 +335,21 @@ class Run:
 
     @torch.no_grad()
     def _cut_on_the_way(self) -> None:
-        """Where the knob `cut_at` says so, cut the network, and stop and hold what was cut; again where Q has fallen.
+        """Where the knob `cut_at` says so, cut the network to the C in force, and stop and hold what was cut.
 
-        At the end of a step: then nothing has changed where the step was refused, by whatever rank.
+        Cut again where C has risen since; on a ramp that goes on, whenever another percent has to go. At the end of a
+        step: then nothing has changed where the step was refused, by whatever rank.
         """
-        due = self.knobs["cut_at"] < 1 and self.steps >= self.knobs["cut_at"] * self.planned
-        if (self.shorn and self.nonzeros >= self._kept) or not (self.shorn or due):
+        if not self.shorn and not schedule.reached(self.knobs["cut_at"], self.steps, self.planned):
             return
-        masks = list(keep_masks(self.model, nonzeros=self.nonzeros).values())
-        for p, mask in zip(self._layers, masks, strict=True):
-            momentum = self.opt.state.get(p, {}).get("momentum_buffer")
-            for values in (p,) if momentum is None else (p, momentum):
-                values.masked_fill_(~mask, 0.0)
+        q = budget(self.opt.weights, compression=self.compression)
+        if self.shorn and (q >= self._kept or self.nonzeros < q > _CUT_AGAIN * self._kept):
+            return
+        masks = list(keep_masks(self.model, nonzeros=q).values())
+        clear(self._layers, masks, self.opt)
         self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks])
         self.shorn = self.frozen = True
-        self._kept = self.nonzeros
+        self._kept = int(self.opt.candidates.sum())
         self.apply_knobs()
 
     def _update(self) -> None:
@@ -379,7 +372,7 @@ class Run:
         dense = self.base is None and self.knobs["pretrain"] > 0
         self.opt.compression = 1.0 if dense else self.compression
         if self.shorn:  # nothing comes back, also where C is lowered
-            self.opt.nonzeros = min(self.nonzeros, self._kept)
+            self.opt.nonzeros = self._kept
         self.opt.smoothing = 0.0 if dense else self.knobs["smoothing"]
         like_dense = dense or self.shorn
         self.opt.param_groups[0]["weight_decay"] = self.knobs["pretrain_decay" if like_dense else "weight_decay"]
@@ -444,11 +437,6 @@ class Run:
             f"Run({name} on {self.data.name}, {self.steps:,} steps of {self.epoch_steps} an epoch, "
             f"Q = {self.nonzeros:,} of {self.opt.weights:,} weights)"
         )
-
-
-def _cosine(share: float) -> float:
-    """From 1 at 0 to FLOOR at 1, and FLOOR from there on."""
-    return FLOOR + (1.0 - FLOOR) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
 
 
 def _can_fuse(model: nn.Module) -> bool:

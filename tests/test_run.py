@@ -1,6 +1,7 @@
 """`Run` against loops written by hand with plain `torch.optim.SGD` and `torch.topk`; interrupts, errors and resets."""
 
 import copy
+import itertools
 import math
 import os
 import random
@@ -374,6 +375,40 @@ def test_cut_at_cuts_for_good_and_trains_on_with_the_dense_decay(freeze: float, 
     assert int((flat(run) != 0).sum()) == run.nonzeros == 9 and not (flat(run)[~largest]).any()
     run.reset()
     assert not run.shorn and not run.frozen
+
+
+def test_cut_at_on_a_ramp_cuts_on_as_c_rises(tmp_path: Path) -> None:
+    def flat(run: Run) -> Tensor:
+        return torch.cat([p.detach().view(-1) for p in gl.models.prunable(run.model).values()])
+
+    run = tiny(compression=40, ramp=0.75, cut_at=0.25, smoothing=0.9, epochs=8, pretrain=1, weight_decay=0.01)
+    run.step(19)
+    assert not run.shorn and flat(run).all()
+    left = []
+    for step in range(20, 80):
+        before = flat(run)
+        run.step()
+        stays = flat(run) != 0
+        q = budget(run.opt.weights, compression=run.compression)
+        assert run.shorn and int(stays.sum()) == q, f"after step {step}"  # so few that each is more than a percent
+        assert not stays[before == 0].any(), "one that was cut came back"
+        left.append(q)
+        if step == 45:
+            again = Run.resume(run.save(tmp_path), model=net(), data=mine())
+    again.step(79 - 45)
+    assert equal(everything(run), everything(again))
+    assert left == sorted(left, reverse=True) and len(set(left)) > 10 and left[40:] == [run.nonzeros] * 20
+    assert run.evaluate() == run.evaluate(cut=True)
+
+
+def test_cut_at_on_a_ramp_waits_until_a_percent_has_to_go() -> None:
+    run = gl.Run(compression=60, ramp=0.9, cut_at=0.0, epochs=20, pretrain=0, seed=1)
+    left = []
+    for _ in range(30):
+        run.step()
+        left.append(sum(int(p.count_nonzero()) for p in gl.models.prunable(run.model).values()))
+    cuts = [(a, b) for a, b in itertools.pairwise(left) if b != a]
+    assert 3 < len(cuts) < 29 and all(0.97 * a < b <= 0.99 * a for a, b in cuts)
 
 
 def test_train_goes_to_the_end_of_the_plan_and_evaluates() -> None:

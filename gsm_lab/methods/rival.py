@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from gsm_lab import data as datasets
 from gsm_lab.knobs import KNOBS, Knob, recipe_of
+from gsm_lab.optim.prunable import clear
 from gsm_lab.optim.selection import chosen, top_q
 from gsm_lab.run import Run
 
@@ -169,11 +170,7 @@ class Rival(Run):
                 warnings.warn(f"{self.method} left no weight in layer {name!r}", stacklevel=2)
         self.inside.copy_(inside)
         self.settled = True
-        for p, mask in zip(self._layers, self._masks, strict=True):
-            p.masked_fill_(~mask, 0.0)
-            momentum = self.opt.state.get(p, {}).get("momentum_buffer")
-            if momentum is not None:
-                momentum.masked_fill_(~mask, 0.0)
+        clear(self._layers, self._masks, self.opt)
 
     def round_due(self) -> int | None:
         """How many weights are to stay, if there are more and one of the `rounds` is due; the last one leaves Q.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -112,3 +113,12 @@ def cut(model: nn.Module, compression: float | None = None, nonzeros: int | None
     for name, p in prunable(model).items():
         local(p).masked_fill_(~local(masks[name]), 0.0)
     return kept
+
+
+@torch.no_grad()
+def clear(weights: Iterable[Tensor], masks: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Set what lies outside the masks, bool and of the weights' shapes, to zero, and what momentum it had with it."""
+    for p, mask in zip(weights, masks, strict=True):
+        momentum = optimizer.state.get(p, {}).get("momentum_buffer")
+        for values in (p,) if momentum is None else (p, momentum):
+            values.masked_fill_(~mask, 0.0)
