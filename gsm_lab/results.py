@@ -102,7 +102,8 @@ def claimed(folder: Path, wait: bool) -> Iterator[bool]:
 
 def provenance(table: str, data: str, seed: int, epochs: int | None) -> dict[str, Any]:
     """The columns that say how, with what and when a row is made: now, here."""
-    more = "" if seed < SEEDS else f" --seeds {seed + 1}"
+    more = f" --threads {torch.get_num_threads()}"
+    more += "" if seed < SEEDS else f" --seeds {seed + 1}"
     more += "" if epochs is None else f" --epochs {epochs}"
     return {
         "command": f"gsm-lab reproduce {table} --data {data}{more}",

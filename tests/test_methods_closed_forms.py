@@ -165,18 +165,19 @@ def test_admm_moves_z_and_u_once_an_epoch() -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(seeds, st.floats(0, 0.9), st.integers(1, 368))
-def test_surgery_is_equation_3(seed: int, margin: float, q: int) -> None:
-    run = make("dns", margin=margin)
+@given(seeds, st.floats(0, 0.9), st.integers(1, 368), st.sampled_from(["deviations", "size"]))
+def test_surgery_is_equation_3(seed: int, margin: float, q: int, shared: str) -> None:
+    run = make("dns", margin=margin, thresholds=shared)
     run.shadow = [random(*p.shape, seed=seed + i) * (i + 1) for i, p in enumerate(run.shadow)]
     before = random(368, seed=seed + 5) > 0
     run.inside.copy_(before)
     run.operate(q)
     layers = [w.abs().double().numpy().ravel() for w in run.shadow]
-    c = np.sort(np.concatenate([(w - w.mean()) / w.std() for w in layers]))[-q]
+    of_layer = [((w - w.mean()) / w.std(), w.mean(), w.std()) if shared == "deviations" else (w, 0, 1) for w in layers]
+    c = np.sort(np.concatenate([score for score, _, _ in of_layer]))[-q]
     expected, close, start = [], [], 0
-    for w in layers:
-        middle = max(0.0, w.mean() + c * w.std())
+    for w, (_, mean, deviation) in zip(layers, of_layer, strict=True):
+        middle = max(0.0, mean + c * deviation)
         a, b = (1 - margin) * middle, (1 + margin) * middle
         for size, inside in zip(w, before[start : start + len(w)].tolist(), strict=True):
             expected.append(False if size < a else True if size >= b else inside)

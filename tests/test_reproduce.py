@@ -48,7 +48,7 @@ def test_rows_are_runs(small, tmp_path):
     assert row["nonzeros"] == 266_200 // 30 and row["weights"] == 266_200 and row["epochs"] == 2
     assert row["base"] == pytest.approx(run.base, abs=1e-5)
     assert (made["nonzeros"] == made["weights"] // made["compression"]).all()
-    assert made["command"].iloc[0] == "gsm-lab reproduce small --data digits --epochs 2"
+    assert made["command"].iloc[0] == "gsm-lab reproduce small --data digits --threads 1 --epochs 2"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"].iloc[0]) and made["machine"].iloc[0]
     same = made.groupby("seed")["base"].nunique()
     assert (same == 1).all(), "all methods begin with the same dense network"

@@ -51,7 +51,7 @@ def recall(table: pd.DataFrame, layer: str = "all") -> go.Figure:
             look = {"name": stage, "legendgroup": stage, "showlegend": col == 1, "customdata": one["travel"], **line(i)}
             figure.add_trace(scatter(one.index, 100 * one[who], hover, look), 1, col)
     titled(figure, title, 440)
-    figure.update_xaxes(title_text="k, each sends top kQ (log)", type="log", **_ticks(mean.index))
+    figure.update_xaxes(title_text="sends top kQ: k (log)", type="log", **_ticks(mean.index))
     figure.update_yaxes(title_text="of the global top Q, %", range=[0, 102], col=1)
     return figure
 
@@ -86,7 +86,7 @@ def overlap(table: pd.DataFrame, factor: float = 1, layer: str = "all") -> go.Fi
         hover = f"step %{{x:,}}: %{{y:.1f}}% {what}"
         name = text if column == "between" else f"global top Q {text}"
         figure.add_trace(scatter(table["step"], 100 * table[column], hover, {"name": name, **line(i)}))
-    titled(figure, title, 430)
+    titled(figure, title, 454, 2)
     figure.update_xaxes(title_text="step since the gate closed")
     figure.update_yaxes(title_text=f"weights in local top {_times_q(factor)}, %", range=[0, 102])
     return figure
@@ -185,7 +185,7 @@ def accuracy(table: pd.DataFrame) -> go.Figure:
         level = 100 * dense[column].mean()
         look = line(i + 2, name=f"dense exchange, {text}")
         figure.add_trace(scatter(ends, [level, level], f"dense exchange, {text}: %{{y:.2f}}%", look))
-    titled(figure, title, 440)
+    titled(figure, title, 464, 2)
     sample = 100 / table["tested"].iloc[0]
     x = f"k: each of {_ranks(table)} sends its top kQ (log); one test sample is {sample:.2g} points"
     figure.update_xaxes(title_text=x, type="log", **_ticks(sparse["factor"].unique()))
