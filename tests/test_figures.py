@@ -139,7 +139,7 @@ def test_titles_state_what_the_history_says():
     first, second, third, fourth = texts
     true = one.true
     assert first == f"Accuracy {true.live[-1]:.1f}%, after the cut {true.cut[-1]:.1f}%"
-    assert second == f"{true.tiny[-1]:.1f}% of weights are near zero, 95.0% have to be"
+    assert second == f"{true.tiny[-1]:.1f}% are near zero, 95.0% have to be"
     assert third == f"{np.mean(true.back):,.0f} weights a step come back"
     shares = dict(zip(("a", "b"), true.kept[-1], strict=True))
     most, least = max(shares, key=shares.get), min(shares, key=shares.get)

@@ -21,7 +21,7 @@ LAYERS_SHOWN = 8
 MARKS_SHOWN = 12
 PANELS = ("loss and accuracy", "weights near zero", "re-activated per step", "density by layer")
 _CORNERS = ((1, 1), (1, 2), (2, 1), (2, 2))
-_LEFT = (0.0, 0.575)  # where the columns begin, as share of the width
+_LEFT, _WIDE = (0.0, 0.6), 0.4  # where the columns begin, and how wide they are, as share of the width
 _MARKED = ("compression", "momentum", "weight_decay", "lr", "hold", "epochs")
 _SHORT = {"compression": "C", "momentum": "β", "weight_decay": "η", "lr": "α"}
 
@@ -87,7 +87,7 @@ def title_texts(history: History) -> tuple[str, str, str, str]:
         return tuple(f"<b>{text}</b>" for text in (first, *("Nothing yet: press Play",) * 3))
     row, weights = rows[-1], sum(history.layers.values())
     target = 100.0 - 100.0 / float(history.knob_values("compression", rows["step"][-1:])[0])
-    second = f"{100 * row['under_1e-4'].sum() / weights:.1f}% of weights are near zero, {target:.1f}% have to be"
+    second = f"{100 * row['under_1e-4'].sum() / weights:.1f}% are near zero, {target:.1f}% have to be"
     third = f"{rows['reactivated'][-50:].sum(axis=1).mean():,.0f} weights a step come back"
     kept = {name: looks["kept"][-1][i] / size for i, (name, size) in enumerate(history.layers.items())}
     dense, sparse = max(kept, key=kept.get), min(kept, key=kept.get)
@@ -196,8 +196,8 @@ def update(figure: go.Figure, history: History, taylor: np.ndarray | None = None
 def _axes(figure: go.Figure) -> None:
     figure.update_xaxes(title_text="step", rangemode="tozero", title_standoff=4, matches="x")
     figure.layout.xaxis.matches = None  # it is the one the others follow
-    figure.update_xaxes(domain=[_LEFT[0], _LEFT[0] + 0.425], col=1)  # secondary_y would leave a gap at the right
-    figure.update_xaxes(domain=[_LEFT[1], _LEFT[1] + 0.425], col=2)
+    figure.update_xaxes(domain=[_LEFT[0], _LEFT[0] + _WIDE], col=1)  # secondary_y would leave a gap at the right
+    figure.update_xaxes(domain=[_LEFT[1], _LEFT[1] + _WIDE], col=2)
     log = {"type": "log", "dtick": "D2", "exponentformat": "power"}
     percent = {"range": [0, 101], "tickmode": "linear", "dtick": 20}
     # a loss that explodes shall leave the rest of its line readable
@@ -207,6 +207,7 @@ def _axes(figure: go.Figure) -> None:
     figure.update_yaxes(title_text="share of all weights, %", **percent, row=1, col=2)
     figure.update_yaxes(title_text="weights per step", rangemode="tozero", row=2, col=1)
     figure.update_yaxes(title_text="weights kept by the cut, % (log)", **log, row=2, col=2)
+    figure.update_yaxes(title_font_size=14, title_standoff=8)  # the labels of two axes share the gap between columns
     look = {
         "orientation": "h",
         "yanchor": "bottom",
