@@ -27,6 +27,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gsm_lab.knobs import KNOBS
 from gsm_lab.optim.ranks import is_distributed
 
 if TYPE_CHECKING:
@@ -68,16 +69,19 @@ def resume(
         raise CheckpointError(f"the run in {folder} is one of {method!r}: gsm_lab.methods.kind({method!r}).resume(...)")
     own_loss = None if loss is cross_entropy else loss
     for what, given in (("model", model), ("data", data), ("loss", own_loss)):
-        own = plain[f"own_{what}"]
-        if own and given is None:
+        name = plain[f"own_{what}"]
+        if name and given is None:
             raise CheckpointError(
-                f"the {what} of the run in {folder} is not in it ({own}, not one of gsm_lab's); "
+                f"the {what} of the run in {folder} is not in it ({name}, not one of gsm_lab's); "
                 f"give it again: resume(..., {what}=...)"
             )
-    knobs = {name: v for name, v in plain["knobs"].items() if name not in ("model", "data", *kind.means_nothing)}
+    # what came later than the file is not set to what works best now, but to what leaves things as they were
+    own = {option.name: option.default for option in kind.options} | plain.get("options", {})
+    knobs = {name: k.default for name, k in KNOBS.items()} | plain["knobs"]
+    knobs = {name: v for name, v in knobs.items() if name not in ("model", "data", *kind.means_nothing)}
     names = plain["knobs"]["model"], plain["knobs"]["data"]
     sources = model if model is not None else names[0], data if data is not None else names[1]
-    run = kind(*sources, loss=loss, **knobs, **plain.get("options", {}))
+    run = kind(*sources, loss=loss, **knobs, **own)
     if run.data.digest != plain["data_digest"]:
         raise CheckpointError(
             f"the run in {folder} was trained on other data: digest {plain['data_digest']}, "
@@ -192,6 +196,11 @@ def _restore(run: Run, tensors: dict[str, Tensor], plain: dict[str, Any], folder
     if run._initial is not None:
         run._initial = part.get("initial", run._initial)  # absent where a model was given in place of a named one
     if "gate" in part:
+        if any(map(is_distributed, run.opt.param_groups[0]["params"])):
+            raise CheckpointError(
+                f"the active set of the run in {folder} is frozen, or was cut on its way, and goes on only where no "
+                "weights are spread over ranks: in one process, or with DDP"
+            )
         run.opt.candidates, run.frozen = part["gate"]["candidates"].clone(), True
         run.shorn = plain.get("shorn", False)  # absent where no run could be cut on its way
         run._kept = int(run.opt.candidates.sum())

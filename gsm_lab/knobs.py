@@ -142,8 +142,8 @@ _ALL = (
         "freeze", "of the run", "linear", 0, 1, most=1,
     ),
     Knob(
-        "cut_at", 1.0, "share of the run after which the net is cut, until a reset, and trained on with the decay of "
-        "the dense epochs; cut further while C rises (1: never)", True,
+        "cut_at", 1.0, "share of the run after which the net is cut to the C then in force, and on as C rises, and "
+        "trained with the decay of the dense epochs; until a reset (1: never)", True,
         "cut at", "of the run", "linear", 0, 1, most=1,
     ),
     Knob("epochs", 150, "gated epochs the schedule is laid out for", True, "epochs", "epochs", "log", 1, 500, least=1),

@@ -55,7 +55,8 @@ class Run:
     """
 
     method = "gsm"  # what decides who stays: otherwise in `gsm_lab.methods`
-    own: dict[str, Any] = {}  # noqa: RUF012  (the options of that method)
+    options: tuple[settings.Knob, ...] = ()  # what can be set beside the knobs of a run
+    own: dict[str, Any] = {}  # noqa: RUF012  (those options in force)
     means_nothing: tuple[str, ...] = ()  # knobs that the method takes no notice of
     rank = 0  # of this process among those that train the run together (`gsm_lab.parallel`): here it is alone
     breakdowns: tuple[type[Exception], ...] = (FloatingPointError,)  # that end training; what was saved is still good
@@ -147,7 +148,7 @@ class Run:
 
     @property
     def compression(self) -> float:
-        """C of the next gated step: the knob's, or on the way there during its ramp."""
+        """C of the next gated step: the knob's, or on the way there during its ramp. (What is cut stays cut.)"""
         return schedule.compression(self.knobs, self.steps, self.planned)
 
     # -- training --------------------------------------------------------------------------------------------------
@@ -337,13 +338,15 @@ class Run:
     def _cut_on_the_way(self) -> None:
         """Where the knob `cut_at` says so, cut the network to the C in force, and stop and hold what was cut.
 
-        Cut again where C has risen since; on a ramp that goes on, whenever another percent has to go. At the end of a
-        step: then nothing has changed where the step was refused, by whatever rank.
+        Cut again where C has risen since; on a ramp that goes on, whenever another percent has to go. Where the active
+        set is to be frozen, cut to the full C. At the end of a step: then nothing has changed where the step was
+        refused, by whatever rank.
         """
         if not self.shorn and not schedule.reached(self.knobs["cut_at"], self.steps, self.planned):
             return
-        q = budget(self.opt.weights, compression=self.compression)
-        if self.shorn and (q >= self._kept or self.nonzeros < q > _CUT_AGAIN * self._kept):
+        frozen = schedule.reached(self.knobs["freeze"], self.steps, self.planned)
+        q = self.nonzeros if frozen else budget(self.opt.weights, compression=self.compression)
+        if self.shorn and (q >= self._kept or q > max(self.nonzeros, _CUT_AGAIN * self._kept)):
             return
         masks = list(keep_masks(self.model, nonzeros=q).values())
         clear(self._layers, masks, self.opt)
@@ -372,7 +375,7 @@ class Run:
         dense = self.base is None and self.knobs["pretrain"] > 0
         self.opt.compression = 1.0 if dense else self.compression
         if self.shorn:  # nothing comes back, also where C is lowered
-            self.opt.nonzeros = self._kept
+            self.opt.nonzeros = min(budget(self.opt.weights, compression=self.compression), self._kept)
         self.opt.smoothing = 0.0 if dense else self.knobs["smoothing"]
         like_dense = dense or self.shorn
         self.opt.param_groups[0]["weight_decay"] = self.knobs["pretrain_decay" if like_dense else "weight_decay"]

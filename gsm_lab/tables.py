@@ -49,13 +49,13 @@ _SMOOTH, _PLAIN, _CUT = "GSM, smoothed gate", "GSM", "GSM, smoothed gate, cut "
 def _gsm(model: str, *rows: tuple[float, float | None], **settings: Any) -> list[Entry]:
     label = _SMOOTH if "smoothing" in settings else _PLAIN
     if "cut_at" in settings:
-        label = _CUT + ("halfway" if settings["cut_at"] >= settings["ramp"] else "in steps")
+        label = _CUT + ("in steps" if settings["cut_at"] < settings.get("ramp", 0) else "halfway")
     return [Entry(label, "gsm", model, ratio, published, settings) for ratio, published in rows]
 
 
 _TABLE1 = (
     *_gsm("lenet300", (60, 98.18)),
-    *_gsm("lenet300", (60, None), (80, None), (100, None), **{**SMOOTHED, "epochs": 60}),
+    *_gsm("lenet300", *((c, None) for c in (60, 80, 100, 125, 150)), **{**SMOOTHED, "epochs": 60}),
     Entry("Han et al. 2015", "magnitude", "lenet300", 12.1, 98.41),
     Entry("L-OBS", "lobs", "lenet300", 14.2, 98.18),
     Entry("ADMM", "admm", "lenet300", 23.0, 98.40),

@@ -296,3 +296,6 @@ def test_a_title_takes_the_lines_it_needs_and_the_plot_makes_room(words):
     lines = figure.layout.title.text.removeprefix("<b>").removesuffix("</b>").split("<br>")
     assert " ".join(lines) == " ".join(words) and max(map(len, lines)) <= LINE
     assert figure.layout.margin.t - one.layout.margin.t == (len(lines) - 1) * 21  # pixels, at 16 a letter
+    title = figure.layout.title  # hangs from the top, so that all that is added is below its first line
+    assert (title.y, title.yref, title.yanchor) == (1, "container", "top")
+    assert title.pad.t + 21 * len(lines) < figure.layout.margin.t - 20, "no room for the titles of subplots"

@@ -246,6 +246,21 @@ def test_another_methods_run_is_not_resumed(saved: str, asked: str, tmp_path: Pa
     assert type(methods.kind(saved).resume(tmp_path, model=net(), data=mine())) is type(run)
 
 
+def test_an_older_file_goes_on_as_it_was_whatever_works_best_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make("dns")
+    run.step(5)
+    del run.own["thresholds"], run.knobs["hold"]  # as if there had been none
+    run.save(tmp_path)
+    monkeypatch.setitem(gl.knobs.RECIPES, ("corners", "net"), {"hold": 0.1})
+    monkeypatch.setattr(methods.kind("dns"), "recipes", {("corners", "net"): {"thresholds": "size"}})
+    now = make("dns")
+    assert now.own["thresholds"] == "size" and now.knobs["hold"] == 0.1
+    again = methods.kind("dns").resume(tmp_path, model=net(), data=mine())
+    assert again.own["thresholds"] == "deviations" and again.knobs["hold"] == 0.6
+
+
 class BreaksABatch(Breaks):
     """Not counting single samples, which Fisher pruning looks at."""
 

@@ -288,6 +288,43 @@ def test_what_is_wrong_is_one_sentence_on_every_rank(kind, tmp_path):
         assert zero[-1] == one[-1] == said
 
 
+def cut_on_a_ramp(folder: Path) -> tuple[list[int], dict[str, object]]:
+    """In a rank: how many weights are left after steps of a run that is cut on its way, and all of it in the end."""
+    with world.joined(TIMEOUT):
+        make, left = parallel.kind("ddp"), []
+        run = make(net(), mine(), **OWN | CUT)
+        for _ in range(3):
+            run.step(15)
+            left.append(sum(int(p.count_nonzero()) for p in gl.models.prunable(run.model).values()))
+            run.save(folder)
+            run = make.resume(folder, net(8), mine())
+        return left, everything(run)
+
+
+CUT = {"compression": 40, "ramp": 0.75, "cut_at": 0.25, "smoothing": 0.9}
+
+
+def test_ranks_cut_alike_on_the_way_and_like_one_process(tmp_path):
+    (left, zero), (other, one) = (e.result for e in in_ranks(2, cut_on_a_ramp, tmp_path))
+    assert left == other and differs(zero, one) == []
+    run, expected = Run(net(), mine(), **OWN | CUT), []
+    for _ in range(3):
+        run.step(15)
+        expected.append(sum(int(p.count_nonzero()) for p in gl.models.prunable(run.model).values()))
+    assert left == expected and left[-1] == run.nonzeros == 9 < left[0] < 92
+    assert Run.resume(tmp_path, net(8), mine()).shorn
+    for ended in in_ranks(2, resumed_under_fsdp, tmp_path):
+        assert "goes on only where no weights are spread over ranks" in ended.result
+
+
+def resumed_under_fsdp(folder: Path) -> str:
+    with world.joined(TIMEOUT):
+        try:
+            return str(parallel.kind("fsdp").resume(folder, net(8), mine()))
+        except ValueError as error:
+            return str(error)
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

@@ -54,6 +54,20 @@ def test_rows_are_runs(small, tmp_path):
     assert (same == 1).all(), "all methods begin with the same dense network"
 
 
+def test_what_came_later_and_is_off_is_no_setting_of_a_row():
+    later = {"cut_at", "thresholds"}
+    assert not later & module._settings(methods.build("dns", data="digits")).keys()
+    assert module._settings(methods.build("dns", data="digits", thresholds="size"))["thresholds"] == "size"
+    assert module._settings(methods.build("gsm", data="digits", cut_at=0.5))["cut_at"] == 0.5
+
+
+def test_options_of_gsm_are_named_for_what_they_do():
+    settings = {e.label: e.settings for e in TABLES["table1"] if e.model == "lenet5" and e.method == "gsm"}
+    assert settings["GSM"] == {} and len(settings) == 3
+    halfway, steps = settings["GSM, smoothed gate, cut halfway"], settings["GSM, smoothed gate, cut in steps"]
+    assert halfway["ramp"] < halfway["cut_at"] and steps["cut_at"] < steps["ramp"]
+
+
 def test_what_is_there_is_not_made_again(small, tmp_path, monkeypatch):
     out = tmp_path / "small.csv"
     reproduce("small", out, "digits", seeds=(0,), only="GSM", epochs=1, progress=False)

@@ -411,6 +411,37 @@ def test_cut_at_on_a_ramp_waits_until_a_percent_has_to_go() -> None:
     assert 3 < len(cuts) < 29 and all(0.97 * a < b <= 0.99 * a for a, b in cuts)
 
 
+@pytest.mark.parametrize(("freeze", "cut_at"), [(0.25, 0.5), (0.5, 0.25)])
+def test_a_frozen_set_is_cut_to_the_full_c_whatever_the_ramp(freeze: float, cut_at: float) -> None:
+    run = tiny(compression=40, ramp=1, cut_at=cut_at, freeze=freeze, epochs=8, pretrain=0)
+    for step in range(1, 81):
+        run.step()
+        if step > freeze * 80:
+            assert run.opt.active_mask().sum() <= run.nonzeros == 9
+    assert sum(int(p.count_nonzero()) for p in gl.models.prunable(run.model).values()) == 9
+
+
+def test_a_ramp_may_be_moved_after_the_cut() -> None:
+    def left() -> int:
+        return sum(int(p.count_nonzero()) for p in gl.models.prunable(run.model).values())
+
+    run = gl.Run(compression=60, ramp=0.9, cut_at=0.1, epochs=4, pretrain=0, smoothing=0.9)
+    run.step(20)
+    first = left()
+    run.set(compression=2)
+    run.step(3)
+    assert left() == first == run.opt.nonzeros
+    run.set(compression=200, ramp=0)
+    run.step()
+    assert left() == run.nonzeros == run.opt.nonzeros == 1331 >= run.opt.active_mask().sum()
+    run.set(compression=60, ramp=0.9, epochs=40)
+    run.step(10)
+    assert left() == 1331
+    run.reset(epochs=4, compression=60)
+    run.train(progress=False)
+    assert run.finished and left() == run.nonzeros == 4436
+
+
 def test_train_goes_to_the_end_of_the_plan_and_evaluates() -> None:
     run = tiny(epochs=3, evaluate_every=1000)
     run.step(4)
