@@ -173,7 +173,7 @@ _MNIST_LENET300 = {
     "evaluate_every": 234,
 }  # fmt: skip
 _MNIST_LENET5 = {
-    "batch_size": 128, "pretrain": 6, "pretrain_lr": 0.05, "lr": 0.2, "weight_decay": 1e-3, "compression": 125.0,
+    "batch_size": 128, "pretrain": 6, "pretrain_lr": 0.05, "lr": 0.1, "weight_decay": 2e-3, "compression": 125.0,
     "epochs": 12, "evaluate_every": 468,
 }  # fmt: skip
 # An option beside the paper's method, for LeNet-300-100 on MNIST: `Run(..., **SMOOTHED)`. The cut costs nothing then,
