@@ -1,0 +1,200 @@
+"""`Training`: what the steps of a run do, dense and gated, and where they stand in its plan."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gsm_lab import schedule
+from gsm_lab.data import Batches
+from gsm_lab.history import History
+from gsm_lab.optim import GSM, budget, keep_masks
+from gsm_lab.optim.prunable import clear
+from gsm_lab.optim.ranks import local
+
+_CUT_AGAIN = 0.99  # of the weights, on a ramp: to cut at every step would cost as much as the step
+
+
+class Training:
+    """The base of `Run`, which makes what is named here and says what it is."""
+
+    model: nn.Module
+    batches: Batches
+    opt: GSM
+    history: History
+    knobs: dict[str, Any]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    recorders: list[Callable[[int, np.ndarray, list[np.ndarray]], None]]
+    base: float | None
+    steps: int
+    dense_steps: int
+    threads: int | None
+    frozen: bool
+    shorn: bool
+    random_state: Tensor
+    _kept: int
+    _layers: list[nn.Parameter]
+
+    # -- where it stands -------------------------------------------------------------------------------------------
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps per epoch."""
+        return len(self.batches)
+
+    @property
+    def planned(self) -> int:
+        """Gated steps the schedule is laid out for."""
+        return self.knobs["epochs"] * self.epoch_steps
+
+    @property
+    def nonzeros(self) -> int:
+        """Q = N / compression: how many weights get their gradient once the gate has closed, and survive the cut."""
+        return budget(self.opt.weights, compression=self.knobs["compression"])
+
+    @property
+    def dense_left(self) -> int:
+        """Dense steps still to do before the gate closes."""
+        return 0 if self.base is not None else self.knobs["pretrain"] * self.epoch_steps - self.dense_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has run to its end (training can go on, at 1% of the learning rate)."""
+        return self.knobs["hold"] < 1 and self.steps >= self.planned
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next gated step."""
+        return schedule.lr(self.knobs, self.steps, self.planned)
+
+    @property
+    def compression(self) -> float:
+        """C of the next gated step: the knob's, or on the way there during its ramp. (What is cut stays cut.)"""
+        return schedule.compression(self.knobs, self.steps, self.planned)
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def _repeat(self, one_step: Callable[[], None], n: int, interrupted: list[int]) -> int:
+        """Do `n` steps, fewer where interrupted; returns how many."""
+        with self._own_random_numbers():
+            for done in range(n):
+                if interrupted:
+                    return done
+                one_step()
+        return n
+
+    def _dense_steps(self, n: int, interrupted: list[int]) -> int:
+        done = self._repeat(self._dense_step, n, interrupted)
+        if self.base is None and self.dense_left <= 0:
+            self._close_gate()
+        return done
+
+    def _forward_backward(self, batch: int) -> float:
+        x, y = self.batches.batch(batch)
+        self.model.train()
+        self.threads = torch.get_num_threads()
+        self.opt.zero_grad()
+        loss = self.loss(self.model(x), y)
+        loss.backward()
+        return loss.item()
+
+    def _dense_step(self) -> None:
+        total = self.knobs["pretrain"] * self.epoch_steps
+        for group in self.opt.param_groups:
+            group["lr"] = self.knobs["pretrain_lr"] * schedule.cosine(self.dense_steps / total)
+        self._forward_backward(self.dense_steps)
+        self.opt.step()
+        self.dense_steps += 1
+
+    def _close_gate(self) -> None:
+        """The dense epochs are over: see what they reached, forget their momentum, and put the knobs in force."""
+        self._evaluate_now()
+        self.opt.state.clear()
+        self.apply_knobs()
+
+    def _gated_step(self) -> None:
+        lr = self.lr
+        for group in self.opt.param_groups:
+            group["lr"] = lr
+        self._schedule_gate()
+        loss = self._forward_backward(self.dense_steps + self.steps)
+        self._update()
+        self.steps += 1
+        active, threshold = self._gate()
+        weights = [local(p.detach()).float().cpu().contiguous().numpy() for p in self._layers]
+        self.history.record(self.steps, self.steps / self.epoch_steps, loss, threshold, lr, active, weights)
+        for recorder in self.recorders:
+            recorder(self.steps, active, weights)
+        self._cut_on_the_way()
+        if self.steps % self.knobs["evaluate_every"] == 0:
+            self._evaluate_now()
+
+    def _schedule_gate(self) -> None:
+        """Put the ramp's C in force; freeze the active set, or let it go, where the knobs say so."""
+        if self.knobs["ramp"] and not self.shorn:
+            self.opt.compression = self.compression
+        frozen = self.shorn or schedule.reached(self.knobs["freeze"], self.steps, self.planned)
+        if frozen != self.frozen:
+            masks = keep_masks(self.model, nonzeros=self.nonzeros).values() if frozen else ()
+            self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks]) if frozen else None
+            self.frozen = frozen
+
+    @torch.no_grad()
+    def _cut_on_the_way(self) -> None:
+        """Where the knob `cut_at` says so, cut the network to the C in force, and stop and hold what was cut.
+
+        Cut again where C has risen since; on a ramp that goes on, whenever another percent has to go. Where the active
+        set is to be frozen, cut to the full C. At the end of a step: then nothing has changed where the step was
+        refused, by whatever rank.
+        """
+        if not self.shorn and not schedule.reached(self.knobs["cut_at"], self.steps, self.planned):
+            return
+        frozen = schedule.reached(self.knobs["freeze"], self.steps, self.planned)
+        q = self.nonzeros if frozen else budget(self.opt.weights, compression=self.compression)
+        if self.shorn and (q >= self._kept or q > max(self.nonzeros, _CUT_AGAIN * self._kept)):
+            return
+        masks = list(keep_masks(self.model, nonzeros=q).values())
+        clear(self._layers, masks, self.opt)
+        self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks])
+        self.shorn = self.frozen = True
+        self._kept = int(self.opt.candidates.sum())
+        self.apply_knobs()
+
+    def _update(self) -> None:
+        """Change the weights, given their gradients."""
+        self.opt.step()
+
+    def _gate(self) -> tuple[np.ndarray, float]:
+        """Who was active in the last step, bool [N], the caller's own, and the threshold that decided it."""
+        return self.opt.active_mask().numpy(), self.opt.threshold
+
+    def apply_knobs(self) -> None:
+        """Hand the knobs to the optimizer: those of the dense epochs while these last, the live ones after."""
+        dense = self.base is None and self.knobs["pretrain"] > 0
+        self.opt.compression = 1.0 if dense else self.compression
+        if self.shorn:  # nothing comes back, also where C is lowered
+            self.opt.nonzeros = min(budget(self.opt.weights, compression=self.compression), self._kept)
+        self.opt.smoothing = 0.0 if dense else self.knobs["smoothing"]
+        like_dense = dense or self.shorn
+        self.opt.param_groups[0]["weight_decay"] = self.knobs["pretrain_decay" if like_dense else "weight_decay"]
+        for group in self.opt.param_groups:
+            group["momentum"] = 0.9 if dense else self.knobs["momentum"]
+
+    @contextlib.contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Dropout and the like draw from the run's own stream, and the program's is left alone."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self.random_state)
+        try:
+            yield
+        finally:
+            self.random_state = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
+    def _evaluate_now(self) -> None:
+        raise NotImplementedError
