@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gsm_lab.optim import GSM, blocks, gate
+from gsm_lab.optim import GSM, blocks, gate, pieces
 from gsm_lab.optim.passes import Passes, sampling
 from gsm_lab.optim.selection import chosen, top_q
 
@@ -191,7 +191,7 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few thousand weights are several blocks, the last one not full."""
-    monkeypatch.setattr(blocks, "BLOCK", 1040)
+    monkeypatch.setattr(pieces, "BLOCK", 1040)
 
 
 @pytest.fixture(params=["compiled", "blocks"])

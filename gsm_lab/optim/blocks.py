@@ -10,37 +10,21 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gsm_lab.optim import pieces
 from gsm_lab.optim.passes import LARGE, Edge, Passes, Settings, pass_through, sampling, sgd_each
+from gsm_lab.optim.pieces import Block, divided
 from gsm_lab.optim.selection import picked, top_of
 
-BLOCK = 1 << 19  # entries looked at together: some arrays of two megabytes are in use at a time
-WHOLE = 64  # entries: a tensor is cut at multiples of it, since fused SGD rounds what fills no vector otherwise
 SPARSE = 12  # compression from which on places are kept: below, they are so many that to find them costs more
 MOST = 3 << 19  # that pass while places are kept, for the sake of memory
 SHARED = LARGE  # weights from which on threads share the first pass
 _GREATEST, _INFINITY = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
-
-
-class _Piece(NamedTuple):
-    """Entries `inside` of the tensor `i`, which are the entries `at` of a block."""
-
-    i: int
-    inside: slice
-    at: slice
-
-
-class _Block(NamedTuple):
-    """Pieces of one or several tensors, which begin at flat position `start` and have `size` entries in all."""
-
-    start: int
-    size: int
-    pieces: list[_Piece]
 
 
 Reached = tuple[np.ndarray, np.ndarray]  # the places in a block of all that reach a bound, and their |g * w| as bits
@@ -51,7 +35,7 @@ class Blocks(Passes):
 
     def __init__(self, weights: Iterable[Tensor], others: Iterable[Tensor] = ()) -> None:
         super().__init__([*weights], [*others])
-        self._blocks = _divided(self.sizes[: self.competing])
+        self._blocks = divided(self.sizes[: self.competing])
         self._at: tuple[list[int], ...] = ([], [])  # where weights and momenta lay when they were cut into pieces
         self._idle: np.ndarray | None = None  # zeros, among which the gradients that pass are put for a moment
         self._rooms: dict[tuple[int, str], np.ndarray] = {}  # to work in: fresh memory costs time
@@ -159,7 +143,7 @@ class Blocks(Passes):
             upto = int(_flat(self._blocks, reached)[bits == edge.view(np.int32)][-top.ties_left_out])
         return Edge(edge, upto), reached
 
-    def _reaching(self, blocks: list[_Block], low: np.int32, room: int) -> list[Reached]:
+    def _reaching(self, blocks: list[Block], low: np.int32, room: int) -> list[Reached]:
         """What has bits of at least `low`, of each block; of fewer blocks where there is no `room` for all that."""
         found: list[Reached] = []
         product, flags = self._room(blocks, "product"), self._room(blocks, "flags")
@@ -184,7 +168,7 @@ class Blocks(Passes):
             return None, 0
         return np.concatenate(found), sum(above for _, above in parts)
 
-    def _between_in(self, blocks: list[_Block], low: np.int32, high: np.int32) -> tuple[list[np.ndarray] | None, int]:
+    def _between_in(self, blocks: list[Block], low: np.int32, high: np.int32) -> tuple[list[np.ndarray] | None, int]:
         found, room, above = [], self.room, 0
         product, flags, more = (self._room(blocks, name) for name in ("product", "flags", "more flags"))
         with np.errstate(all="ignore"):
@@ -200,14 +184,14 @@ class Blocks(Passes):
                     return None, 0
         return found, above
 
-    def _room(self, blocks: list[_Block], name: str) -> np.ndarray:
+    def _room(self, blocks: list[Block], name: str) -> np.ndarray:
         """As many entries as a block may have, float32 or flags; nobody else uses them meanwhile."""
         key = blocks[0].start, name
         if key not in self._rooms:
-            self._rooms[key] = np.empty(min(BLOCK, self.count), bool if "flags" in name else np.float32)
+            self._rooms[key] = np.empty(min(pieces.BLOCK, self.count), bool if "flags" in name else np.float32)
         return self._rooms[key]
 
-    def _bits(self, block: _Block, out: np.ndarray) -> np.ndarray:
+    def _bits(self, block: Block, out: np.ndarray) -> np.ndarray:
         """|g * w| of a block as bits, in the memory of `out`."""
         for i, inside, at in block.pieces:
             np.multiply(self._values[i][inside], self._slopes[i][inside], out=out[at])
@@ -228,7 +212,7 @@ class Blocks(Passes):
         places = [block.start + np.flatnonzero(self._bits(block, product) == wanted) for block in self._blocks]
         return int(np.concatenate(places)[-left_out - 1]) + 1
 
-    def _each(self, do: Callable[[list[_Block]], Any]) -> list[Any]:
+    def _each(self, do: Callable[[list[Block]], Any]) -> list[Any]:
         """`do` with all blocks, or with as many parts of them as PyTorch has threads: what it returns for each part."""
         parts = min(torch.get_num_threads(), len(self._blocks)) if self.count >= SHARED else 1
         if parts == 1:
@@ -242,7 +226,7 @@ class Blocks(Passes):
 
     # -- the second --------------------------------------------------------------------------------------------------
 
-    def _slopes_at(self, block: _Block, at: np.ndarray) -> np.ndarray:
+    def _slopes_at(self, block: Block, at: np.ndarray) -> np.ndarray:
         """The gradients at some places of a block, which ascend."""
         ends = at.searchsorted([piece.at.stop for piece in block.pieces]).tolist()
         parts = [
@@ -251,30 +235,11 @@ class Blocks(Passes):
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _pass(self, block: _Block, edge: Edge, out: Tensor) -> None:
+    def _pass(self, block: Block, edge: Edge, out: Tensor) -> None:
         """Write the gradients of a block that pass, and zeros."""
         for i, inside, at in block.pieces:
             g, to = self._grads[i][inside], out[at]
             pass_through(g, torch.mul(self._flat[i][inside], g, out=to), edge, block.start + at.start, to)
-
-
-def _divided(sizes: list[int]) -> list[_Block]:
-    """Tensors of these sizes in blocks of at most BLOCK entries, and not many less but in the last."""
-    blocks: list[_Block] = []
-    start, filled, pieces = 0, 0, []
-    for i, size in enumerate(sizes):
-        done = 0
-        while done < size:
-            n = min(size - done, BLOCK - filled)
-            if done + n < size:
-                n -= n % WHOLE
-            if n:
-                pieces.append(_Piece(i, slice(done, done + n), slice(filled, filled + n)))
-                done, filled = done + n, filled + n
-            if done < size or filled == BLOCK:
-                blocks.append(_Block(start, filled, pieces))
-                start, filled, pieces = start + filled, 0, []
-    return [*blocks, _Block(start, filled, pieces)] if pieces else blocks
 
 
 def _bracket(sample: np.ndarray, most: int, least: int) -> tuple[np.int32, np.int32]:
@@ -288,12 +253,12 @@ def _bracket(sample: np.ndarray, most: int, least: int) -> tuple[np.int32, np.in
     return low, max(low, high)
 
 
-def _flat(blocks: list[_Block], reached: list[Reached]) -> np.ndarray:
+def _flat(blocks: list[Block], reached: list[Reached]) -> np.ndarray:
     """The flat positions of all that was reached: int64."""
     return np.concatenate([block.start + at for block, (at, _) in zip(blocks, reached, strict=True)])
 
 
-def _up_to(edge: Edge, block: _Block, at: np.ndarray, bits: np.ndarray) -> np.ndarray:
+def _up_to(edge: Edge, block: Block, at: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """The places of those, out of the `at`, that pass."""
     limit = edge.threshold.view(np.int32)
     passes = bits >= limit

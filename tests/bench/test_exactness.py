@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gsm_lab.optim import blocks, compiled, device, top_q
+from gsm_lab.optim import blocks, compiled, device, pieces, top_q
 from gsm_lab.optim.selection import chosen
 from tests.test_passes import KINDS, check, contents
 from tests.test_selection import oracle
@@ -15,7 +15,7 @@ from tests.test_selection import oracle
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few weights are several blocks."""
-    monkeypatch.setattr(blocks, "BLOCK", 1040)
+    monkeypatch.setattr(pieces, "BLOCK", 1040)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
