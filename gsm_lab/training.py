@@ -39,6 +39,7 @@ class Training:
     random_state: Tensor
     _kept: int
     _layers: list[nn.Parameter]
+    _evaluate_now: Callable[[], None]
 
     # -- where it stands -------------------------------------------------------------------------------------------
 
@@ -154,9 +155,8 @@ class Training:
         """
         if not self.shorn and not schedule.reached(self.knobs["cut_at"], self.steps, self.planned):
             return
-        frozen = schedule.reached(self.knobs["freeze"], self.steps, self.planned)
-        q = self.nonzeros if frozen else budget(self.opt.weights, compression=self.compression)
-        if self.shorn and (q >= self._kept or q > max(self.nonzeros, _CUT_AGAIN * self._kept)):
+        q = self._stays()
+        if self.shorn and q == self._kept:
             return
         masks = list(keep_masks(self.model, nonzeros=q).values())
         clear(self._layers, masks, self.opt)
@@ -164,6 +164,14 @@ class Training:
         self.shorn = self.frozen = True
         self._kept = int(self.opt.candidates.sum())
         self.apply_knobs()
+
+    def _stays(self) -> int:
+        """How many weights a cut leaves, and one that was made before: fewer as soon as another percent has to go."""
+        frozen = schedule.reached(self.knobs["freeze"], self.steps, self.planned)
+        q = self.nonzeros if frozen else budget(self.opt.weights, compression=self.compression)
+        if not self.shorn:
+            return q
+        return q if q < self._kept and q <= max(self.nonzeros, _CUT_AGAIN * self._kept) else self._kept
 
     def _update(self) -> None:
         """Change the weights, given their gradients."""
@@ -178,7 +186,7 @@ class Training:
         dense = self.base is None and self.knobs["pretrain"] > 0
         self.opt.compression = 1.0 if dense else self.compression
         if self.shorn:  # nothing comes back, also where C is lowered
-            self.opt.nonzeros = min(budget(self.opt.weights, compression=self.compression), self._kept)
+            self.opt.nonzeros = self._stays()
         self.opt.smoothing = 0.0 if dense else self.knobs["smoothing"]
         like_dense = dense or self.shorn
         self.opt.param_groups[0]["weight_decay"] = self.knobs["pretrain_decay" if like_dense else "weight_decay"]
@@ -195,6 +203,3 @@ class Training:
         finally:
             self.random_state = torch.get_rng_state()
             torch.set_rng_state(outside)
-
-    def _evaluate_now(self) -> None:
-        raise NotImplementedError

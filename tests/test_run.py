@@ -401,12 +401,18 @@ def test_cut_at_on_a_ramp_cuts_on_as_c_rises(tmp_path: Path) -> None:
     assert run.evaluate() == run.evaluate(cut=True)
 
 
-def test_cut_at_on_a_ramp_waits_until_a_percent_has_to_go() -> None:
+def test_cut_at_on_a_ramp_waits_until_a_percent_has_to_go(tmp_path: Path) -> None:
     run = gl.Run(compression=60, ramp=0.9, cut_at=0.0, epochs=20, pretrain=0, seed=1)
-    left = []
+    left, again = [], None
     for _ in range(30):
         run.step()
         left.append(sum(int(p.count_nonzero()) for p in gl.models.prunable(run.model).values()))
+        if again is None and budget(run.opt.weights, compression=run.compression) < left[-1]:
+            again = Run.resume(run.save(tmp_path))  # between two cuts
+            again.set(lr=run.knobs["lr"])
+            assert again.opt.nonzeros == run.opt.nonzeros == left[-1]
+    again.step(30 - again.steps)
+    assert equal(everything(run), everything(again))
     cuts = [(a, b) for a, b in itertools.pairwise(left) if b != a]
     assert 3 < len(cuts) < 29 and all(0.97 * a < b <= 0.99 * a for a, b in cuts)
 
