@@ -39,7 +39,7 @@ def falls(table: pd.DataFrame) -> go.Figure:
             drawn.append(closed)
     title = f"Passive weights follow the recurrence to {100 * worst:.1g}%; the closed form ends off by "
     title += ", ".join(ends)
-    titled(figure, title, 480, 2)
+    titled(figure, title, 504, 3)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="|w| relative to the first step (log)", **WIDE)
     return figure
@@ -84,7 +84,7 @@ def speed(table: pd.DataFrame) -> go.Figure:
         figure.add_vline(x=1, line={"color": "#777777", "dash": "2px,3px", "width": 1.5})
         figure.add_annotation(x=np.log10(1.05), y=0.02, yref="paper", xanchor="left", yanchor="bottom", showarrow=False,
                               text="above: weights swing through zero", font={"size": 12})  # fmt: skip
-    titled(figure, title, 504, 3)
+    titled(figure, title, 480, 2)
     figure.update_xaxes(title_text="αη relative to the critical (1 − √β)² (log)", **NARROW)
     figure.update_yaxes(title_text="decay per step relative to ½ ln 1/β (log)", **NARROW)
     return figure
