@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import gsm_lab as gl
-from gsm_lab import cli, doctor, knobs
+from gsm_lab import arguments, cli, doctor, knobs
+from gsm_lab import folder as run_folder
 from gsm_lab.data.sources import FILES
 
 ROOT = Path(__file__).parents[1]
@@ -122,10 +123,10 @@ def test_every_knob_is_an_option_and_none_is_forced():
     values = {"model": "lenet5", "data": "mnist", "seed": "7", "epochs": "3", "batch_size": "32", "pretrain": "4"}
     values |= {name: "0.5" for name in knobs.KNOBS if name not in values} | {"compression": "9", "evaluate_every": "5"}
     line = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
-    args = vars(cli._parser().parse_args(["run", *line]))
+    args = vars(arguments.parser(cli._COMMANDS).parse_args(["run", *line]))
     assert {name: args[name] for name in knobs.KNOBS} == knobs.checked(values)
     assert [args[name] for name in ("epochs", "lr", "momentum")] == [3, 0.5, 0.5]
-    without = vars(cli._parser().parse_args(["run"]))
+    without = vars(arguments.parser(cli._COMMANDS).parse_args(["run"]))
     assert {without[name] for name in knobs.KNOBS} == {None}, "the recipe decides"
 
 
@@ -149,7 +150,10 @@ def test_help_imports_nothing_but_what_it_lists():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ(), capture_output=True, text=True)
     *_, packages, own = result.stdout.splitlines()
-    assert packages == "['gsm_lab']" and own == "['gsm_lab.cli', 'gsm_lab.knobs', 'gsm_lab.tables']"
+    assert (
+        packages == "['gsm_lab']"
+        and own == "['gsm_lab.arguments', 'gsm_lab.cli', 'gsm_lab.folder', 'gsm_lab.knobs', 'gsm_lab.tables']"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ interrupts
@@ -218,8 +222,8 @@ def test_divergence_is_one_sentence_and_leaves_nothing(tmp_path):
 
 
 def test_divergence_leaves_the_last_saved_state(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "SAVE_EVERY", 0.0)  # seconds: at every look at the clock
-    monkeypatch.setattr(cli, "_PIECE", 1)
+    monkeypatch.setattr(run_folder, "SAVE_EVERY", 0.0)  # seconds: at every look at the clock
+    monkeypatch.setattr(run_folder, "_PIECE", 1)
     assert cli.main(["run", *DIVERGES, "--out", str(tmp_path)]) == 1
     run = gl.Run.resume(tmp_path)
     assert run.steps > 0 and all(torch.isfinite(p).all() for p in run.model.parameters())
