@@ -173,17 +173,17 @@ def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) ->
 def _searched(search: Run, by: str, folder: Path, progress: bool) -> tuple[torch.Tensor, float | None, float]:
     before = 0.0
     if by == "gsm":
-        search, before = _trained(search, folder, progress, keep=True)
+        search, before = _trained(search, folder, progress, until=tickets.steps_to_find(search))
     elif by == "magnitude":
-        search, before = _trained(search, folder, progress, dense=True)
+        search, before = _trained(search, folder, progress, until=0)
     return tickets.find(search, by, progress=False), search.base, before
 
 
-def _trained(run: Run, folder: Path, progress: bool, keep: bool = False, dense: bool = False) -> tuple[Run, float]:
+def _trained(run: Run, folder: Path, progress: bool, until: int | None = None) -> tuple[Run, float]:
     """The run, or the one that an interrupt left in `folder`, at its end; and the seconds that were spent on it before.
 
-    With `keep` it is saved at its end, too: something else is to follow, which may be interrupted. With `dense` its end
-    is that of the dense epochs.
+    With `until` it ends after so many gated steps (0: after the dense epochs) and is saved there, unless it is 0:
+    something else is to follow, which may be interrupted.
     """
     from tqdm.auto import tqdm
 
@@ -199,16 +199,17 @@ def _trained(run: Run, folder: Path, progress: bool, keep: bool = False, dense: 
         run.save(folder)
         write_atomically(clock, json.dumps(before + time.monotonic() - start).encode())
 
-    total = run.dense_left + (0 if dense else max(0, run.planned - run.steps))
+    end = run.planned if until is None else until
+    total = run.dense_left + max(0, end - run.steps)
     with tqdm(total=total, unit="step", leave=False, disable=not progress) as bar:
         try:
-            while run.base is None or (run.steps < run.planned and not dense):
+            while run.base is None or run.steps < end:
                 done = run.dense_steps + run.steps
                 if run.base is None:
                     if not run.pretrain(_PIECE) and run.knobs["pretrain"]:
                         _hand_over(run, folder, before + time.monotonic() - start)
                 else:
-                    run.step(min(_PIECE, run.planned - run.steps))
+                    run.step(min(_PIECE, end - run.steps))
                 bar.update(run.dense_steps + run.steps - done)
                 if time.monotonic() - saved >= SAVE_EVERY:
                     save()
@@ -216,7 +217,7 @@ def _trained(run: Run, folder: Path, progress: bool, keep: bool = False, dense: 
         except KeyboardInterrupt:
             save()
             raise
-    if keep:
+    if until:
         save()
     return run, before
 

@@ -324,6 +324,26 @@ def test_a_ticket_begins_with_the_first_weights_of_the_search(by: str, tmp_path:
     ended(run)
 
 
+@pytest.mark.parametrize(
+    "when, steps",
+    [
+        ({"cut_at": 0.5}, 11),
+        ({"cut_at": 0.35, "ramp": 0.7}, 15),  # cut in steps, the last where the ramp ends
+        ({"cut_at": 0.35, "ramp": 0.7, "freeze": 0.5}, 11),  # where the set is to be held, at once to Q
+        ({"ramp": 0.5, "freeze": 0.5}, 20),  # not cut before the end
+    ],
+)
+def test_a_search_ends_where_the_net_has_been_cut_on_the_way(when: dict[str, float], steps: int) -> None:
+    """What is trained after the cut has no part in who stays."""
+    knobs = {"batch_size": 8, "pretrain": 1, "epochs": 2, "compression": 12, "data": mine()} | when
+    search, straight = Run(net(4), **knobs), Run(net(4), **knobs)
+    mask = tickets.find(search, progress=False)
+    assert search.steps == steps == tickets.steps_to_find(search)
+    straight.train(progress=False)
+    assert straight.steps == 20
+    assert torch.equal(mask, flat(straight).abs() >= flat(straight).abs().topk(straight.nonzeros).values[-1])
+
+
 def test_a_ticket_of_a_named_model_and_what_is_refused() -> None:
     run = tickets.ticket("magnitude", progress=False, pretrain=0, seed=3)
     start = torch.cat([p.detach().reshape(-1) for p in gl.models.prunable(Run(seed=3).model).values()])

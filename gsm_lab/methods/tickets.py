@@ -6,6 +6,7 @@ train dense -> find the mask (by magnitude, by GSM, or at random) -> back to the
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,11 +58,12 @@ class Ticket(Rival):
 
 
 def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
-    """The mask of Q weights, bool [N] on the CPU, that a fresh run leads to. The run is trained for it.
+    """The mask of Q weights, bool [N] on the CPU, that a run leads to. The run is trained for it.
 
     Args:
-        run: not trained yet. by: "gsm" trains it to its end and takes the Q largest |w|; "magnitude" takes those of the
-            dense network, after its dense epochs; "random" draws Q weights.
+        run: not trained yet, or not to its end.
+        by: "gsm" trains it to its end, or until the knob `cut_at` has cut it, and takes the Q largest |w|; "magnitude"
+            takes those of the dense network, after its dense epochs; "random" draws Q weights.
         progress: show a progress bar.
 
     Raises ValueError for another `by`.
@@ -74,10 +76,17 @@ def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
         mask[torch.randperm(run.opt.weights, generator=drawn)[: run.nonzeros]] = True
         return mask
     if by == "gsm":
-        run.train(progress=progress)
+        run.train(max(0, steps_to_find(run) - run.steps) / run.epoch_steps, progress)
     else:
         run.pretrain()
     return torch.cat([mask.reshape(-1).cpu() for mask in keep_masks(run.model, nonzeros=run.nonzeros).values()])
+
+
+def steps_to_find(run: Run) -> int:
+    """Gated steps after which it is settled who stays: all, or those until the knob `cut_at` has cut the net to Q."""
+    knobs = run.knobs
+    settled = max(knobs["cut_at"], min(knobs["freeze"], knobs["ramp"]))  # until then C rises, and it is cut again
+    return min(run.planned, math.ceil(settled * run.planned) + 1)
 
 
 def shuffled(mask: Tensor, layers: Mapping[str, int], seed: int = 0) -> Tensor:
