@@ -90,7 +90,7 @@ _RIVALS = (
 
 def _tickets(model: str, ratio: float, magnitude: float, gsm: float) -> list[Entry]:
     search = SMOOTHED if model == "lenet300" else _LENET5
-    retrain = {"lr": 0.1, "weight_decay": 1e-4, "epochs": 20}
+    retrain = {"lr": 0.1, "weight_decay": 5e-4, "epochs": 20, "hold": 0.3}
     if model == "lenet300":
         retrain = {"lr": 0.3, "weight_decay": 3e-4, "epochs": 60}
     return [
