@@ -62,7 +62,7 @@ def train(run: Run, folder: Path, resumed: bool = False) -> int:
     if not interrupted:
         _write_weights(run, folder)
         write_report(run, folder)
-    from gsm_lab.report import results
+    from gsm_lab.outcome import results
 
     rows = results(run).rows()
     width = max(len(what) for what, _ in rows)

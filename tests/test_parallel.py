@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 import gsm_lab as gl
 from gsm_lab import Run, cli, parallel, sharded, world
+from gsm_lab import folder as run_folder
 from tests.processes import Ended, in_ranks
 from tests.test_cli import environ
 from tests.test_run import Net, differs, everything, mine, net
@@ -385,7 +386,7 @@ def test_a_signal_on_one_rank_stops_all_after_the_same_step(kind, number, tmp_pa
 
 def dies(kind: str, folder: Path) -> int:
     """In a rank: train with the command line, saving every 5 steps; rank 1 ends without a word in step 18."""
-    cli.SAVE_EVERY, cli._PIECE = 0.0, 5
+    run_folder.SAVE_EVERY, run_folder._PIECE = 0.0, 5
     record = gl.history.History.record
 
     def die(self, step, *args):
