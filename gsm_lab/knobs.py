@@ -131,7 +131,7 @@ _ALL = (
     ),
     Knob(
         "smoothing", 0.0, "0: the gate looks at this step's gradients; s: at their size over 1 / (1 - s) steps", True,
-        "smoothing", "", "linear", 0, 0.999, most=1, open_end=True,
+        "smoothing s", "", "log1m", 0, 0.999, most=1, open_end=True,
     ),
     Knob(
         "ramp", 0.0, "share of the run over which C rises, by equal factors, from 4 to its full value", True,

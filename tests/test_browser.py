@@ -158,16 +158,16 @@ def test_by_keyboard_alone(place: Place) -> None:
     wait_for(lambda: place.drawn() != first and place.last_step() > reached, page)
     # Tab leads from one to the next: the buttons, then slider and entry of each knob, ...
     stops = []
-    for _ in range(14):
+    for _ in range(16):
         page.keyboard.press("Tab")
         stops.append(
             page.evaluate("(document.activeElement.closest('[class*=gsm-slider-], [class*=gsm-entry-], "
                           "[class*=gsm-button-]')?.className.match(/gsm-(slider|entry|button)-\\w+/) ?? [''])[0]")
         )  # fmt: skip
     assert stops[:5] == [f"gsm-button-{name}" for name in ("pause", "step", "step_50", "reset", "new_seed")]
-    knobs = [f"gsm-{kind}-{name}" for name in ("compression", "momentum", "weight_decay", "lr")
+    knobs = [f"gsm-{kind}-{name}" for name in ("compression", "momentum", "weight_decay", "lr", "smoothing")
              for kind in ("slider", "entry")]  # fmt: skip
-    assert stops[5:13] == knobs
+    assert stops[5:15] == knobs
     # A key on the slider moves the knob in the kernel.
     page.focus(".gsm-slider-compression .noUi-handle")
     old = place.kernel()["knobs"]["compression"]

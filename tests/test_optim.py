@@ -593,6 +593,17 @@ def test_the_smoothed_gate_ranks_weight_times_mean_gradient(kernel: str) -> None
             torch.testing.assert_close(p, other, rtol=0, atol=0)
 
 
+def test_what_was_smoothed_long_ago_is_forgotten() -> None:
+    model = net()
+    gsm = GSM(model.parameters(), **HYPER, compression=9, smoothing=0.9)
+    for step, smoothing in enumerate((0.9, 0.0, 0.9)):
+        gsm.smoothing = smoothing
+        backward(model, step)
+        gsm.step()
+    for p in matrices(model):  # as after a first step
+        torch.testing.assert_close(gsm.state[p]["gradient_average"], 0.1 * p.grad.abs())
+
+
 def test_a_refused_gradient_leaves_no_trace_in_the_mean() -> None:
     model = net()
     gsm = GSM(model.parameters(), **HYPER, compression=9, smoothing=0.9)

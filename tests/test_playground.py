@@ -119,8 +119,8 @@ def test_begins_at_the_run_s_values(board: Callable[..., Playground]) -> None:
     pg = Playground()
     try:
         values = {name: pg.controls[name].value for name in LIVE}
-        assert values == {"compression": 60.0, "momentum": 0.9, "weight_decay": 0.003, "lr": 0.1}
-        assert [pg.controls[name].entry.value for name in LIVE] == ["60", "0.9", "0.003", "0.1"]
+        assert values == {"compression": 60.0, "momentum": 0.9, "weight_decay": 0.003, "lr": 0.1, "smoothing": 0.0}
+        assert [pg.controls[name].entry.value for name in LIVE] == ["60", "0.9", "0.003", "0.1", "0"]
         assert pg.run.knobs["hold"] == 1.0 and not pg.run.finished
     finally:
         pg.close()
@@ -139,7 +139,7 @@ def test_slider_entry_and_run_in_step(pg: Playground, name: str) -> None:
         settle(pg)
         assert pg.run.knobs[name] == control.value == KNOBS[name].at(position)
         assert float(control.entry.value) == pytest.approx(control.value, rel=1e-5)
-    exact = {"compression": 123.4, "momentum": 0.95, "weight_decay": 0.0017, "lr": 0.05}[name]
+    exact = {"compression": 123.4, "momentum": 0.95, "weight_decay": 0.0017, "lr": 0.05, "smoothing": 0.97}[name]
     enter(pg, name, str(exact))
     assert pg.run.knobs[name] == control.value == exact
     assert control.slider.value == pytest.approx(KNOBS[name].position(exact), abs=0.0026)

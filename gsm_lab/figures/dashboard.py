@@ -22,8 +22,8 @@ MARKS_SHOWN = 12
 PANELS = ("loss and accuracy", "weights near zero", "re-activated per step", "density by layer")
 _CORNERS = ((1, 1), (1, 2), (2, 1), (2, 2))
 _LEFT, _WIDE = (0.0, 0.6), 0.4  # where the columns begin, and how wide they are, as share of the width
-_MARKED = ("compression", "momentum", "weight_decay", "lr", "hold", "epochs")
-_SHORT = {"compression": "C", "momentum": "β", "weight_decay": "η", "lr": "α"}
+_MARKED = ("compression", "momentum", "weight_decay", "lr", "smoothing", "hold", "epochs")
+_SHORT = {"compression": "C", "momentum": "β", "weight_decay": "η", "lr": "α", "smoothing": "s"}
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 

@@ -59,6 +59,9 @@ class Competing(torch.optim.SGD):
         s = checked(s)
         for group in self.param_groups:
             group["smoothing"] = s
+        if not s:  # averages of long ago would have their say when it is smoothed again
+            for state in self.state.values():
+                state.pop("gradient_average", None)
 
     @property
     def threshold(self) -> float:

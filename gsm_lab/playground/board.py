@@ -22,7 +22,7 @@ from gsm_lab.playground.taylor import TaylorView
 from gsm_lab.playground.view import STYLE, Figure, Viewer
 from gsm_lab.run import Run
 
-LIVE = ("compression", "momentum", "weight_decay", "lr")
+LIVE = ("compression", "momentum", "weight_decay", "lr", "smoothing")
 RESTARTS = ("model", "data", "batch_size", "seed")
 PARTS = ("buttons", "readouts", "presets", "figure", "taylor", "state")
 _BUTTONS = {
@@ -42,9 +42,9 @@ class Playground(widgets.VBox):
         run: what to play with; by default LeNet-300-100 on the digits at 60x, at a constant learning rate. Its knobs
             stand where the run has them.
         hide: names of controls and parts not to show, for teachers: any of the knobs compression, momentum,
-            weight_decay, lr, model, data, batch_size, seed; the buttons play, pause, step, step_50, reset, new_seed;
-            the parts buttons, readouts, presets, figure, taylor, state. What is hidden still works from code. Without
-            taylor, the view of single steps under the four plots, no step is looked at closely.
+            weight_decay, lr, smoothing, model, data, batch_size, seed; the buttons play, pause, step, step_50, reset,
+            new_seed; the parts buttons, readouts, presets, figure, taylor, state. What is hidden still works from code.
+            Without taylor, the view of single steps under the four plots, no step is looked at closely.
 
     Its steps are computed with one thread less than PyTorch had when it was made, where it had several: the page needs
     a core too. So they may differ in the last digits from those of a run that trains without a page.
