@@ -141,6 +141,8 @@ def test_titles_state_what_the_history_says():
     assert first == f"Accuracy {true.live[-1]:.1f}%, after the cut {true.cut[-1]:.1f}%"
     assert second == f"{true.tiny[-1]:.1f}% are near zero, 95.0% have to be"
     assert third == f"{np.mean(true.back):,.0f} weights a step come back"
+    one.history.steps.array()["reactivated"][-50:] = [1, 0]
+    assert figures.title_texts(one.history)[2] == "<b>1 weight a step comes back</b>"
     shares = dict(zip(("a", "b"), true.kept[-1], strict=True))
     most, least = max(shares, key=shares.get), min(shares, key=shares.get)
     assert fourth == f"{most} keeps {shares[most]:.2g}% of its weights, {least} {shares[least]:.2g}%"

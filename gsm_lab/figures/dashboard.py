@@ -88,7 +88,8 @@ def title_texts(history: History) -> tuple[str, str, str, str]:
     row, weights = rows[-1], sum(history.layers.values())
     target = 100.0 - 100.0 / float(history.knob_values("compression", rows["step"][-1:])[0])
     second = f"{100 * row['under_1e-4'].sum() / weights:.1f}% are near zero, {target:.1f}% have to be"
-    third = f"{rows['reactivated'][-50:].sum(axis=1).mean():,.0f} weights a step come back"
+    back = f"{rows['reactivated'][-50:].sum(axis=1).mean():,.0f}"
+    third = f"{back} weights a step come back" if back != "1" else "1 weight a step comes back"
     kept = {name: looks["kept"][-1][i] / size for i, (name, size) in enumerate(history.layers.items())}
     dense, sparse = max(kept, key=kept.get), min(kept, key=kept.get)
     fourth = (

@@ -51,7 +51,7 @@ class KnobControl(widgets.VBox):
         )
         self.entry = widgets.Text(value=formatted(value), continuous_update=False, tooltip=knob.valid)
         self.note = widgets.HTML()
-        self.label.layout.width = "244px" if knob.live else "auto"
+        self.label.layout.width, self.label.layout.flex = "244px" if knob.live else "auto", "0 0 auto"
         self.slider.layout.flex, self.slider.layout.min_width = "1 1 auto", "60px"
         self.entry.layout.width, self.note.layout.display = "86px", "none"
         self.slider.add_class(f"gsm-slider-{knob.name}")
