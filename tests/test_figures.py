@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsm_lab import figures
-from gsm_lab.figures.dashboard import LAYERS_SHOWN, MARKS_SHOWN, POINTS, settings_line, update
+from gsm_lab.figures.dashboard import LAYERS_SHOWN, MARKS_SHOWN, POINTS, update
 from gsm_lab.figures.style import COLOURS, LINE, headed, line
 from gsm_lab.history import History
 from gsm_lab.knobs import KNOBS
@@ -268,11 +268,6 @@ def test_an_updated_figure_is_the_finished_one(spare):
     assert [a.visible for a in live.data[len(done.data) :]] == [False] * spare
     assert [a.text for a in live.layout.annotations] == [a.text for a in done.layout.annotations]
     assert live.layout.shapes == done.layout.shapes
-
-
-def test_settings_in_a_line():
-    knobs = {name: knob.default for name, knob in KNOBS.items()}
-    assert re.search(r"compression C 60\b.*momentum β 0\.9\b.*seed 0", settings_line(knobs))
 
 
 # ------------------------------------------------------------------------------------------------ a table as lines

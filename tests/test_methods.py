@@ -327,9 +327,10 @@ def test_a_ticket_begins_with_the_first_weights_of_the_search(by: str, tmp_path:
 @pytest.mark.parametrize(
     "when, steps",
     [
-        ({"cut_at": 0.5}, 11),
-        ({"cut_at": 0.35, "ramp": 0.7}, 15),  # cut in steps, the last where the ramp ends
-        ({"cut_at": 0.35, "ramp": 0.7, "freeze": 0.5}, 11),  # where the set is to be held, at once to Q
+        ({"cut_at": 0.5}, 10),
+        ({"cut_at": 0.0}, 1),
+        ({"cut_at": 0.35, "ramp": 0.7}, 14),  # cut in steps, the last where the ramp ends
+        ({"cut_at": 0.35, "ramp": 0.7, "freeze": 0.5}, 10),  # where the set is to be held, at once to Q
         ({"ramp": 0.5, "freeze": 0.5}, 20),  # not cut before the end
     ],
 )
@@ -350,6 +351,9 @@ def test_a_ticket_of_a_named_model_and_what_is_refused() -> None:
     assert torch.equal(flat(run), torch.where(run.inside, start, 0.0))
     with pytest.raises(ValueError, match="by must be one of gsm, magnitude, random, got 'luck'"):
         tickets.ticket("luck")
+    run.step(1)
+    with pytest.raises(ValueError, match="run must have no gated steps behind it, or its network is not dense, got 1"):
+        tickets.find(run, "magnitude")
     with pytest.raises(ValueError, match="retrain must not set seed"):
         tickets.ticket("random", retrain={"seed": 4})
     with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \(266200,\), got torch.bool of shape"):

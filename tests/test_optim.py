@@ -596,12 +596,35 @@ def test_the_smoothed_gate_ranks_weight_times_mean_gradient(kernel: str) -> None
 def test_what_was_smoothed_long_ago_is_forgotten() -> None:
     model = net()
     gsm = GSM(model.parameters(), **HYPER, compression=9, smoothing=0.9)
+    old = copy.deepcopy(gsm.state_dict())
     for step, smoothing in enumerate((0.9, 0.0, 0.9)):
         gsm.smoothing = smoothing
         backward(model, step)
         gsm.step()
+        old = old if smoothing else gsm.state_dict()
     for p in matrices(model):  # as after a first step
         torch.testing.assert_close(gsm.state[p]["gradient_average"], 0.1 * p.grad.abs())
+    for state in old["state"].values():  # as left by a version that did not forget
+        state["gradient_average"] = torch.ones(1)
+    gsm.load_state_dict(old)
+    gsm.smoothing = 0.9
+    gsm.step()
+    for p in matrices(model):
+        torch.testing.assert_close(gsm.state[p]["gradient_average"], 0.1 * p.grad.abs())
+
+
+def test_averages_go_on_where_the_gate_is_open() -> None:
+    model = net()
+    gsm = GSM(model.parameters(), **HYPER, compression=9, smoothing=0.5)
+    sizes = []
+    for step, compression in enumerate((9, 1, 9)):
+        gsm.compression = compression
+        backward(model, step)
+        sizes.append([p.grad.abs() for p in matrices(model)])
+        gsm.step()
+    for i, p in enumerate(matrices(model)):
+        mean = sum(size[i] * share for size, share in zip(sizes, (0.125, 0.25, 0.5), strict=True))
+        torch.testing.assert_close(gsm.state[p]["gradient_average"], mean)
 
 
 def test_a_refused_gradient_leaves_no_trace_in_the_mean() -> None:

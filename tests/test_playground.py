@@ -19,7 +19,7 @@ import requests
 import torch
 from torch import nn
 
-from gsm_lab import Dataset, Playground, Run
+from gsm_lab import Dataset, Playground, Run, methods
 from gsm_lab.figures import curves, looks
 from gsm_lab.knobs import KNOBS
 from gsm_lab.playground import PRESETS, taylor
@@ -485,6 +485,18 @@ def test_what_an_opened_page_gets_is_what_is_shown(pg: Playground) -> None:
     assert "Accuracy" in state["_widget_layout"]["annotations"][0]["text"]
 
 
+def test_a_rival_has_no_control_for_what_it_takes_no_notice_of(board: Callable[..., Playground]) -> None:
+    pg = board(methods.build("magnitude", pretrain=0, hold=1.0))
+    assert "smoothing" not in pg.controls and "smoothed gate" not in [b.description for b in pg.preset_buttons]
+    assert [b.description for b in pg.preset_buttons] == [p.name for p in PRESETS if not p.knobs["smoothing"]]
+    for button in pg.preset_buttons:
+        button.click()
+        settle(pg)
+        pg.step(1)
+    assert pg.run.steps == len(PRESETS) - 1 and pg.player.error is None
+    board(methods.build("dns", pretrain=0), hide=["smoothing"])
+
+
 def test_an_opened_view_watches(pg: Playground) -> None:
     assert not pg.player.watched
     frame = pg._draw()
@@ -502,10 +514,12 @@ def test_a_mark_wherever_a_knob_moved(pg: Playground) -> None:
     pg.step(40)
     pg.set(momentum=0.95)
     pg.step(4)
+    pg.set(smoothing=0.9)
+    pg.step(4)
     shapes = pg.figure.layout.shapes
-    assert sorted({shape.x0 for shape in shapes}) == [4, 44] and len(shapes) == 8  # in each of four plots
+    assert sorted({shape.x0 for shape in shapes}) == [4, 44, 48] and len(shapes) == 12  # in each of four plots
     texts = [a.text for a in pg.figure.layout.annotations[4:]]
-    assert f"C {pg.run.knobs['compression']:g}" in texts and "β 0.95" in texts
+    assert f"C {pg.run.knobs['compression']:g}" in texts and {"β 0.95", "s 0.9"} <= set(texts)
     pg.reset()
     assert len(pg.figure.layout.shapes) == 0
 

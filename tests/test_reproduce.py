@@ -152,6 +152,19 @@ def test_a_search_is_not_made_again_for_its_interrupted_ticket(small, tmp_path, 
     assert made[["live", "cut", "base"]].equals(whole[["live", "cut", "base"]])
 
 
+@pytest.mark.parametrize("stop", [2, 4, 7])  # of four steps of the search, and eight of the ticket
+def test_a_search_that_ends_with_the_cut_goes_on_where_it_stopped(small, tmp_path, monkeypatch, stop):
+    cut = {"smoothing": 0.9, "cut_at": 0.5}
+    monkeypatch.setitem(TABLES, "small", (Entry("ticket", "tickets", "lenet300", 10, None, cut, "gsm"),))
+    whole = reproduce("small", tmp_path / "a.csv", "digits", seeds=(0,), epochs=4, progress=False)
+    steps, out = stop_at(monkeypatch, stop), tmp_path / "b.csv"
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("small", out, "digits", seeds=(0,), epochs=4, progress=False)
+    made = reproduce("small", out, "digits", seeds=(0,), epochs=4, progress=False)
+    assert steps == [("gsm", i + 1) for i in range(4)] + [("tickets", i + 1) for i in range(8)]
+    assert made[["live", "cut", "base", "nonzeros"]].equals(whole[["live", "cut", "base", "nonzeros"]])
+
+
 def test_a_run_that_breaks_down_is_named_and_the_others_are_made(small, tmp_path, monkeypatch):
     real = methods.kind("dns")._gated_step
 

@@ -170,6 +170,22 @@ def test_at_the_threshold(compression: float) -> None:
     assert relative_error(metric, abs(without), before.problem.floor) < 1
 
 
+def test_at_the_threshold_of_a_smoothed_gate() -> None:
+    """The weight is the one ranked last among the active, by |w| times mean |gradient|; what is told is its T."""
+    run = make(compression=9.0, smoothing=0.9)
+    run.step(12)
+    before, old = Before(run), {n: p.detach().clone() for n, p in run.model.named_parameters()}
+    run.step(1)
+    metric, without = before.at_threshold()
+    named, names = dict(run.model.named_parameters()), ("one.weight", "two.weight")
+    means = [run.opt.state[named[n]]["gradient_average"] for n in names]
+    ranked = torch.cat([(old[n] * m).abs().reshape(-1) for n, m in zip(names, means, strict=True)])
+    slopes = torch.cat([(old[n] * named[n].grad).abs().reshape(-1) for n in names])
+    last = int(torch.where(run.opt.active_mask(), ranked, torch.inf).argmin())
+    assert metric == slopes[last] and ranked[last] == run.opt.threshold
+    assert not math.isnan(without) and int((slopes > metric).sum()) != run.nonzeros - 1, "another weight than T's"
+
+
 def test_no_threshold_where_the_gate_is_open() -> None:
     run = make(compression=1.0)
     run.pretrain()

@@ -14,7 +14,6 @@ from plotly.subplots import make_subplots
 from gsm_lab.figures.looks import add_looks, update_looks
 from gsm_lab.figures.style import COLOURS, finish, line
 from gsm_lab.history import History
-from gsm_lab.knobs import KNOBS
 
 POINTS = 400  # a line; more cannot be seen, and makes a live figure slow
 LAYERS_SHOWN = 8
@@ -228,9 +227,3 @@ def _axes(figure: go.Figure) -> None:
 
 def _layer(name: str) -> str:
     return name.removesuffix(".weight")
-
-
-def settings_line(knobs: dict[str, Any]) -> str:
-    """The settings of a run in one line, for captions."""
-    shown = ("compression", "momentum", "weight_decay", "lr", "batch_size", "pretrain", "epochs", "seed")
-    return ", ".join(f"{KNOBS[name].label or name} {knobs[name]:g}" for name in shown if name in knobs)

@@ -61,15 +61,17 @@ def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
     """The mask of Q weights, bool [N] on the CPU, that a run leads to. The run is trained for it.
 
     Args:
-        run: not trained yet, or not to its end.
-        by: "gsm" trains it to its end, or until the knob `cut_at` has cut it, and takes the Q largest |w|; "magnitude"
-            takes those of the dense network, after its dense epochs; "random" draws Q weights.
+        run: not trained yet, or not to its end; for "magnitude" without gated steps.
+        by: "gsm" trains it to its end, or until the knob `cut_at` has cut it to Q, and takes the Q largest |w|;
+            "magnitude" takes those of the dense network, after its dense epochs; "random" draws Q weights.
         progress: show a progress bar.
 
-    Raises ValueError for another `by`.
+    Raises ValueError for another `by`, and for "magnitude" where the run has gated steps behind it.
     """
     if by not in BY:
         raise ValueError(f"by must be one of {', '.join(BY)}, got {by!r}")
+    if by == "magnitude" and run.steps:
+        raise ValueError(f"run must have no gated steps behind it, or its network is not dense, got {run.steps:,}")
     if by == "random":
         drawn = torch.Generator().manual_seed(run.knobs["seed"] ^ 0x71C)
         mask = torch.zeros(run.opt.weights, dtype=torch.bool)
@@ -86,7 +88,7 @@ def steps_to_find(run: Run) -> int:
     """Gated steps after which it is settled who stays: all, or those until the knob `cut_at` has cut the net to Q."""
     knobs = run.knobs
     settled = max(knobs["cut_at"], min(knobs["freeze"], knobs["ramp"]))  # until then C rises, and it is cut again
-    return min(run.planned, math.ceil(settled * run.planned) + 1)
+    return min(run.planned, max(1, math.ceil(settled * run.planned)))  # it is cut at the end of a step
 
 
 def shuffled(mask: Tensor, layers: Mapping[str, int], seed: int = 0) -> Tensor:

@@ -20,7 +20,8 @@ from gsm_lab.optim.sharded import ShardedGate
 class Competing(torch.optim.SGD):
     """SGD that knows which of its weights compete, for how many places, and who had one: the base of `GSM`.
 
-    Whoever derives from it sets `_first`, what the first group begins with, before SGD's constructor adds that.
+    Whoever derives from it sets `_first`, what the first group begins with, before SGD's constructor adds that, and
+    calls `_start_fresh` after it. Its setters raise ValueError, before anything changes, for what is out of range.
     """
 
     _first: dict[str, Any]
@@ -51,21 +52,27 @@ class Competing(torch.optim.SGD):
 
     @property
     def smoothing(self) -> float:
-        """Over how many steps, about 1 / (1 - smoothing), the gate looks at gradients; 0: only at this step's."""
+        """Over how many steps, about 1 / (1 - smoothing), the gate looks at gradients; 0: only at this step's.
+
+        Can be changed at any step; a gate that was not smoothed begins its averages anew.
+        """
         return self.param_groups[0]["smoothing"]
 
     @smoothing.setter
     def smoothing(self, s: float) -> None:
         s = checked(s)
-        for group in self.param_groups:
-            group["smoothing"] = s
-        if not s:  # averages of long ago would have their say when it is smoothed again
+        if not (s and self.smoothing):  # averages of long ago would have their say when it is smoothed again
             for state in self.state.values():
                 state.pop("gradient_average", None)
+        for group in self.param_groups:
+            group["smoothing"] = s
 
     @property
     def threshold(self) -> float:
-        """The smallest T that was active in the last step (float32); 0.0 before the first step, and at Q = N."""
+        """The smallest T that was active in the last step (float32); 0.0 before the first step, and at Q = N.
+
+        Where the gate is smoothed, the smallest |w| times mean |gradient|.
+        """
         return float(self._gate().threshold)
 
     def active(self, p: Tensor) -> Tensor:

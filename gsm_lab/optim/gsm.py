@@ -37,11 +37,12 @@ class GSM(Competing):
         nonzeros: Q itself; give one of the two (without either, compression is 1).
         smoothing: 0, as in the paper; or s below 1, an option of this project: the gate then ranks |w| * m instead of
             T, with m <- s m + (1 - s) |gradient|. Batches then agree on who stays, so that the cut takes nothing away;
-            but hardly any weight comes back any more, and a step takes longer.
+            but hardly any weight comes back any more, and a step takes longer. Can be changed at any step.
 
     Attributes:
         nonzeros: Q in force.
-        threshold: the smallest T that was active in the last step (float32; 0.0 before the first, and at Q = N).
+        threshold: the smallest T that was active in the last step (float32; 0.0 before the first, and at Q = N; of a
+            smoothed gate the smallest |w| * m).
 
     Raises:
         ValueError: an argument out of range.
@@ -169,6 +170,7 @@ class GSM(Competing):
         if q < gate.count:
             gated, finite = gate.close(q, may_be_written=writes, averages=self._averages())
         else:
+            self._averages()  # they go on where all pass
             gated, finite = [(p, p.grad.clone()) for p in gate.weights if writes and p.grad is not None], False
             gate.open()
         if not finite:  # where the gradients are finite, T overflowed float32: it ranks first, as it should

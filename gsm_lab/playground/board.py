@@ -40,7 +40,7 @@ class Playground(widgets.VBox):
 
     Args:
         run: what to play with; by default LeNet-300-100 on the digits at 60x, at a constant learning rate. Its knobs
-            stand where the run has them.
+            stand where the run has them; those that a rival takes no notice of are left out.
         hide: names of controls and parts not to show, for teachers: any of the knobs compression, momentum,
             weight_decay, lr, smoothing, model, data, batch_size, seed; the buttons play, pause, step, step_50, reset,
             new_seed; the parts buttons, readouts, presets, figure, taylor, state. What is hidden still works from code.
@@ -68,7 +68,9 @@ class Playground(widgets.VBox):
         self.controls: dict[str, KnobControl | ChoiceControl] = {
             name: (ChoiceControl if KNOBS[name].choices else KnobControl)(KNOBS[name], knobs[name], self._moved)
             for name in (*LIVE, *RESTARTS)
+            if name not in self.run.means_nothing
         }
+        self.presets = [p for p in PRESETS if p.fits(self.run)]
         self.buttons = {name: self._button(name, *look) for name, look in _BUTTONS.items()}
         self.status, self.failure, self.budget, self.half_life, self.state_note = (widgets.HTML() for _ in range(5))
         self.status.add_class("gsm-status")
@@ -124,7 +126,10 @@ class Playground(widgets.VBox):
         return json.dumps({"gsm_lab": 1, "knobs": self.run.knobs})
 
     def load_state(self, line: str) -> None:
-        """Begin again with the settings of a `state`. Raises ValueError, before anything changes, if it is none."""
+        """Begin again with the settings of a `state`; what it does not name stays as it is.
+
+        Raises ValueError, before anything changes, if it is none.
+        """
         self.reset(**texts.read_state(line))
 
     def picture(self) -> Any:
@@ -272,8 +277,8 @@ class Playground(widgets.VBox):
         grid = widgets.Layout(
             width="100%", grid_template_columns="repeat(auto-fit, minmax(430px, 1fr))", grid_gap="2px 28px"
         )
-        presets = [widgets.Button(description=p.name, tooltip=p.explanation) for p in PRESETS]
-        for button, preset in zip(presets, PRESETS, strict=True):
+        presets = [widgets.Button(description=p.name, tooltip=p.explanation) for p in self.presets]
+        for button, preset in zip(presets, self.presets, strict=True):
             button.layout.width = "auto"
             button.on_click(lambda _, preset=preset: self._chosen(preset))
         copy, load = widgets.Button(description="Copy state", icon="copy"), widgets.Button(description="Load state")
@@ -289,7 +294,9 @@ class Playground(widgets.VBox):
         buttons = [b for name, b in self.buttons.items() if name not in hide]
         parts = {
             "buttons": row([*buttons, self.status]),
-            "live": widgets.GridBox([self.controls[n] for n in LIVE if n not in hide], layout=grid),
+            "live": widgets.GridBox(
+                [self.controls[n] for n in LIVE if n in self.controls and n not in hide], layout=grid
+            ),
             "readouts": row([self.budget, self.half_life], grid_gap="4px 40px"),
             "restarts": row([self.controls[n] for n in RESTARTS if n not in hide], grid_gap="2px 24px"),
             "presets": widgets.VBox([row([widgets.HTML("<b>Presets</b>"), *presets]), self.explanation]),

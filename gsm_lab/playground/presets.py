@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gsm_lab.knobs import KNOBS
+
+if TYPE_CHECKING:
+    from gsm_lab.run import Run
 
 
 @dataclass(frozen=True)
@@ -12,6 +18,10 @@ class Preset:
     name: str
     explanation: str
     knobs: dict[str, float]
+
+    def fits(self, run: Run) -> bool:
+        """Whether the run takes notice of all that is set here: a rival refuses what only says something about GSM."""
+        return all(self.knobs.get(name, KNOBS[name].default) == KNOBS[name].default for name in run.means_nothing)
 
 
 _GSM = {"compression": 60.0, "momentum": 0.9, "weight_decay": 3e-3, "lr": 0.1, "smoothing": 0.0}

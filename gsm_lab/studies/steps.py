@@ -91,24 +91,29 @@ class Before:
         """For the weight at which the gate closed: its T = |g w|, and the true change of the loss without it.
 
         To be asked after the step, before the next gradient. T is what the optimizer formed, from the gradient of
-        training mode; the weight is the first whose T equals the threshold. Both NaN where the gate is open (Q = N);
-        the change NaN where the threshold is 0, as fewer than Q weights have any T.
+        training mode; the weight is the first whose T equals the threshold, or where the gate is smoothed the first
+        whose |w| times mean |gradient| does. Both NaN where the gate is open (Q = N); T is 0 and the change NaN where
+        the threshold is 0, as fewer than Q weights have anything to be ranked by.
         """
         opt = self.run.opt
         threshold = opt.threshold
         if opt.nonzeros >= opt.weights or not threshold > 0:
             return (math.nan if opt.nonzeros >= opt.weights else threshold), math.nan
-        layers, nearest, index, start = prunable(self.run.model), math.inf, None, 0
+        layers, nearest, index, metric, start = prunable(self.run.model), math.inf, None, math.nan, 0
         for name, w in self.problem.weights.items():
-            if (grad := layers[name].grad) is not None:
-                distance = (w.float() * grad.float()).abs_().sub_(threshold).abs_().reshape(-1)
+            grad = layers[name].grad
+            ranked = opt.state[layers[name]]["gradient_average"] if opt.smoothing else grad
+            if ranked is not None:
+                distance = (w.float() * ranked.float()).abs_().sub_(threshold).abs_().reshape(-1)
                 at = int(distance.argmin())
                 if float(distance[at]) < nearest:
                     nearest, index = float(distance[at]), start + at
+                    slope = 0.0 if grad is None else grad.reshape(-1)[at].float()
+                    metric = float((w.reshape(-1)[at].float() * slope).abs())
             start += w.numel()
-        assert index is not None, "a threshold above 0 is some weight's T"
+        assert index is not None, "a threshold above 0 is what some weight is ranked by"
         with self.repeatable():
-            return threshold, float(self.problem.changes_without([index])[0])
+            return metric, float(self.problem.changes_without([index])[0])
 
 
 def _dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
