@@ -6,8 +6,8 @@ in the same way: the cut halfway at 125x and 310x with 16 epochs (it has 20 here
 and 1, the plain method's rate at 125x on seed 1 and at 300x on seed 0, and what layers share under DNS. The other
 rivals have what was chosen for LeNet-300-100 at half the rate, in 12 epochs. The settings for the retraining of tickets
 were chosen with GSM's: on LeNet-300-100 at 60x; on LeNet-5 with seed 0 at 310x, where a decay of 5e-4 was 0.06 points
-better than 1e-4, and 30 epochs not better than 20. The runs of a table train on all 60,000 images and
-read the test set at their end, and for the dense network they begin with.
+better than 1e-4, and 30 epochs not better than 20. The runs of a table train on all 60,000 images and read the test set
+at their end, and for the dense network they begin with.
 """
 
 from __future__ import annotations
