@@ -325,6 +325,13 @@ def test_figures_state_the_finding():
     shown = figures.ranked(pd.concat([far, ROWS[ROWS["label"] == "DNS"].assign(label="L1")]))
     low, high = shown.layout.yaxis.range
     assert 90 < low < 96 and 98.5 < high < 100 and [a.text for a in shown.layout.annotations][-1].startswith("40.0%")
+    shown = figures.against_published(ROWS.assign(published=ROWS["published"].replace(99.22, 11.35)))
+    assert shown.layout.yaxis.range[0] > 97 and shown.layout.annotations[-1].text == "published 11.35%<br>↓ (below)"
+    assert shown.layout.annotations[-1].x == shown.data[0].x[1]
+    more = [ROWS.assign(compression=20.0), ROWS, ROWS.assign(label="random", cut=0.4, compression=100.0)]
+    shown = figures.budgets(pd.concat(more))
+    assert shown.layout.yaxis.range[0] > 94 and shown.layout.annotations[-1].x == 2  # the axis is one of log10
+    assert shown.layout.annotations[-1].text == "random 40.0%<br>↓ (below)"
     pixels = figures.pixels([[0, 2], [3, 1]])
     assert pixels.layout.title.text == "<b>3 of 4 pixels are read, 1 by no weight at all</b>"
     with pytest.raises(ValueError, match="table of resnet56 must have at least one row"):

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from gsm_lab.figures.parts import drawn, error_bars, some, ticks
 from gsm_lab.figures.style import line
 
-FAR = 10.0  # points under the median of the methods: beyond that a method is told in words, at the plot's lower edge
+FAR = 10.0  # points under the median of what is shown: beyond that a method is told in words, at the lower edge
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +63,13 @@ def budgets(table: pd.DataFrame, model: str = "lenet300", height: int = 460) -> 
     if len(hardest) > 1:
         title += f", {worst['label']} {worst['cut']:.2f}%"
     figure = drawn(figure, title, "compression N / Q (log)", "test accuracy after the cut, %", height)
-    return figure.update_xaxes(type="log", **ticks(rows["compression"].unique()))
+    figure.update_xaxes(type="log", **ticks(rows["compression"].unique()))
+    least = rows["cut"].median() - FAR
+    close = rows[rows["cut"] >= least]
+    far: dict[Any, list[str]] = {}
+    for r in rows[rows["cut"] < least].itertuples():
+        far.setdefault(float(np.log10(r.compression)), []).append(f"{r.label} {r.cut:.1f}%")
+    return _told_below(figure, [*close["low"], *close["high"]], far)
 
 
 def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60, height: int = 460) -> go.Figure:
@@ -95,15 +101,25 @@ def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60
         title += f", {word} {rows['label'].iloc[i]} {rows['cut'].iloc[i]:.2f}%"
     figure = drawn(figure, title, "method", "test accuracy, %", height)
     far = rows["cut"] < rows["cut"].median() - FAR
-    if far.any():  # or the others would lie on top of each other
-        near = rows[~far]
-        bottom, top = near[["low", "live"]].min().min(), max(near[["high", "live"]].max().max(), dense)
-        pad = 0.12 * (top - bottom) + 0.05
-        figure.update_yaxes(range=[bottom - 2 * pad, top + pad])
-        for label, cut in zip(rows["label"][far], rows["cut"][far], strict=True):
-            said = f"{cut:.1f}%<br>↓ (below)"
-            figure.add_annotation(x=label, y=bottom - 2 * pad, yanchor="bottom", text=said, showarrow=False)
-    return figure
+    near = rows[~far]
+    seen = [*near["low"], *near["high"], *near["live"], dense]
+    return _told_below(figure, seen, {r.label: [f"{r.cut:.1f}%"] for r in rows[far].itertuples()})
+
+
+def _told_below(figure: go.Figure, near: list[float], far: dict[Any, list[str]]) -> go.Figure:
+    """Show what is `near`, and say at the lower edge what is `far` below, or the others would lie on top of each other.
+
+    `far`: the place on the x axis (its logarithm, where the axis is), and what is said there; where it is empty the
+    figure stays as it is.
+    """
+    if not far:
+        return figure
+    bottom, top = min(near), max(near)
+    pad = 0.12 * (top - bottom) + 0.05
+    for x, said in far.items():
+        text = "<br>".join([*said, "↓ (below)"])
+        figure.add_annotation(x=x, y=bottom - 2 * pad, yanchor="bottom", text=text, showarrow=False)
+    return figure.update_yaxes(range=[bottom - 2 * pad, top + pad])
 
 
 def pixels(counts: Any, height: int = 440) -> go.Figure:
@@ -149,4 +165,12 @@ def against_published(table: pd.DataFrame, height: int = 460) -> go.Figure:
         f"Measured minus published: {off.min():+.2f} to {off.max():+.2f} points, {(off >= 0).sum()} of {len(off)} rows"
     )
     title += " at least as good"
-    return drawn(figure, title, "method, network and compression", "test accuracy after the cut, %", height)
+    figure = drawn(figure, title, "method, network and compression", "test accuracy after the cut, %", height)
+    least = pd.concat([rows["cut"], rows["published"]]).median() - FAR
+    near = [y for y in (*rows["low"], *rows["high"], *rows["published"]) if y >= least]
+    far: dict[Any, list[str]] = {}
+    for column, whose in (("cut", "here"), ("published", "published")):
+        for name, y in zip(names, rows[column], strict=True):
+            if y < least:
+                far.setdefault(name, []).append(f"{whose} {y:.2f}%")
+    return _told_below(figure, near, far)
