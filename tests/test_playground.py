@@ -671,6 +671,20 @@ def test_taylor_view_that_fails_stops_no_training(pg: Playground, monkeypatch: p
     assert "&lt;b&gt;no second derivative" in pg.taylor.text.value
 
 
+@pytest.mark.parametrize(
+    "metric, without, said",
+    [
+        (math.nan, math.nan, "the gate is open"),
+        (0.0, math.nan, "the threshold is 0"),
+        (0.0, 1e-3, "predicted 0 (|g·w|), true 0.001"),  # of a smoothed gate, where this batch has nothing to say
+        (0.5, -0.25, "predicted 0.5 (|g·w|), true 0.25"),
+    ],
+)
+def test_what_is_said_of_the_weight_at_the_threshold(metric: float, without: float, said: str) -> None:
+    look = taylor.Look(3, 0.1, 0.1, 0.1, metric, without, 0.0, 0.0, math.nan)
+    assert said in taylor.sentence(SimpleNamespace(last=look, failure=""))
+
+
 def test_taylor_view_hidden(board: Callable[..., Playground]) -> None:
     pg = board(hide="taylor")
     pg.step(2)

@@ -202,7 +202,7 @@ def sentence(watch: Watch) -> str:
     )
     if math.isnan(look.metric):
         return text + " · <b>the gate is open:</b> no weight is at the threshold"
-    if not look.metric:
+    if not look.metric and math.isnan(look.without):
         return text + " · <b>the threshold is 0:</b> fewer than Q weights have any |g·w|"
     return (
         f"{text} · <b>without the weight at the threshold, size of the change:</b> "
