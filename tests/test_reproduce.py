@@ -63,9 +63,9 @@ def test_what_came_later_and_is_off_is_no_setting_of_a_row():
 
 def test_options_of_gsm_are_named_for_what_they_do():
     settings = {e.label: e.settings for e in TABLES["table1"] if e.model == "lenet5" and e.method == "gsm"}
-    assert settings["GSM"] == {} and len(settings) == 3
-    halfway, steps = settings["GSM, smoothed gate, cut halfway"], settings["GSM, smoothed gate, cut in steps"]
-    assert halfway["ramp"] < halfway["cut_at"] and steps["cut_at"] < steps["ramp"]
+    assert settings["GSM"] == {} and len(settings) == 2
+    halfway = settings["GSM, smoothed gate, cut halfway"]
+    assert halfway["ramp"] < halfway["cut_at"] == 0.5
 
 
 def test_what_is_there_is_not_made_again(small, tmp_path, monkeypatch):
