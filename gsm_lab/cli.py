@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command (that of `sys.argv` unless `argv` is given); returns the exit status."""
-    parser = arguments.parser(_COMMANDS)
+    parser = arguments.parser(COMMANDS)
     args, rest = parser.parse_known_args(argv)
     if rest and args.command != "lab":
         parser.error(f"unknown argument {rest[0]!r}")
@@ -82,7 +82,9 @@ def resume(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Make a run's report.html again."""
-    print(write_report(_load(args.folder), args.folder))
+    from gsm_lab.run import Run
+
+    print(write_report(Run.resume(args.folder), args.folder))
     return 0
 
 
@@ -149,12 +151,6 @@ def doctor(args: argparse.Namespace) -> int:
 # -- what commands share -----------------------------------------------------------------------------------------------
 
 
-def _load(folder: Path) -> Run:
-    from gsm_lab.run import Run
-
-    return Run.resume(folder)
-
-
 @contextlib.contextmanager
 def _kind_of_run(args: argparse.Namespace) -> Iterator[type[Run]]:
     """`Run`, or one of `gsm_lab.parallel` where that is asked for, or torchrun has started this process."""
@@ -184,7 +180,7 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-_COMMANDS: dict[str, Callable[..., int]] = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "run": run, "resume": resume, "report": report, "reproduce": reproduce, "data": data, "lab": lab,
     "knobs": show_knobs, "doctor": doctor,
 }  # fmt: skip

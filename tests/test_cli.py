@@ -123,10 +123,10 @@ def test_every_knob_is_an_option_and_none_is_forced():
     values = {"model": "lenet5", "data": "mnist", "seed": "7", "epochs": "3", "batch_size": "32", "pretrain": "4"}
     values |= {name: "0.5" for name in knobs.KNOBS if name not in values} | {"compression": "9", "evaluate_every": "5"}
     line = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
-    args = vars(arguments.parser(cli._COMMANDS).parse_args(["run", *line]))
+    args = vars(arguments.parser(cli.COMMANDS).parse_args(["run", *line]))
     assert {name: args[name] for name in knobs.KNOBS} == knobs.checked(values)
     assert [args[name] for name in ("epochs", "lr", "momentum")] == [3, 0.5, 0.5]
-    without = vars(arguments.parser(cli._COMMANDS).parse_args(["run"]))
+    without = vars(arguments.parser(cli.COMMANDS).parse_args(["run"]))
     assert {without[name] for name in knobs.KNOBS} == {None}, "the recipe decides"
 
 

@@ -122,7 +122,7 @@ def test_recipe_of_a_plain_run_is_its_command():
     run = gl.Run(pretrain=1, epochs=1, weight_decay=0.0012345678, seed=5)
     run.train(progress=False)
     program, *line = shlex.split(recipe(run))
-    args = vars(arguments.parser(cli._COMMANDS).parse_args(line))
+    args = vars(arguments.parser(cli.COMMANDS).parse_args(line))
     assert program == "gsm-lab" and args["threads"] == torch.get_num_threads()
     assert {name: args[name] for name in knobs.KNOBS} == run.knobs
 
