@@ -1,6 +1,10 @@
 """The step in two passes, compiled and in blocks, against the reference selection and fused SGD: to the bit."""
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from gsm_lab.optim.passes import Passes, sampling
 from gsm_lab.optim.selection import chosen, top_q
 
 numba = pytest.importorskip("numba")
-from gsm_lab.optim import compiled, kernels  # noqa: E402
+from gsm_lab.optim import compiled, intrinsics, kernels  # noqa: E402
 
 SIZES = [9000, 40, 1, 3077]  # of a block and a half, of a few vectors, with rests
 TOTAL = sum(SIZES)
@@ -156,26 +160,65 @@ def test_more_candidates_than_there_is_room_for(threads: int) -> None:
     stride, _ = sampling(n, q)
     g = np.random.default_rng(2).random(n).astype(np.float32)
     g[::stride] = 0
-    assert compiled.Compiled(tensors(g, g, [n]))._found.size < n // 2
+    assert compiled.Compiled(tensors(g, g, [n])).room < n // 2
     check(np.ones(n, np.float32), g, q, [n])
 
 
-def test_hardly_any_step_needs_a_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of realistic values: the median of |g w| spans decades."""
-    rng, n, looks = np.random.default_rng(4), 100_000, []
-    monkeypatch.setattr(compiled, "SHARED", 0)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    collect = kernels.collect
-    monkeypatch.setattr(kernels, "collect", lambda *a: looks.append(a) or collect(*a))
-    for _ in range(50):
-        w, g = rng.normal(size=(2, n)) * rng.lognormal(0, 2, size=(2, n))
-        check(w.astype(np.float32), g.astype(np.float32), n // 60, [n])
-    assert len(looks) <= 2 * 52
+def test_hardly_any_step_needs_a_second_look() -> None:
+    """Of realistic values, the median of |g w| spans decades: the bracket holds the threshold."""
+    rng, n = np.random.default_rng(4), 100_000
+    q, histogram, held = n // 60, np.zeros(2048, np.int32), 0
+    stride, ((most, least), _) = sampling(n, q)
+    for _ in range(100):
+        w, g = (rng.normal(size=(2, n)) * rng.lognormal(0, 2, size=(2, n))).astype(np.float32)
+        histogram[:] = 0
+        kernels.sample(np.array([[w.ctypes.data, g.ctypes.data, 0, n]], np.uint64), stride, histogram)
+        low, high = np.array(kernels.bracket(histogram, most, least), np.int32).view(np.float32)
+        held += low <= top_q(np.abs(w * g), q).threshold < high
+    assert held >= 97
+
+
+def test_the_threads_of_pytorch_are_asked() -> None:
+    """Where its OpenMP answers as it should; what answers otherwise is not used."""
+    there = compiled.team(3)
+    assert there[0] == 3 and kernels.understood(there)
+    for place, other in ((3, 4), (4, 3)):
+        wrong = there.copy()
+        wrong[place] = there[other]
+        assert not kernels.understood(wrong)
+
+
+def test_one_thread_works_where_the_openmp_of_pytorch_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled.ctypes, "CDLL", lambda *_: object())
+    assert compiled.team.__wrapped__(2).tolist() == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.skipif(
+    not intrinsics.COMPRESSES, reason="the processor has no such vectors, so every other test is this one"
+)
+def test_processors_with_smaller_vectors() -> None:
+    """The same tests with kernels compiled for those, in a process of its own."""
+    old = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2,+popcnt,+lzcnt"}
+    some = "passes or any_sizes or misleads or to_the_bit or ties or threads_find"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n0",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        f"({some}) and not smaller",
+    ]
+    done = subprocess.run(command, env=os.environ | old, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]
 
 
 def test_the_rounding_of_this_machine_is_known() -> None:
     body, tail, width = compiled.rounding()
-    assert body in kernels.ROUNDINGS and tail in kernels.ROUNDINGS and width in (4, 8, 16)
+    assert body in intrinsics.ROUNDINGS and tail in intrinsics.ROUNDINGS and width in (4, 8, 16)
 
 
 class Net(nn.Module):

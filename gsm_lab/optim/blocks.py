@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gsm_lab.optim import pieces
-from gsm_lab.optim.passes import LARGE, Edge, Passes, Settings, pass_through, sampling, sgd_each
+from gsm_lab.optim.passes import LARGE, Edge, Passes, Settings, pass_through, sampling, sgd_each, simple
 from gsm_lab.optim.pieces import Block, divided
 from gsm_lab.optim.selection import picked, top_of
 
@@ -37,12 +37,13 @@ class Blocks(Passes):
         super().__init__([*weights], [*others])
         self._blocks = divided(self.sizes[: self.competing])
         self._at: tuple[list[int], ...] = ([], [])  # where weights and momenta lay when they were cut into pieces
+        self._active = np.empty(self.count, bool)
         self._idle: np.ndarray | None = None  # zeros, among which the gradients that pass are put for a moment
         self._rooms: dict[tuple[int, str], np.ndarray] = {}  # to work in: fresh memory costs time
 
     def take(self, grads: list[Tensor | None]) -> bool:
         weights = self.places(self.tensors, "weights")
-        if weights is None or self.places(grads) is None:
+        if weights is None or not all(map(simple, grads, self.sizes)):
             return False
         if weights != self._at[0]:
             self._flat = [p.detach().view(-1) for p in self.tensors]
@@ -60,7 +61,7 @@ class Blocks(Passes):
         for block in self._blocks:
             self._pass(block, edge, passed[block.start : block.start + block.size])
 
-    def step(self, q: int, momenta: list[Tensor], settings: list[Settings], active: np.ndarray) -> np.float32 | None:
+    def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> np.float32 | None:
         places, n = self.places(momenta, "momenta"), self.competing
         if places is None or not all(np.isfinite(g.numpy()).all() for g in self._grads[n:]):
             return None
@@ -79,7 +80,7 @@ class Blocks(Passes):
             self._idle = None  # an interrupt may leave in it what must not be seen again
         room = torch.from_numpy(gated)
         for k, (block, (weights, momenta_now)) in enumerate(zip(self._blocks, self._moving, strict=True)):
-            flags, zeros = active[block.start : block.start + block.size], [room[x.at] for x in block.pieces]
+            flags, zeros = self._active[block.start : block.start + block.size], [room[x.at] for x in block.pieces]
             if reached:
                 at = _up_to(edge, block, *reached[k])
                 flags.fill(False)
@@ -94,8 +95,10 @@ class Blocks(Passes):
         if reached:
             self._idle = gated
         sgd_each(self._flat[n:], self._grads[n:], [z.view(-1) for z in momenta[n:]], settings[n:])
-        active[self.count :] = True
         return edge.threshold
+
+    def active(self) -> np.ndarray:
+        return self._active.copy()
 
     # -- the first pass ----------------------------------------------------------------------------------------------
 

@@ -114,9 +114,11 @@ class Competing(torch.optim.SGD):
         if key != self._gate_key:
             all_of_them = dict.fromkeys(p for g in self.param_groups for p in g["params"])
             competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
-            self._group_of = {p: i for i, g in enumerate(self.param_groups) for p in g["params"]}
+            group_of = {p: i for i, g in enumerate(self.param_groups) for p in g["params"]}
+            self._listed_twice = len(group_of) < sum(n for n, _ in key)
             self._others = [p for p in all_of_them if p not in competing]
             self._in_turn = [*competing, *self._others]
+            self._groups_in_turn, self._asked = [group_of[p] for p in self._in_turn], []
             self._sharded = any(map(is_distributed, all_of_them))
             if self._sharded:
                 self._gate_now = ShardedGate(list(competing), self._others, self._name, self._complaint)

@@ -3,26 +3,25 @@
 The first pass reads g and w and forms |g * w| without storing it: it counts the values above a bracket that a strided
 sample gives, and keeps the few inside, among which the threshold is selected. The second pass forms |g * w| again,
 gates, and does what PyTorch's fused SGD does, to the bit. Where the sample misled us the answer is found digit by
-digit, so a bad bracket costs time and never the exactness. Above a few million weights, every thread of PyTorch's
-takes a part of the weights.
+digit, so a bad bracket costs time and never the exactness. Above some ten thousand weights, every thread
+of PyTorch's takes a part of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import ctypes
+from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gsm_lab.optim import kernels
-from gsm_lab.optim.passes import LARGE, Edge, Passes, Settings, sampling
+from gsm_lab.optim.intrinsics import ROUNDINGS
+from gsm_lab.optim.passes import LARGE, Edge, Passes, Settings, sampling, simple
 
-SHARED = LARGE  # weights from which on threads share the work: below, to wake them costs more than they save
+SHARED = 1 << 16  # weights from which on threads share the work: below, to wait for each other costs more
 
 
 class Compiled(Passes):
@@ -33,131 +32,98 @@ class Compiled(Passes):
         table = np.zeros((len(self.tensors), 4), np.uint64)
         table[:, 3] = self.sizes
         self._table, self._entries = table, memoryview(table.reshape(-1))  # writing through it costs half
+        self._written: list[list[int]] = [[], [], []]
         self._settings, self._given = np.empty((len(self.tensors), 4), np.float32), None
-        self._found = np.empty(self.room + kernels.BLOCK + 8, np.int32)
-        self._parts: list[_Part] = []
+        self._active = np.empty(kernels.groups(table), np.uint64)  # a bit for each entry; tensors begin with a word
+        histogram = np.empty(1 << (11 if self.count < LARGE else 13), np.int32)
+        found = np.empty(self.room + 64 * kernels.BLOCK + kernels.SPARE, np.int32)
+        self._rooms, self._planned = (histogram, found), (0, 0)
+        self._plan = plan = np.zeros(kernels.ACTIVE + 1, np.int64)
+        plan[kernels.TENSORS], plan[kernels.COMPETING] = len(table), self.competing
+        plan[kernels.BINS], plan[kernels.ROOM] = histogram.size, found.size
+        plan[kernels.TABLE], plan[kernels.HISTOGRAM], plan[kernels.FOUND] = map(_address, (table, histogram, found))
+        plan[kernels.SETTINGS], plan[kernels.ACTIVE] = map(_address, (self._settings, self._active))
 
     def take(self, grads: list[Tensor | None]) -> bool:
-        weights, gradients = self.places(self.tensors, "weights"), self.places(grads)
-        if weights is None or gradients is None:
+        weights = self.places(self.tensors, "weights")
+        if weights is None or not all(map(simple, grads, self.sizes)):
             return False
         self._write(0, weights)
-        self._write(1, gradients)
-        threads = torch.get_num_threads() if self.count >= SHARED else 1
-        if len(self._parts) != threads:
-            self._divide(threads)
-        self._locate()
+        self._write(1, [g.data_ptr() for g in grads])
         return True
 
     def edge(self, q: int) -> Edge | None:
-        bits, ties, finite = self._find(q)
+        self._decide(q)
+        bits, ties, finite = kernels.find(self._plan)
         if not finite or not bits:
             return None
-        upto = self.count
+        competing, upto = self._table[: self.competing], self.count
         if ties:
-            competing = self._table[: self.competing]
             upto = kernels.after_equal(competing, bits, kernels.equal_within(competing, bits) - ties)
         return Edge(_as_float(bits), upto)
 
     def gate(self, edge: Edge, out: np.ndarray) -> None:
-        self._each(
-            lambda part: kernels.pass_through(part.table, edge.threshold, edge.upto - part.flat.start, out[part.flat])
-        )
+        kernels.gate(self._team, self._table[: self.competing], edge.threshold.view(np.int32), edge.upto, out)
 
-    def step(self, q: int, momenta: list[Tensor], settings: list[Settings], active: np.ndarray) -> np.float32 | None:
-        n, buffers = self.competing, self.places(momenta, "momenta")
-        if buffers is None or (codes := rounding()) is None:
+    def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> np.float32 | None:
+        buffers, codes = self.places(momenta, "momenta"), rounding()
+        if buffers is None or codes is None:
             return None
         self._write(2, buffers)
         if settings != self._given:
             # in the first step momentum begins with the gradient as it is
             self._settings[:] = [(lr, decay, m, 1 - d if m else 1) for lr, decay, m, d in settings]
-            self._given = settings
-        if len(self._parts) == 1:
-            found = sampling(self.count, q)
-            bits, done = kernels.step(self._table, n, q, *found, self._found, self._settings, codes, active)
-            return _as_float(bits) if done else None
-        edge = self.edge(q)
-        if edge is None or not kernels.finite(self._table[n:]):
-            return None
-        self._locate()
-        self._each(
-            lambda part: kernels.update(
-                *(part.table, edge.threshold, edge.upto - part.flat.start),
-                *(self._settings[part.tensors], codes, active[part.flat]),
-            )
-        )
-        rest = self._table[n:], np.float32(0), 1 << 62  # which all reach
-        kernels.update(*rest, self._settings[n:], codes, active[self.count :])
-        return edge.threshold
+            self._given, self._plan[kernels.ROUNDING] = settings, _address(codes)
+        self._decide(q)
+        bits, done = kernels.step(self._plan)
+        return _as_float(bits) if done else None
 
-    def _find(self, q: int) -> tuple[int, int, bool]:
-        """`kernels.find`, by all threads."""
-        stride, brackets = sampling(self.count, q)
-        if len(self._parts) == 1:
-            return kernels.find(self._parts[0].table, q, stride, brackets, self._found)
-        histogram = np.zeros(kernels.BINS, np.int32)
-        for part in self._parts if stride else ():
-            kernels.sample(part.table, -part.flat.start % stride, stride, histogram)
-        for most, least in brackets:
-            low, high = kernels.bracket(histogram, most, least) if stride else (1, kernels.GREATEST)
-            results = self._each(lambda part, a=low, b=high: kernels.collect(part.table, a, b, self._found[part.room]))
-            inside, above, finite = zip(*results, strict=True)
-            left = q - sum(above)
-            if min(inside) >= 0 and 0 < left <= sum(inside):
-                found = [self._found[part.room][:n] for part, n in zip(self._parts, inside, strict=True)]
-                return *kernels.select(np.concatenate(found), left, low, high), all(finite)
-        return kernels.descend(self._table[: self.competing], q)
+    def active(self) -> np.ndarray:
+        bits = np.unpackbits(self._active.view(np.uint8), bitorder="little").view(bool)
+        sizes = self.sizes[: self.competing]
+        starts = 64 * np.cumsum([0, *(-(-size // 64) for size in sizes)])
+        return np.concatenate([bits[a : a + n] for a, n in zip(starts.tolist(), sizes, strict=False)])
 
-    def _divide(self, threads: int) -> None:
-        """Parts of about equal size, cut where no vector is cut."""
-        bounds = np.cumsum([0, *self.sizes[: self.competing]])
-        cuts = [self.count * i // threads for i in range(threads)]
-        starts = bounds[np.searchsorted(bounds, cuts, "right") - 1]  # of the tensors that are cut
-        flat = [*(starts + (cuts - starts) // 64 * 64), self.count]
-        room = [self._found.size * i // threads for i in range(threads + 1)]
-        self._parts = [_Part(self._table, bounds, *ends) for ends in zip(pairwise(flat), pairwise(room), strict=True)]
+    def _decide(self, q: int) -> None:
+        """How to look for the top q, and with how many threads."""
+        asked = q, torch.get_num_threads() if self.count >= SHARED else 1
+        if asked == self._planned:
+            return
+        self._team, (stride, brackets) = team(asked[1]), sampling(self.count, q)
+        plan = self._plan
+        plan[kernels.Q], plan[kernels.STRIDE], plan[kernels.TRIES] = q, stride, len(brackets)
+        plan[kernels.TEAM], plan[kernels.BRACKETS] = map(_address, (self._team, brackets))
+        self._brackets, self._planned = brackets, asked  # they are at these addresses as long as somebody has them
 
     def _write(self, column: int, places: list[int]) -> None:
-        entries = self._entries
-        for i, place in enumerate(places):
-            entries[4 * i + column] = place
-
-    def _locate(self) -> None:
-        for part in self._parts if len(self._parts) > 1 else ():
-            part.locate(self._table)
-
-    def _each(self, do: Callable[[_Part], Any]) -> list[Any]:
-        parts = self._parts
-        return [do(parts[0])] if len(parts) == 1 else list(_threads(len(parts)).map(do, parts))
+        if places is not self._written[column]:
+            for i, place in enumerate(places):
+                self._entries[4 * i + column] = place
+            self._written[column] = places
 
 
-class _Part:
-    """The competing weights from one flat position to another, and where among candidates it may put its own."""
+@cache
+def team(threads: int) -> np.ndarray:
+    """What `kernels` takes for so many threads; for one, where the OpenMP of PyTorch cannot be found or used."""
+    alone = np.array([1, 0, 0, 0, 0], np.int64)
+    if threads == 1:
+        return alone
+    library = ctypes.CDLL(torch._C.__file__)  # and what that depends on
+    try:
+        functions = [getattr(library, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
+    except AttributeError:
+        return alone
+    addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
+    several = np.array([threads, kernels.work.address, *addresses], np.int64)
+    return several if kernels.understood(several) else alone
 
-    def __init__(self, table: np.ndarray, bounds: np.ndarray, ends: tuple[int, int], room: tuple[int, int]) -> None:
-        a, b = ends
-        first, last = np.searchsorted(bounds, a, "right") - 1, np.searchsorted(bounds, b, "left")
-        self.flat, self.tensors, self.room = slice(a, b), slice(first, last), slice(*room)
-        starts = np.maximum(bounds[first:last], a)
-        self._skipped = (4 * (starts - bounds[first:last])).astype(np.uint64)[:, None]  # bytes
-        self.table = table[self.tensors]
-        if b - a < bounds[-1]:
-            self.table = self.table.copy()
-            self.table[:, 3] = np.minimum(bounds[first + 1 : last + 1], b) - starts
 
-    def locate(self, table: np.ndarray) -> None:
-        """Take the addresses from the table of all tensors."""
-        np.add(table[self.tensors, :3], self._skipped, out=self.table[:, :3])
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def _as_float(bits: int) -> np.float32:
     return np.int32(bits).view(np.float32)
-
-
-@cache
-def _threads(n: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n, thread_name_prefix="gsm")
 
 
 @cache
@@ -181,9 +147,10 @@ def rounding() -> np.ndarray | None:
         trial, n = parts.clone(), sizes[:tensors].sum()
         w, g, z = (part.data_ptr() + starts for part in trial)
         table = np.stack([w, g, z, sizes], 1).astype(np.uint64)[:tensors]
-        kernels.update(table, np.float32(0), 1 << 62, settings, np.array(codes), np.empty(n, bool))
+        groups = kernels.groups(table)
+        kernels.update(table, 0, groups, 0, 1 << 62, settings, np.array(codes), np.empty(groups, np.uint64))
         return torch.equal(trial[:, :n], done[:, :n])
 
-    body = next((code for code in kernels.ROUNDINGS if fits(1, code, code, 1)), None)
-    tails = [(body, tail, width) for width in (16, 8, 4) for tail in kernels.ROUNDINGS if body is not None]
+    body = next((code for code in ROUNDINGS if fits(1, code, code, 1)), None)
+    tails = [(body, tail, width) for width in (16, 8, 4) for tail in ROUNDINGS if body is not None]
     return next((np.array(codes) for codes in tails if fits(len(sizes), *codes)), None)

@@ -16,6 +16,8 @@ from gsm_lab.optim.passes import LARGE
 from gsm_lab.optim.selection import chosen, top_q
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gsm_lab.optim.passes import Passes, Settings
 
 _pass_above = torch.ops.aten.threshold_backward.grad_input  # (grad, x, limit): grad where x > limit or NaN, else 0
@@ -51,18 +53,23 @@ class Gate:
         self._numpy: np.ndarray | None = None
         self._passes: Passes | None = None
         self._listed: list[Tensor] = []
-        self._lent = True
         self.candidates: Tensor | None = None
         self._masked: list[Tensor] = []  # gradients of the candidates: the passes read at their addresses
         self.shut()
 
     def shut(self) -> None:
         """Nothing passed: how it is before the first step, and after one that was refused."""
-        self.threshold, self._mask, self._open, self._blank = 0.0, None, False, True
+        self.threshold = 0.0
+        self._passed(lambda: torch.zeros(self.count, dtype=torch.bool))
 
     def open(self) -> None:
         """Let every gradient pass, until `close`."""
-        self.threshold, self._mask, self._open, self._blank = 0.0, None, True, True
+        self.threshold = 0.0
+        self._passed(lambda: torch.ones(self.count, dtype=torch.bool))
+
+    def _passed(self, mask: Tensor | Callable[[], Tensor]) -> None:
+        """Who passed: bool [count], or how to make that when it is asked for."""
+        self._mask = mask
 
     def step(self, q: int, others: list[Tensor], momenta: list[Tensor], settings: list[Settings]) -> bool:
         """Do a whole step of fused SGD on the competing tensors and on `others`, in two passes (`passes.Passes`).
@@ -78,14 +85,11 @@ class Gate:
         """
         if not (passes := self._two_passes(others)):
             return False
-        if self._lent:
-            self._flags = torch.empty(sum(p.numel() for p in self._listed), dtype=torch.bool, device="cpu")
-            self._lent = False
-        threshold = passes.step(q, momenta, settings, self._flags.numpy())
+        threshold = passes.step(q, momenta, settings)
         if threshold is None:
             return False
-        self.threshold, self._mask = float(threshold), self._flags[: self.count]
-        self._open = self._blank = False
+        self.threshold = float(threshold)
+        self._passed(lambda: torch.from_numpy(passes.active()))
         torch.autograd.graph.increment_version([*self._listed, *momenta])
         return True
 
@@ -108,8 +112,8 @@ class Gate:
             if self._numpy is None:
                 self._allocate(torch.device("cpu"))
             passes.gate(edge, self._numpy)
-            self.threshold, self._mask = float(edge.threshold), None
-            self._open = self._blank = False
+            self.threshold = float(edge.threshold)
+            self._passed(self._not_zero)
             return list(zip(self.weights, self._parts, strict=True)), True
         plain = self._measure([p.grad for p in self.weights] if averages is None else averages)
         if self._numpy is None:
@@ -117,10 +121,9 @@ class Gate:
         metric = self._numpy
         top = top_q(metric, q)
         self.threshold = top.threshold
-        self._open = self._blank = False
         # where averages stood in for the gradients, one that passes may be zero: the mask has to be kept
         short = own and plain and top.finite and not top.ties_left_out
-        self._mask = None if short else torch.from_numpy(chosen(metric, top))
+        self._passed(self._not_zero if short else torch.from_numpy(chosen(metric, top)))
         if not short and (may_be_written or top.ties_left_out or not (plain and top.finite and self._can_stand_in())):
             gated = [(p, p.grad.masked_fill(~self.mask(p), 0.0)) for p in self.weights if p.grad is not None]
             return gated, top.finite
@@ -140,8 +143,8 @@ class Gate:
         return self._choose_on_device(q)
 
     def _choose_on_device(self, q: int) -> list[tuple[Tensor, Tensor]]:
-        self.threshold, self._mask = device.top_q(self._buffer, q)
-        self._open = self._blank = False
+        self.threshold, mask = device.top_q(self._buffer, q)
+        self._passed(mask)
         return [(p, p.grad.masked_fill(~self.mask(p), 0.0)) for p in self.weights if p.grad is not None]
 
     def _two_passes(self, others: list[Tensor]) -> Passes | None:
@@ -154,7 +157,7 @@ class Gate:
             else:
                 return None
             self._listed = self.weights + others
-            self._passes, self._lent = kind(self.weights, others), True
+            self._passes = kind(self.weights, others)
         grads = [p.grad for p in self._listed]
         if self.candidates is not None:  # without a gradient nobody passes
             parts = self.candidates.split([p.numel() for p in self.weights])
@@ -174,12 +177,13 @@ class Gate:
 
     def _active(self) -> Tensor:
         """The same, where it is."""
-        if self._mask is None and self._blank:  # made when asked for: it takes as much memory as the flags of a step
-            self._mask = torch.full((self.count,), self._open)
-        elif self._mask is None:  # a T that passed is positive, so its gradient is not zero
-            self._mask = self._buffer.bool()
-        self._lent = True  # what was handed out is not written to again
+        if not isinstance(self._mask, Tensor):
+            self._mask = self._mask()
         return self._mask
+
+    def _not_zero(self) -> Tensor:
+        """Who passed, from the gated gradients: a T that did is positive, so its gradient is not zero."""
+        return self._buffer.bool()
 
     def mask(self, p: Tensor) -> Tensor:
         """`active` for one of the tensors: bool, of its shape, on its device."""

@@ -107,24 +107,23 @@ class GSM(Competing):
         asked = [tuple(map(g.get, ASKED)) for g in groups]
         if asked != self._asked:  # to look at them costs more than to compare them
             self._asked, self._plain = asked, all(map(is_plain, groups))
-        if not self._plain:
+            self._settings = [asked[i][:4] for i in self._groups_in_turn]
+        if not self._plain or self._listed_twice:  # (SGD moves a tensor that is listed twice two times)
             return False
         q = budget(gate.count, **self._own())
-        if q >= gate.count or len(self._group_of) < sum(n for n, _ in self._gate_key):
-            return False  # (the latter: SGD moves a tensor that is listed twice two times)
-        momenta, settings, new = [], [], []
-        of_group = [its[:4] for its in asked]
-        for p in self._in_turn:
-            z, its = self.state.get(p, _NOTHING).get("momentum_buffer"), of_group[self._group_of[p]]
-            if z is None:  # the first step: momentum begins with the gradient as it is
-                z, its = torch.zeros_like(p), (its[0], its[1], 0.0, its[3])
-                new.append((p, z))
-            momenta.append(z)
-            settings.append(its)
+        if q >= gate.count:
+            return False
+        settings, get = self._settings, self.state.get
+        momenta = [get(p, _NOTHING).get("momentum_buffer") for p in self._in_turn]
+        if new := [i for i, z in enumerate(momenta) if z is None]:
+            settings = settings.copy()
+            for i in new:  # momentum begins with the gradient as it is
+                momenta[i] = torch.zeros_like(self._in_turn[i])
+                settings[i] = (*settings[i][:2], 0.0, settings[i][3])
         if not gate.step(q, self._others, momenta, settings):
             return False
-        for p, z in new:
-            self.state[p]["momentum_buffer"] = z
+        for i in new:
+            self.state[self._in_turn[i]]["momentum_buffer"] = momenta[i]
         return True
 
     @torch.no_grad()

@@ -1,8 +1,10 @@
 """The compiled passes over g and w (numba), for `compiled`. They take addresses: cheaper to hand over than arrays.
 
 A table, uint64 [tensors, 4], says where tensors lie: the addresses of weights, gradients and momentum buffers, and
-sizes. Values of |g * w| are handled as the bits of non-negative floats, whose order as integers is theirs (inf, then
-NaN, on top). Loops start at 0, or numba's handling of negative indices keeps them from being vectorised.
+sizes. A group is 64 entries of a tensor, or the fewer at its end; a thread's share of the work is the groups from
+`begin` to `end`, counted through all tensors. Values of |g * w| are handled as the bits of non-negative floats, whose
+order as integers is theirs (inf, then NaN, on top). Loops start at 0, or numba's handling of negative indices keeps
+them from being vectorised.
 """
 
 from __future__ import annotations
@@ -10,15 +12,31 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray, cfunc, njit
 
-from gsm_lab.optim.intrinsics import bits, floats, fma, ones, reached, zeros_below
+from gsm_lab.optim.intrinsics import (
+    COMPRESSES,
+    bits,
+    called,
+    chosen,
+    floats,
+    fma,
+    int32s,
+    int64s,
+    move,
+    ones,
+    reached,
+    shared_out,
+    uint64s,
+    zeros_below,
+)
 
-BLOCK = 2048  # values looked at together: their weights and gradients stay in the fastest cache
+BLOCK = 64  # groups looked at together: their weights and gradients stay in the fastest cache
+SPARE = 16  # entries that may be written to beyond those that are found
 INFINITY = np.int32(0x7F800000)  # the bits of float32's infinity; those of NaN are above
 GREATEST = np.int32(0x7FFFFFFF)  # all bits but that of the sign
-_AT_ONCE = 4  # places written for 64 values; more than so many are in the bracket of hardly any 64
-_FINE, BINS = 18, 1 << 13  # bits dropped by the sample's histogram: 32 bins an octave
+_SOME = 4  # places written for 64 values; more than so many are in the bracket of hardly any 64
+_RUN = 2048  # groups updated one after the other: 64 kB of each array
 _DIGIT = 8  # bits that the selection among candidates looks at together
 _W, _G, _Z, _N = range(4)  # columns of a table
 
@@ -32,14 +50,32 @@ def _tensor(table, i, column):  # noqa: ANN001
     return carray(floats(table[i, column]), np.int64(table[i, _N]))
 
 
-@_kernel("void(uint64[:,::1], int64, int64, int32[::1])")
-def sample(table, first, stride, histogram) -> None:  # noqa: ANN001
-    """Count every stride-th value, from the `first` on, by its leading bits: int32 [BINS], added to."""
-    at = first
+@_kernel("int64(uint64[:,::1])")
+def groups(table) -> int:  # noqa: ANN001
+    """How many there are in all tensors."""
+    n = np.int64(0)
+    for i in range(table.shape[0]):
+        n += (np.int64(table[i, _N]) + 63) // 64
+    return n
+
+
+@njit(inline="always")
+def _dropped(histogram):  # noqa: ANN001
+    """How many of the 31 bits of a value are dropped by a histogram as long as this."""
+    dropped = 31
+    while histogram.size >> (31 - dropped) > 1:
+        dropped -= 1
+    return dropped
+
+
+@_kernel("void(uint64[:,::1], int64, int32[::1])")
+def sample(table, stride, histogram) -> None:  # noqa: ANN001
+    """Count every stride-th value by its leading bits: int32 [a power of two], added to."""
+    at, dropped = np.int64(0), _dropped(histogram)
     for i in range(table.shape[0]):
         w, g = _tensor(table, i, _W), _tensor(table, i, _G)
         while at < w.size:
-            histogram[(bits(w[at] * g[at]) & GREATEST) >> _FINE] += 1
+            histogram[(bits(w[at] * g[at]) & GREATEST) >> dropped] += 1
             at += stride
         at -= w.size
 
@@ -47,15 +83,15 @@ def sample(table, first, stride, histogram) -> None:  # noqa: ANN001
 @_kernel("UniTuple(int32, 2)(int32[::1], int64, int64)")
 def bracket(histogram, most, least) -> tuple[int, int]:  # noqa: ANN001
     """Bits (low, high): at most `most` of a sample reach high, at least `least` (or all positive ones) reach low."""
-    seen, k = 0, BINS
+    seen, k, dropped = 0, histogram.size, _dropped(histogram)
     while k > 1 and seen + histogram[k - 1] <= most:
         k -= 1
         seen += histogram[k]
-    high = np.int32(k << _FINE) if k < BINS else GREATEST
+    high = np.int32(k << dropped) if k < histogram.size else GREATEST
     while k > 0 and seen < least:
         k -= 1
         seen += histogram[k]
-    return np.int32(max(1, k << _FINE)), high
+    return np.int32(max(1, k << dropped)), high
 
 
 @njit(inline="always")
@@ -65,10 +101,10 @@ def _put(word, first, places, n):  # noqa: ANN001
     How many there are no processor can predict: so some places are always written, those that are none over again.
     """
     more = n + np.int64(ones(word))
-    for k in range(_AT_ONCE):
+    for k in range(_SOME):
         places[n + k] = first + np.int64(zeros_below(word))
         word &= word - np.uint64(1)
-    n += _AT_ONCE
+    n += _SOME
     while word:
         places[n] = first + np.int64(zeros_below(word))
         word &= word - np.uint64(1)
@@ -76,41 +112,66 @@ def _put(word, first, places, n):  # noqa: ANN001
     return more
 
 
-@_kernel("Tuple((int64, int64, boolean))(uint64[:,::1], int32, int32, int32[::1])")
-def collect(table, low, high, found) -> tuple[int, int, bool]:  # noqa: ANN001
-    """Copy the bits of all values with low <= bits < high to `found`.
+if COMPRESSES:
+
+    @njit(inline="always")
+    def _choose(w, g, n, low, high, found):  # noqa: ANN001
+        return chosen(w, g, n, low, high, np.uint64(found.ctypes.data))
+
+else:
+
+    @njit(inline="always")
+    def _choose(w, g, n, low, high, found):  # noqa: ANN001
+        """As `intrinsics.chosen`, for processors whose vectors cannot do that."""
+        places = np.empty(64 * BLOCK + _SOME, np.int32)
+        above, infinite, some = np.uint64(0), np.uint64(0), np.int64(0)
+        for k in range(n):
+            skipped = np.uint64(256 * k)
+            inside, over, beyond = reached(w + skipped, g + skipped, low, high)
+            above += ones(over)
+            infinite |= beyond
+            some = _put(inside & ~over, 64 * k, places, some)
+        x, y = carray(floats(w), 64 * n), carray(floats(g), 64 * n)
+        for t in range(some):
+            j = np.uint64(places[t])
+            found[t] = bits(x[j] * y[j]) & GREATEST
+        return some, np.int64(above), np.int64(INFINITY if infinite else 0)
+
+
+@_kernel("Tuple((int64, int64, boolean))(uint64[:,::1], int64, int64, int32, int32, int32[::1])")
+def collect(table, begin, end, low, high, found) -> tuple[int, int, bool]:  # noqa: ANN001
+    """Copy the bits of all values of some groups with low <= bits < high to `found`.
 
     Returns how many these are (-1 where they may not fit), how many values reach `high`, and whether all are finite.
     """
-    places = np.empty(BLOCK + _AT_ONCE, np.int32)
-    n, above, bad = 0, np.uint64(0), np.uint64(0)
+    n, above, greatest = np.int64(0), np.int64(0), np.int64(0)
+    group = np.int64(0)
     for i in range(table.shape[0]):
         w, g = _tensor(table, i, _W), _tensor(table, i, _G)
-        whole = w.size // 64 * 64
-        for start in range(0, whole, BLOCK):
-            end = min(start + BLOCK, whole)
-            if n + end - start > found.size:
-                return -1, np.int64(above), False
-            some = 0
-            for at in range(start, end, 64):
-                skipped = np.uint64(4 * at)
-                inside, over, infinite = reached(table[i, _W] + skipped, table[i, _G] + skipped, low, high)
-                above += ones(over)
-                bad |= infinite
-                some = _put(inside & ~over, at - start, places, some)
-            for t in range(some):
-                j = np.uint64(start + np.int64(places[t]))
-                found[n + t] = bits(w[j] * g[j]) & GREATEST
+        its = (w.size + 63) // 64
+        first, last = max(begin - group, 0), min(end - group, its)
+        group += its
+        whole = min(last, w.size // 64)
+        for a in range(first, whole, BLOCK):
+            b = min(a + BLOCK, whole)
+            if n + 64 * (b - a) + SPARE > found.size:
+                return -1, above, False
+            o = np.uint64(256 * a)
+            some, more, top = _choose(table[i, _W] + o, table[i, _G] + o, b - a, low, high, found[n:])
             n += some
-        if n + w.size - whole > found.size:
-            return -1, np.int64(above), False
-        for j in range(whole, w.size):
-            v = bits(w[j] * g[j]) & GREATEST
-            above += np.uint64(v >= high)
-            bad |= np.uint64(v >= INFINITY)
-            found[n] = v
-            n += low <= v < high
-    return n, np.int64(above), bad == 0
+            above += more
+            greatest = max(greatest, top)
+        if first < last == its:
+            if n + w.size - 64 * whole > found.size:
+                return -1, above, False
+            for j in range(64 * whole, w.size):
+                v = bits(w[j] * g[j]) & GREATEST
+                above += v >= high
+                greatest = max(greatest, np.int64(v))
+                if low <= v < high:
+                    found[n] = v
+                    n += 1
+    return n, above, greatest < INFINITY
 
 
 @_kernel("UniTuple(int64, 2)(int32[::1], int64, int32, int32)")
@@ -175,26 +236,6 @@ def descend(table, q) -> tuple[int, int, bool]:  # noqa: ANN001
     return np.int64(prefix), equal - left, finite
 
 
-@_kernel("Tuple((int64, int64, boolean))(uint64[:,::1], int64, int64, int64[:,::1], int32[::1])")
-def find(table, q, stride, brackets, found) -> tuple[int, int, bool]:  # noqa: ANN001
-    """The bits of the q-th greatest value, how many of its equals are beyond q, and whether all values are finite.
-
-    `stride`: of the sample, 0 for none. `brackets`: pairs (most, least) of it, to be tried in turn.
-    """
-    histogram = np.zeros(BINS if stride else 1, np.int32)
-    if stride:
-        sample(table, 0, stride, histogram)
-    for t in range(brackets.shape[0]):
-        low, high = np.int32(1), GREATEST
-        if stride:
-            low, high = bracket(histogram, brackets[t, 0], brackets[t, 1])
-        inside, above, finite = collect(table, low, high, found)
-        if inside >= 0 and above < q <= above + inside:
-            bits, ties = select(found[:inside], q - above, low, high)
-            return bits, ties, finite
-    return descend(table, q)
-
-
 @_kernel("boolean(uint64[:,::1])")
 def finite(table) -> bool:  # noqa: ANN001
     """Whether all gradients are finite."""
@@ -231,28 +272,25 @@ def equal_within(table, wanted) -> int:  # noqa: ANN001
     return n
 
 
-@njit(inline="always")
-def _next(x):  # noqa: ANN001
-    """The next greater float32 of one that is positive."""
-    return np.array([bits(x) + 1], np.int32).view(np.float32)[0]
+@_kernel("void(uint64[:,::1], int64, int64, int32, int64, float32[::1])")
+def pass_through(table, begin, end, limit, upto, out) -> None:  # noqa: ANN001
+    """Write g of some groups where |g * w| has at least the bits `limit` (from flat position `upto` on more), else 0.
 
-
-@_kernel("void(uint64[:,::1], float32, int64, float32[::1])")
-def pass_through(table, threshold, upto, out) -> None:  # noqa: ANN001
-    """Write g where |g * w| >= threshold (before flat position `upto`; from there on >), else 0, in flat order."""
-    first, above = 0, _next(threshold)
+    `out` is flat, with room for all tensors.
+    """
+    group, start = np.int64(0), np.int64(0)
     for i in range(table.shape[0]):
-        weights, grads = _tensor(table, i, _W), _tensor(table, i, _G)
-        size = weights.size
-        cut = min(max(upto - first, 0), size)
-        for start, end, limit in ((0, cut, threshold), (cut, size, above)):
-            w, g, o = weights[start:end], grads[start:end], out[first + start : first + end]
-            for j in range(w.size):
-                o[j] = g[j] if abs(w[j] * g[j]) >= limit else np.float32(0.0)
-        first += size
-
-
-ROUNDINGS = [a | b | c for a in (0, 1) for b in (0, 2, 4) for c in (0, 8)]  # what is rounded once in an update
+        w, g = _tensor(table, i, _W), _tensor(table, i, _G)
+        its = (w.size + 63) // 64
+        first, last = 64 * max(begin - group, 0), min(64 * (end - group), w.size)
+        cut = min(max(upto - start, first), last)
+        for a, b, least in ((first, cut, limit), (cut, last, np.int32(limit + 1))):
+            if a < b:
+                x, y, o = w[a:b], g[a:b], out[start + a : start + b]
+                for j in range(x.size):
+                    o[j] = y[j] if bits(x[j] * y[j]) & GREATEST >= least else np.float32(0.0)
+        group += its
+        start += w.size
 
 
 @njit(inline="always")
@@ -271,55 +309,216 @@ def _new_weight(w, z, lr, rounding):  # noqa: ANN001
     return fma(z, -lr, w) if rounding & 8 else w - z * lr
 
 
-@_kernel("void(uint64[:,::1], float32, int64, float32[:,::1], int64[::1], boolean[::1])")
-def update(table, threshold, upto, settings, rounding, active) -> None:  # noqa: ANN001
-    """One SGD step with the gradients that pass as in `pass_through`; `active`, in flat order, says which did.
+@_kernel("void(uint64[:,::1], int64, int64, int32, int64, float32[:,::1], int64[::1], uint64[::1])")
+def update(table, begin, end, limit, upto, settings, rounding, active) -> None:  # noqa: ANN001
+    """One SGD step of some groups with the gradients that pass as in `pass_through`; `active` says which did.
 
     `settings`: learning rate, decay, momentum, 1 - dampening, of each tensor. `rounding`: how products and sums are
-    rounded (`ROUNDINGS`), the same for the rest that fills no vector, and the width of a vector.
+    rounded (`ROUNDINGS`), the same for the rest that fills no vector, and the width of a vector. `active`: a bit for
+    each entry, a word for each group. Begins with the last groups: the cache still has what was looked at last.
     """
-    first, above = 0, _next(threshold)
+    group, flat = groups(table), np.int64(0)
     for i in range(table.shape[0]):
-        weights, grads, momenta = _tensor(table, i, _W), _tensor(table, i, _G), _tensor(table, i, _Z)
+        flat += np.int64(table[i, _N])
+    for t in range(table.shape[0]):
+        i = table.shape[0] - 1 - t
+        w, g, z = _tensor(table, i, _W), _tensor(table, i, _G), _tensor(table, i, _Z)
         lr, decay, beta, keep = settings[i, 0], settings[i, 1], settings[i, 2], settings[i, 3]
-        size = weights.size
-        cut, body = min(max(upto - first, 0), size), size // rounding[2] * rounding[2]
-        for part in range(4):  # the body and the rest, each before and after the cut
-            start, end = (0, body) if part < 2 else (body, size)
-            start, end = (start, min(end, cut)) if part % 2 == 0 else (max(start, cut), end)
-            if start >= end:
-                continue
-            limit, r = threshold if part % 2 == 0 else above, rounding[part // 2]
-            w, g, z = weights[start:end], grads[start:end], momenta[start:end]
-            a = active[first + start : first + end]
-            for j in range(w.size):
-                passes = abs(w[j] * g[j]) >= limit
-                a[j] = passes
-                z[j] = _new_momentum(g[j] if passes else np.float32(0.0), w[j], z[j], decay, beta, keep, r)
-                w[j] = _new_weight(w[j], z[j], lr, r)
-        first += size
+        flat -= w.size
+        group -= (w.size + 63) // 64
+        first, last = max(begin - group, 0), min(end - group, (w.size + 63) // 64)
+        cut, body = upto - flat, w.size // rounding[2] * rounding[2]
+        runs = (last - first + _RUN - 1) // _RUN if first < last else 0
+        for back in range(runs):
+            a = first + (runs - 1 - back) * _RUN
+            b = min(a + _RUN, last)
+            whole = min(b, w.size // 64)  # groups
+            one = min(max(cut // 64, a), whole)  # where the cut is, if it is in a group
+            two = min(one + (0 < cut < w.size and cut % 64 > 0), whole)
+            for c, d, least in ((a, one, limit), (two, whole, np.int32(limit + 1))):
+                o = np.uint64(256 * c)
+                to = np.uint64(active.ctypes.data + 8 * (group + c))
+                move(
+                    table[i, _W] + o,
+                    table[i, _G] + o,
+                    table[i, _Z] + o,
+                    to,
+                    d - c,
+                    least,
+                    lr,
+                    decay,
+                    beta,
+                    keep,
+                    rounding[0],
+                )
+            for c, d in ((one, two), (whole, b)):
+                for k in range(c, d):
+                    word = np.uint64(0)
+                    for j in range(64 * k, min(64 * k + 64, w.size)):
+                        passes = bits(w[j] * g[j]) & GREATEST >= (limit if j < cut else limit + 1)
+                        word |= np.uint64(passes) << np.uint64(j - 64 * k)
+                        x, r = g[j] if passes else np.float32(0.0), rounding[0 if j < body else 1]
+                        z[j] = _new_momentum(x, w[j], z[j], decay, beta, keep, r)
+                        w[j] = _new_weight(w[j], z[j], lr, r)
+                    active[group + k] = word
 
 
-@_kernel(
-    "Tuple((int64, boolean))(uint64[:,::1], int64, int64, int64, int64[:,::1], int32[::1], float32[:,::1], int64[::1],"
-    "boolean[::1])"
-)
-def step(table, competing, q, stride, brackets, found, settings, rounding, active) -> tuple[int, bool]:  # noqa: ANN001
-    """`find` among the first tensors, which compete, then `update` of all; one call, since each call costs.
+# -- sharing the work out -------------------------------------------------------------------------------------------
+
+# A team, int64: how many threads, and the addresses of `work` and of three functions of the OpenMP that PyTorch uses.
+# (None of its threads has to be woken, and none competes with those of PyTorch that still wait for the next operation.)
+THREADS, _WORK, _PARALLEL, _NUMBER, _SIZE = range(5)
+# A plan, int64: numbers and addresses, which is cheaper than as many arguments. The team's; the table's, how many
+# tensors it has, and how many of those compete, first; Q; the stride of the sample, 0 for none; the address of pairs
+# (most, least) of it, to be tried in turn, and how many; the addresses and sizes of room to work in, a histogram (int32
+# [a power of two]) and candidates (int32); the addresses of what `update` takes.
+(
+    TEAM,
+    TABLE,
+    TENSORS,
+    COMPETING,
+    Q,
+    STRIDE,
+    BRACKETS,
+    TRIES,
+    HISTOGRAM,
+    BINS,
+    FOUND,
+    ROOM,
+    SETTINGS,
+    ROUNDING,
+    ACTIVE,
+) = range(15)
+_COLLECT, _PASS, _UPDATE, _ASK = range(4)
+# a job, int64: what to do with the groups of a table, and where all that lies which that takes
+_WHAT, _PARTS, _TABLE, _TENSORS, _LIMIT, _OTHER, _ROOM, _LENGTH, _SETTINGS, _ROUNDING, _RESULTS, _MINE, _ALL = range(13)
+
+
+@_kernel("void(int64[::1], int64)")
+def _part(job, k) -> None:  # noqa: ANN001
+    parts, n = job[_PARTS], job[_TENSORS]
+    table = carray(uint64s(np.uint64(job[_TABLE])), (n, 4))
+    begin, end = groups(table) * k // parts, groups(table) * (k + 1) // parts
+    limit, other, length, room = np.int32(job[_LIMIT]), job[_OTHER], job[_LENGTH], np.uint64(job[_ROOM])
+    if job[_WHAT] == _COLLECT:
+        results = carray(int64s(np.uint64(job[_RESULTS])), (parts, 3))
+        found = carray(int32s(room), length)[length * k // parts : length * (k + 1) // parts]
+        some, above, well = collect(table, begin, end, limit, np.int32(other), found)
+        results[k, 0], results[k, 1], results[k, 2] = some, above, well
+    elif job[_WHAT] == _PASS:
+        pass_through(table, begin, end, limit, other, carray(floats(room), length))
+    elif job[_WHAT] == _ASK:
+        carray(int32s(room), length)[k] = called(np.uint64(job[_MINE])) + parts * called(np.uint64(job[_ALL]))
+    else:
+        settings = carray(floats(np.uint64(job[_SETTINGS])), (n, 4))
+        rounding = carray(int64s(np.uint64(job[_ROUNDING])), 3)
+        update(table, begin, end, limit, other, settings, rounding, carray(uint64s(room), length))
+
+
+@cfunc("void(voidptr)", cache=True)
+def work(data) -> None:  # noqa: ANN001
+    """What each thread of a team does: its parts of a job; there may be fewer threads than parts."""
+    job = carray(data, _ALL + 1, np.int64)
+    k = called(np.uint64(job[_MINE]))
+    while k < job[_PARTS]:
+        _part(job, k)
+        k += max(1, called(np.uint64(job[_ALL])))
+
+
+@njit(inline="always")
+def _do(team, what, table, limit, other, room, settings, rounding, results):  # noqa: ANN001
+    job = np.empty(_ALL + 1, np.int64)
+    job[_WHAT], job[_PARTS] = what, min(team[THREADS], max(1, groups(table)))
+    job[_TABLE], job[_TENSORS], job[_LIMIT], job[_OTHER] = table.ctypes.data, table.shape[0], limit, other
+    job[_ROOM], job[_LENGTH], job[_RESULTS] = room.ctypes.data, room.size, results.ctypes.data
+    job[_SETTINGS], job[_ROUNDING] = settings.ctypes.data, rounding.ctypes.data
+    job[_MINE], job[_ALL] = team[_NUMBER], team[_SIZE]
+    if job[_PARTS] == 1:
+        _part(job, 0)
+    else:
+        shared_out(np.uint64(team[_PARALLEL]), np.uint64(team[_WORK]), np.uint64(job.ctypes.data), job[_PARTS])
+    return job[_PARTS]
+
+
+@_kernel("boolean(int64[::1])")
+def understood(team) -> bool:  # noqa: ANN001
+    """Whether the functions of a team are what they should be: as many threads come as are asked for, and know it."""
+    n = team[THREADS]
+    table, said, none = np.zeros((1, 4), np.uint64), np.full(n, -1, np.int32), np.empty(0, np.int64)
+    table[0, _N] = 64 * n
+    _do(team, _ASK, table, 0, 0, said, none, none, none)
+    return (said == np.arange(n) + n * n).all()
+
+
+@njit(inline="always")
+def _longs(address, n):  # noqa: ANN001
+    return carray(int64s(np.uint64(address)), n)
+
+
+@njit(inline="always")
+def _table(plan, first, last):  # noqa: ANN001
+    return carray(uint64s(np.uint64(plan[TABLE])), (plan[TENSORS], 4))[first:last]
+
+
+@_kernel("Tuple((int64, int64, boolean))(int64[::1])")
+def find(plan) -> tuple[int, int, bool]:  # noqa: ANN001
+    """The bits of the q-th greatest value of what competes, how many of its equals are beyond q, and whether all values
+    are finite."""
+    team, table, q, stride = _longs(plan[TEAM], _SIZE + 1), _table(plan, 0, plan[COMPETING]), plan[Q], plan[STRIDE]
+    brackets = carray(int64s(np.uint64(plan[BRACKETS])), (plan[TRIES], 2))
+    histogram = carray(int32s(np.uint64(plan[HISTOGRAM])), plan[BINS])
+    found = carray(int32s(np.uint64(plan[FOUND])), plan[ROOM])
+    if stride:
+        histogram[:] = 0
+        sample(table, stride, histogram)
+    results = np.empty((team[THREADS], 3), np.int64)
+    for t in range(brackets.shape[0]):
+        low, high = np.int32(1), GREATEST
+        if stride:
+            low, high = bracket(histogram, brackets[t, 0], brackets[t, 1])
+        parts = _do(team, _COLLECT, table, low, high, found, results, results, results)
+        inside, above, finite, fits = np.int64(0), np.int64(0), True, True
+        for k in range(parts):
+            n, start = results[k, 0], found.size * k // parts
+            fits &= n >= 0
+            for j in range(n if start > inside else 0):
+                found[inside + j] = found[start + j]
+            inside += n
+            above += results[k, 1]
+            finite &= results[k, 2] != 0
+        if fits and above < q <= above + inside:
+            equal, ties = select(found[:inside], q - above, low, high)
+            return equal, ties, finite
+    return descend(table, q)
+
+
+@_kernel("void(int64[::1], uint64[:,::1], int32, int64, float32[::1])")
+def gate(team, table, limit, upto, out) -> None:  # noqa: ANN001
+    """`pass_through` of all groups."""
+    none = np.empty(0, np.int64)
+    _do(team, _PASS, table, limit, upto, out, none, none, none)
+
+
+@_kernel("Tuple((int64, boolean))(int64[::1])")
+def step(plan) -> tuple[int, bool]:  # noqa: ANN001
+    """`find` among the tensors that compete, then `update` of all; one call, since each call costs.
 
     Returns the bits of the threshold, and whether it was done: not where there is none, or something is not finite.
     """
-    found_bits, ties, well = find(table[:competing], q, stride, brackets, found)
-    if found_bits == 0 or not well or not finite(table[competing:]):
-        return found_bits, False
-    count = np.int64(0)
+    team, competing, n = _longs(plan[TEAM], _SIZE + 1), plan[COMPETING], plan[TENSORS]
+    among, rest = _table(plan, 0, competing), _table(plan, competing, n)
+    settings, rounding = carray(floats(np.uint64(plan[SETTINGS])), (n, 4)), _longs(plan[ROUNDING], 3)
+    first = groups(among)
+    active = carray(uint64s(np.uint64(plan[ACTIVE])), first + groups(rest))
+    edge, ties, well = find(plan)
+    if edge == 0 or not well or not finite(rest):
+        return edge, False
+    upto = np.int64(0)
     for i in range(competing):
-        count += np.int64(table[i, _N])
-    upto = count
+        upto += np.int64(among[i, _N])
     if ties > 0:
-        upto = after_equal(table[:competing], found_bits, equal_within(table[:competing], found_bits) - ties)
-    threshold = np.array([found_bits], np.int32).view(np.float32)[0]
-    update(table[:competing], threshold, upto, settings[:competing], rounding, active)
-    rest = table[competing:]
-    update(rest, np.float32(0.0), np.int64(1 << 62), settings[competing:], rounding, active[count:])  # all reach 0
-    return found_bits, True
+        upto = after_equal(among, edge, equal_within(among, edge) - ties)
+    none = np.empty(0, np.int64)
+    _do(team, _UPDATE, among, edge, upto, active[:first], settings[:competing], rounding, none)
+    _do(team, _UPDATE, rest, 0, 1 << 62, active[first:], settings[competing:], rounding, none)  # all reach 0
+    return edge, True

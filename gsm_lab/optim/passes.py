@@ -7,6 +7,7 @@ bracket the threshold by a strided sample, count what is above, keep the few val
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 LARGE = 1 << 21  # weights from which on memory, not the number of calls, decides what a step costs
+_SAMPLE = 1024  # values, at least
 _ROOM = 65_536, 5_000_000  # candidates there is room for, at least and at most; between them one weight in 16
 _FLOAT, _DENSE, _PLAIN = torch.float32, torch.strided, (Tensor, torch.nn.Parameter)
 
@@ -45,7 +47,7 @@ class Passes(ABC):
         self.tensors, self.competing = (*weights, *others), len(weights)
         self.sizes = [p.numel() for p in self.tensors]
         self.count = sum(self.sizes[: self.competing])
-        self._seen: dict[str, list[tuple[Tensor, int]]] = {}
+        self._seen: dict[str, tuple[list[Tensor], list[int]]] = {}
         self.room = min(self.count, max(_ROOM[0], min(self.count // 16, _ROOM[1])))
 
     @abstractmethod
@@ -64,39 +66,49 @@ class Passes(ABC):
         """Write the gradients that pass, and zeros, to `out`, float32 [N], one tensor after the other."""
 
     @abstractmethod
-    def step(self, q: int, momenta: list[Tensor], settings: list[Settings], active: np.ndarray) -> np.float32 | None:
+    def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> np.float32 | None:
         """Do PyTorch's fused SGD step with the gradients that pass, to the bit; after `take`.
 
         Args:
             q: how many pass, 0 < q < N.
             momenta: the momentum buffers of all tensors.
             settings: of all tensors; a momentum of 0 stands for the first step, which finds its buffer full of zeros.
-            active: bool, one for each entry of all tensors: says which passed.
 
         Returns:
             The threshold. None, and nothing is changed, where there is none, or it cannot be done here.
         """
 
-    def places(self, tensors: Sequence[Tensor | None], kind: str = "") -> list[int] | None:
+    @abstractmethod
+    def active(self) -> np.ndarray:
+        """Who passed at the last `step`: bool [N], a copy."""
+
+    def places(self, tensors: Sequence[Tensor | None], kind: str) -> list[int] | None:
         """Where a list as long as that of all tensors lies; None where one cannot be read as flat float32 there.
 
-        `kind` names a list that stays the same for many steps: what lies where it lay is not looked at again.
+        `kind` names the list, which stays the same for many steps: where all lies where it lay, the answer is the very
+        list that was given before.
         """
-        before = self._seen.get(kind, ((None, 0),) * len(self.sizes))
-        now = []
-        for x, size, (old, place) in zip(tensors, self.sizes, before, strict=True):
-            if x is not None and x is old and x.data_ptr() == place and x.is_contiguous():
-                now.append((x, place))
-            elif _is_simple(x, size):
-                now.append((x, x.data_ptr()))
-            else:
-                return None
-        if kind:  # gradients come and go: to remember them would keep them in memory
-            self._seen[kind] = now
-        return [place for _, place in now]
+        before, places = self._seen.get(kind, ((), []))
+        if len(before) == len(tensors) and all(map(operator.is_, tensors, before)) and _still(tensors, places):
+            return places
+        self._seen.pop(kind, None)
+        if not all(map(simple, tensors, self.sizes)):
+            return None
+        places = [x.data_ptr() for x in tensors]
+        self._seen[kind] = [*tensors], places
+        return places
 
 
-def _is_simple(x: Tensor | None, size: int) -> bool:
+def _still(tensors: Sequence[Tensor], places: list[int]) -> bool:
+    """Whether all lie at these places, as they did when they were looked at."""
+    for x, place in zip(tensors, places, strict=True):  # noqa: SIM110 - a loop takes half the time of a generator
+        if x.data_ptr() != place or not x.is_contiguous():
+            return False
+    return True
+
+
+def simple(x: Tensor | None, size: int) -> bool:
+    """Whether it can be read as `size` flat float32 on the CPU."""
     return (
         type(x) in _PLAIN
         and x.dtype is _FLOAT
@@ -140,14 +152,16 @@ def sampling(size: int, q: int) -> tuple[int, np.ndarray]:
     Of m sampled values the number among the top q is about binomial; three standard deviations to either side hold
     the threshold in all but one step of 400. Neighbours resemble each other, hence a second, wider pair.
     """
-    wanted = 4096 if size < LARGE else 32_768 if size < 10**8 else 131_072
+    share = q / size
+    # the more are sampled, the fewer lie in the bracket: so many that both cost about as much
+    wanted = max(_SAMPLE, int((size / 4 * math.sqrt(share * (1 - share))) ** (2 / 3)))
     stride = size // wanted
     if stride < 2:
         return 0, np.zeros((1, 2), np.int64)
     stride += 1 - stride % 2  # odd, so that power-of-two layer widths do not confine the sample to a few columns
     while stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:  # nor widths such as 300 or 784 with their factors
         stride += 2
-    mean = -(-size // stride) * q / size
-    deviation = math.sqrt(mean * (1 - q / size))
+    mean = -(-size // stride) * share
+    deviation = math.sqrt(mean * (1 - share))
     pairs = [(max(0, math.floor(mean - s * deviation - 1)), math.ceil(mean + s * deviation + 2)) for s in (3, 9)]
     return stride, np.array(pairs, np.int64)
