@@ -61,7 +61,7 @@ class Blocks(Passes):
         for block in self._blocks:
             self._pass(block, edge, passed[block.start : block.start + block.size])
 
-    def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> np.float32 | None:
+    def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> float | None:
         places, n = self.places(momenta, "momenta"), self.competing
         if places is None or not all(np.isfinite(g.numpy()).all() for g in self._grads[n:]):
             return None
@@ -95,7 +95,7 @@ class Blocks(Passes):
         if reached:
             self._idle = gated
         sgd_each(self._flat[n:], self._grads[n:], [z.view(-1) for z in momenta[n:]], settings[n:])
-        return edge.threshold
+        return float(edge.threshold)
 
     def active(self) -> np.ndarray:
         return self._active.copy()

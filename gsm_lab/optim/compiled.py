@@ -60,12 +60,12 @@ class Compiled(Passes):
         competing, upto = self._table[: self.competing], self.count
         if ties:
             upto = kernels.after_equal(competing, bits, kernels.equal_within(competing, bits) - ties)
-        return Edge(_as_float(bits), upto)
+        return Edge(np.int32(bits).view(np.float32), upto)
 
     def gate(self, edge: Edge, out: np.ndarray) -> None:
         kernels.gate(self._team, self._table[: self.competing], edge.threshold.view(np.int32), edge.upto, out)
 
-    def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> np.float32 | None:
+    def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> float | None:
         buffers, codes = self.places(momenta, "momenta"), rounding()
         if buffers is None or codes is None:
             return None
@@ -75,8 +75,8 @@ class Compiled(Passes):
             self._settings[:] = [(lr, decay, m, 1 - d if m else 1) for lr, decay, m, d in settings]
             self._given, self._plan[kernels.ROUNDING] = settings, _address(codes)
         self._decide(q)
-        bits, done = kernels.step(self._plan)
-        return _as_float(bits) if done else None
+        threshold, done = kernels.step(self._plan)
+        return threshold if done else None
 
     def active(self) -> np.ndarray:
         bits = np.unpackbits(self._active.view(np.uint8), bitorder="little").view(bool)
@@ -120,10 +120,6 @@ def team(threads: int) -> np.ndarray:
 
 def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
-
-
-def _as_float(bits: int) -> np.float32:
-    return np.int32(bits).view(np.float32)
 
 
 @cache

@@ -88,7 +88,7 @@ class Gate:
         threshold = passes.step(q, momenta, settings)
         if threshold is None:
             return False
-        self.threshold = float(threshold)
+        self.threshold = threshold
         self._passed(lambda: torch.from_numpy(passes.active()))
         torch.autograd.graph.increment_version([*self._listed, *momenta])
         return True

@@ -106,12 +106,11 @@ class GSM(Competing):
             return False
         asked = [tuple(map(g.get, ASKED)) for g in groups]
         if asked != self._asked:  # to look at them costs more than to compare them
-            self._asked, self._plain = asked, all(map(is_plain, groups))
+            self._asked, self._budget = asked, budget(gate.count, **self._own())
+            # (SGD moves a tensor that is listed twice two times)
+            self._plain = all(map(is_plain, groups)) and self._budget < gate.count and not self._listed_twice
             self._settings = [asked[i][:4] for i in self._groups_in_turn]
-        if not self._plain or self._listed_twice:  # (SGD moves a tensor that is listed twice two times)
-            return False
-        q = budget(gate.count, **self._own())
-        if q >= gate.count:
+        if not self._plain:
             return False
         settings, get = self._settings, self.state.get
         momenta = [get(p, _NOTHING).get("momentum_buffer") for p in self._in_turn]
@@ -120,7 +119,7 @@ class GSM(Competing):
             for i in new:  # momentum begins with the gradient as it is
                 momenta[i] = torch.zeros_like(self._in_turn[i])
                 settings[i] = (*settings[i][:2], 0.0, settings[i][3])
-        if not gate.step(q, self._others, momenta, settings):
+        if not gate.step(self._budget, self._others, momenta, settings):
             return False
         for i in new:
             self.state[self._in_turn[i]]["momentum_buffer"] = momenta[i]

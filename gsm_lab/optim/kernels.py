@@ -499,11 +499,11 @@ def gate(team, table, limit, upto, out) -> None:  # noqa: ANN001
     _do(team, _PASS, table, limit, upto, out, none, none, none)
 
 
-@_kernel("Tuple((int64, boolean))(int64[::1])")
-def step(plan) -> tuple[int, bool]:  # noqa: ANN001
+@_kernel("Tuple((float64, boolean))(int64[::1])")
+def step(plan) -> tuple[float, bool]:  # noqa: ANN001
     """`find` among the tensors that compete, then `update` of all; one call, since each call costs.
 
-    Returns the bits of the threshold, and whether it was done: not where there is none, or something is not finite.
+    Returns the threshold, and whether it was done: not where there is none, or something is not finite.
     """
     team, competing, n = _longs(plan[TEAM], _SIZE + 1), plan[COMPETING], plan[TENSORS]
     among, rest = _table(plan, 0, competing), _table(plan, competing, n)
@@ -512,7 +512,7 @@ def step(plan) -> tuple[int, bool]:  # noqa: ANN001
     active = carray(uint64s(np.uint64(plan[ACTIVE])), first + groups(rest))
     edge, ties, well = find(plan)
     if edge == 0 or not well or not finite(rest):
-        return edge, False
+        return 0.0, False
     upto = np.int64(0)
     for i in range(competing):
         upto += np.int64(among[i, _N])
@@ -521,4 +521,4 @@ def step(plan) -> tuple[int, bool]:  # noqa: ANN001
     none = np.empty(0, np.int64)
     _do(team, _UPDATE, among, edge, upto, active[:first], settings[:competing], rounding, none)
     _do(team, _UPDATE, rest, 0, 1 << 62, active[first:], settings[competing:], rounding, none)  # all reach 0
-    return edge, True
+    return np.float64(np.array([edge], np.int32).view(np.float32)[0]), True

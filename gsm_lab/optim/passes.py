@@ -66,7 +66,7 @@ class Passes(ABC):
         """Write the gradients that pass, and zeros, to `out`, float32 [N], one tensor after the other."""
 
     @abstractmethod
-    def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> np.float32 | None:
+    def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> float | None:
         """Do PyTorch's fused SGD step with the gradients that pass, to the bit; after `take`.
 
         Args:

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# what decides whether a group is plain, the settings of a step first
-ASKED = ("lr", "weight_decay", "momentum", "dampening", "fused", "nesterov", "maximize", "differentiable")
+# what decides whether a group is plain, the settings of a step first; and how many of its weights pass
+ASKED = (
+    *("lr", "weight_decay", "momentum", "dampening", "fused", "nesterov", "maximize", "differentiable"),
+    *("compression", "nonzeros"),
+)
 NUMBERS = (float, int)  # not tensors, in which a learning rate may come
 
 
