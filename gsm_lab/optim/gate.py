@@ -14,6 +14,7 @@ from gsm_lab.optim import device
 from gsm_lab.optim.blocks import Blocks
 from gsm_lab.optim.passes import LARGE
 from gsm_lab.optim.selection import chosen, top_q
+from gsm_lab.optim.whole import Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,12 +151,7 @@ class Gate:
     def _two_passes(self, others: list[Tensor]) -> Passes | None:
         """The passes over the competing tensors and `others`, where there are some that can read all of them now."""
         if self._passes is None or len(self._listed) != len(self.weights) + len(others):
-            if module := compiled():
-                kind = module.Compiled
-            elif self.count >= LARGE:
-                kind = Blocks
-            else:
-                return None
+            kind = module.Compiled if (module := compiled()) else Blocks if self.count >= LARGE else Whole
             self._listed = self.weights + others
             self._passes = kind(self.weights, others)
         grads = [p.grad for p in self._listed]
