@@ -1,5 +1,6 @@
 """The step in two passes, in its three forms, against the reference selection and fused SGD: to the bit."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -299,6 +300,70 @@ def test_ties_go_to_the_first_in_a_step_too(form: type[Passes], monkeypatch: pyt
     one = {"lr": 0.25, "momentum": 0.5, "weight_decay": 0.25, "nonzeros": 40}
     a, b = in_passes_and_not(form, net, monkeypatch, 6, lambda net: net.parameters(), **one)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)) and all(int(x.sum()) == 40 for x in a[-6:])
+
+
+@pytest.mark.parametrize("many", [5, 24])
+def test_many_threads_find_and_do_what_one_does(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than there are processors; large values close together, in a tensor of several runs of groups."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: many)
+    shapes = [(300, 1000), (100, 300), (10, 100)]
+    torch.manual_seed(0)
+    first = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    second = [nn.Parameter(p.detach().clone()) for p in first]
+    grads = [torch.randn(shape) * (1 + 9 * i) for i, shape in enumerate(shapes)]
+    hyper = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "fused": True}
+    gsm, sgd = GSM(first, **hyper, compression=60), torch.optim.SGD(second, **hyper)
+    for _ in range(3):
+        metric = torch.cat([(p * g).abs().flatten() for p, g in zip(second, grads, strict=True)]).detach()
+        mask = torch.from_numpy(chosen(metric.numpy(), top_q(metric.numpy(), gsm.nonzeros)))
+        for p, other, g, m in zip(first, second, grads, mask.split([p.numel() for p in first]), strict=True):
+            p.grad, other.grad = g.clone(), g * m.view(g.shape)
+        gsm.step()
+        sgd.step()
+        assert torch.equal(gsm.active_mask(), mask)
+        assert all(torch.equal(p, other) for p, other in zip(first, second, strict=True))
+
+
+def test_each_thread_has_room_for_all_that_it_may_find() -> None:
+    """A part of few weights that are all candidates; where it had not, the slow search would have to do."""
+    n, parts = 266_200, 24
+    passes = compiled.Compiled(tensors(np.ones(n), np.ones(n), [n]))
+    several = np.array([parts, *compiled.team(2)[1:]], np.int64)
+    compiled.team.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "team", lambda _: several)
+        patch.setattr(torch, "get_num_threads", lambda: parts)
+        passes._decide(n // 60)
+    groups = kernels.groups(passes._table)
+    room = passes._found.size // parts
+    for k in range(parts):
+        part = groups * k // parts, groups * (k + 1) // parts
+        assert 64 * (part[1] - part[0]) + kernels.SPARE <= room
+
+
+@pytest.mark.parametrize("shared", ["whole", "half"])
+def test_parameters_that_share_memory_are_left_to_pytorch(shared: str) -> None:
+    flat = torch.randn(30, 40)
+    a = nn.Parameter(flat)
+    b = nn.Parameter(flat.detach() if shared == "whole" else flat.detach()[10:20])
+    opt = GSM([a, b], lr=0.1, momentum=0.9, weight_decay=0.1, fused=True, nonzeros=20)
+    for p in (a, b):
+        p.grad = torch.randn_like(p)
+    assert not opt._step_in_passes()
+    opt.step()
+    assert opt.active_mask().sum() == 20
+
+
+def test_gradients_are_not_kept(form: type[Passes]) -> None:
+    params = [nn.Parameter(torch.randn(30, 40)), nn.Parameter(torch.randn(40))]
+    opt = GSM(params, lr=0.1, momentum=0.9, weight_decay=0.1, fused=True, nonzeros=20)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    place = params[0].grad.data_ptr()
+    opt.step()
+    opt.zero_grad(set_to_none=True)
+    held = [x for x in gc.get_objects() if type(x) is Tensor and x.data_ptr() == place]
+    assert not held
 
 
 def test_threads_share_a_step_to_the_bit(form: type[Passes], monkeypatch: pytest.MonkeyPatch, threads: int) -> None:

@@ -60,6 +60,7 @@ class Blocks(Passes):
         passed = torch.from_numpy(out)
         for block in self._blocks:
             self._pass(block, edge, passed[block.start : block.start + block.size])
+        self._grads, self._slopes = [], []
 
     def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> float | None:
         places, n = self.places(momenta, "momenta"), self.competing
@@ -95,6 +96,7 @@ class Blocks(Passes):
         if reached:
             self._idle = gated
         sgd_each(self._flat[n:], self._grads[n:], [z.view(-1) for z in momenta[n:]], settings[n:])
+        self._grads, self._slopes = [], []  # they come and go: to keep them would keep their memory
         return float(edge.threshold)
 
     def active(self) -> np.ndarray:

@@ -3,8 +3,8 @@
 The first pass reads g and w and forms |g * w| without storing it: it counts the values above a bracket that a strided
 sample gives, and keeps the few inside, among which the threshold is selected. The second pass forms |g * w| again,
 gates, and does what PyTorch's fused SGD does, to the bit. Where the sample misled us the answer is found digit by
-digit, so a bad bracket costs time and never the exactness. Above some ten thousand weights, every thread
-of PyTorch's takes a part of them.
+digit, so a bad bracket costs time and never the exactness. Above 65,536 weights, every thread of PyTorch's
+takes a part of them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gsm_lab.optim.intrinsics import ROUNDINGS
 from gsm_lab.optim.passes import LARGE, Edge, Passes, Settings, sampling, simple
 
 SHARED = 1 << 16  # weights from which on threads share the work: below, to wait for each other costs more
+_UNEVEN = 1 << 18  # candidates that a thread has room for, at least: they may lie close together
 
 
 class Compiled(Passes):
@@ -36,12 +37,13 @@ class Compiled(Passes):
         self._settings, self._given = np.empty((len(self.tensors), 4), np.float32), None
         self._active = np.empty(kernels.groups(table), np.uint64)  # a bit for each entry; tensors begin with a word
         histogram = np.empty(1 << (11 if self.count < LARGE else 13), np.int32)
-        found = np.empty(self.room + 64 * kernels.BLOCK + kernels.SPARE, np.int32)
-        self._rooms, self._planned = (histogram, found), (0, 0)
+        self._histogram, self._planned = histogram, (0, 0)
         self._plan = plan = np.zeros(kernels.ACTIVE + 1, np.int64)
         plan[kernels.TENSORS], plan[kernels.COMPETING] = len(table), self.competing
-        plan[kernels.BINS], plan[kernels.ROOM] = histogram.size, found.size
-        plan[kernels.TABLE], plan[kernels.HISTOGRAM], plan[kernels.FOUND] = map(_address, (table, histogram, found))
+        plan[kernels.TABLE], plan[kernels.HISTOGRAM], plan[kernels.BINS] = (
+            *map(_address, (table, histogram)),
+            histogram.size,
+        )
         plan[kernels.SETTINGS], plan[kernels.ACTIVE] = map(_address, (self._settings, self._active))
 
     def take(self, grads: list[Tensor | None]) -> bool:
@@ -86,14 +88,20 @@ class Compiled(Passes):
 
     def _decide(self, q: int) -> None:
         """How to look for the top q, and with how many threads."""
-        asked = q, torch.get_num_threads() if self.count >= SHARED else 1
+        asked = q, torch.get_num_threads() if sum(self.sizes) >= SHARED else 1
         if asked == self._planned:
             return
-        self._team, (stride, brackets) = team(asked[1]), sampling(self.count, q)
+        self._planned = 0, 0  # until all of it is done
+        self._team, (stride, self._brackets) = team(asked[1]), sampling(self.count, q)
+        parts = int(self._team[kernels.THREADS])
+        all_of_one = 64 * -(-kernels.groups(self._table[: self.competing]) // parts)
+        some = max(self.room // parts, _UNEVEN if parts > 1 else 0) + 64 * kernels.BLOCK
+        self._found = np.empty(parts * (min(all_of_one, some) + kernels.SPARE), np.int32)
         plan = self._plan
-        plan[kernels.Q], plan[kernels.STRIDE], plan[kernels.TRIES] = q, stride, len(brackets)
-        plan[kernels.TEAM], plan[kernels.BRACKETS] = map(_address, (self._team, brackets))
-        self._brackets, self._planned = brackets, asked  # they are at these addresses as long as somebody has them
+        plan[kernels.Q], plan[kernels.STRIDE], plan[kernels.TRIES] = q, stride, len(self._brackets)
+        plan[kernels.TEAM], plan[kernels.BRACKETS] = map(_address, (self._team, self._brackets))
+        plan[kernels.FOUND], plan[kernels.ROOM] = _address(self._found), self._found.size
+        self._planned = asked
 
     def _write(self, column: int, places: list[int]) -> None:
         if places is not self._written[column]:
@@ -130,7 +138,8 @@ def rounding() -> np.ndarray | None:
     found; the last few entries of a tensor, which fill no vector, may be treated differently from the others.
     """
     sizes = np.array([1 << 14, *[15] * 200])  # many vectors, and many rests
-    parts = torch.randn(3, sizes.sum(), generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    parts = torch.randn(3, sizes.sum(), generator=random, dtype=torch.float32, device="cpu")
     done = parts.clone()
     torch._fused_sgd_(
         *(part.split(sizes.tolist()) for part in done),

@@ -82,12 +82,13 @@ class Gate:
             settings: of each of them; a momentum of 0 stands for the first step.
 
         Returns:
-            False where that is left to PyTorch (other types and devices, ties, NaN, ...); nothing has changed then.
+            False where that is left to PyTorch (other types and devices, NaN, ...); nothing has changed then.
         """
         if not (passes := self._two_passes(others)):
             return False
         threshold = passes.step(q, momenta, settings)
         if threshold is None:
+            self.shut()
             return False
         self.threshold = threshold
         self._passed(lambda: torch.from_numpy(passes.active()))

@@ -106,10 +106,11 @@ class GSM(Competing):
             return False
         asked = [tuple(map(g.get, ASKED)) for g in groups]
         if asked != self._asked:  # to look at them costs more than to compare them
-            self._asked, self._budget = asked, budget(gate.count, **self._own())
+            self._budget = budget(gate.count, **self._own())
             # (SGD moves a tensor that is listed twice two times)
             self._plain = all(map(is_plain, groups)) and self._budget < gate.count and not self._listed_twice
             self._settings = [asked[i][:4] for i in self._groups_in_turn]
+            self._asked = asked
         if not self._plain:
             return False
         settings, get = self._settings, self.state.get

@@ -6,9 +6,9 @@ import functools
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 ROUNDINGS = [a | b | c for a in (0, 1) for b in (0, 2, 4) for c in (0, 8)]  # what is rounded once in an update: bits
@@ -101,15 +101,11 @@ def reached(_: Any, a: Any, b: Any, low: Any, high: Any) -> Any:
     return types.UniTuple(types.uint64, 3)(*addresses, *limits), generate
 
 
-def _compresses() -> bool:
-    """Whether the processor that numba compiles for moves the chosen numbers of a vector to its front."""
-    features = config.CPU_FEATURES
-    if features is None:
-        features = "" if config.CPU_NAME else get_host_cpu_features().flatten()
-    return "+avx512f" in features.split(",")
-
-
-COMPRESSES = _compresses()
+# whether the processor that numba compiles for moves the chosen numbers of a vector to its front
+_FEATURES = (
+    config.CPU_FEATURES if config.CPU_FEATURES is not None else "" if config.CPU_NAME else get_host_cpu_features()
+)
+COMPRESSES = "+avx512f" in _FEATURES.split(",")
 
 
 @intrinsic
@@ -177,19 +173,24 @@ def _place(builder: Any, address: Any, skipped: Any, kind: Any) -> Any:
     return builder.inttoptr(builder.add(address, skipped), kind.as_pointer())
 
 
-@intrinsic
-def fetch(_: Any, address: Any) -> Any:
-    """Ask for the cache line of an address that will be written to soon."""
+def _fetch(writes: int) -> Any:
+    @intrinsic
+    def fetch(_: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+            number = ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+            prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+            builder.call(prefetch, [pointer, number(writes), number(3), number(1)])
+            return context.get_dummy_value()
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-        builder.call(prefetch, [pointer, number(1), number(3), number(1)])
-        return context.get_dummy_value()
+        return types.void(types.uint64), generate
 
-    return types.void(types.uint64), generate
+    return fetch
+
+
+# ask for the cache line of an address that will be written to soon, or read
+fetch, fetch_to_read = _fetch(1), _fetch(0)
 
 
 @intrinsic

@@ -19,6 +19,7 @@ from gsm_lab.optim.intrinsics import (
     bits,
     called,
     chosen,
+    fetch_to_read,
     floats,
     fma,
     int32s,
@@ -36,7 +37,8 @@ SPARE = 16  # entries that may be written to beyond those that are found
 INFINITY = np.int32(0x7F800000)  # the bits of float32's infinity; those of NaN are above
 GREATEST = np.int32(0x7FFFFFFF)  # all bits but that of the sign
 _SOME = 4  # places written for 64 values; more than so many are in the bracket of hardly any 64
-_RUN = 2048  # groups updated one after the other: 64 kB of each array
+_RUN = 2048  # groups updated one after the other: 512 kB of each array
+_AHEAD = 16  # values of a sample: where memory is asked for one before it is there
 _DIGIT = 8  # bits that the selection among candidates looks at together
 _W, _G, _Z, _N = range(4)  # columns of a table
 
@@ -75,6 +77,9 @@ def sample(table, stride, histogram) -> None:  # noqa: ANN001
     for i in range(table.shape[0]):
         w, g = _tensor(table, i, _W), _tensor(table, i, _G)
         while at < w.size:
+            ahead = np.uint64(4 * (at + _AHEAD * stride))
+            fetch_to_read(table[i, _W] + ahead)
+            fetch_to_read(table[i, _G] + ahead)
             histogram[(bits(w[at] * g[at]) & GREATEST) >> dropped] += 1
             at += stride
         at -= w.size
@@ -471,7 +476,7 @@ def find(plan) -> tuple[int, int, bool]:  # noqa: ANN001
     if stride:
         histogram[:] = 0
         sample(table, stride, histogram)
-    results = np.empty((team[THREADS], 3), np.int64)
+    results = np.full((team[THREADS], 3), -1, np.int64)
     for t in range(brackets.shape[0]):
         low, high = np.int32(1), GREATEST
         if stride:
@@ -479,8 +484,8 @@ def find(plan) -> tuple[int, int, bool]:  # noqa: ANN001
         parts = _do(team, _COLLECT, table, low, high, found, results, results, results)
         inside, above, finite, fits = np.int64(0), np.int64(0), True, True
         for k in range(parts):
-            n, start = results[k, 0], found.size * k // parts
-            fits &= n >= 0
+            n, start = max(np.int64(0), results[k, 0]), found.size * k // parts
+            fits &= results[k, 0] >= 0
             for j in range(n if start > inside else 0):
                 found[inside + j] = found[start + j]
             inside += n

@@ -1,7 +1,8 @@
-"""A GSM step in two passes over weights and gradients, without storing a metric: what its two forms have in common.
+"""A GSM step in two passes over weights and gradients: what its three forms have in common.
 
-`compiled` does it with numba; `blocks` does it with PyTorch and numpy, where there are millions of weights. Both
-bracket the threshold by a strided sample, count what is above, keep the few values inside, and select among those.
+`compiled` does it with numba; without it, `blocks` does it with PyTorch and numpy where there are millions of weights,
+and `whole` where there are fewer. A strided sample tells about where the threshold is; the few values near it are
+picked out, and it is selected among those.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +82,7 @@ class Passes(ABC):
 
     @abstractmethod
     def active(self) -> np.ndarray:
-        """Who passed at the last `step`: bool [N], a copy."""
+        """Who passed at the last `step`: bool [N], a copy. Means nothing after a step or an edge that was None."""
 
     def places(self, tensors: Sequence[Tensor | None], kind: str) -> list[int] | None:
         """Where a list as long as that of all tensors lies; None where one cannot be read as flat float32 there.
@@ -95,6 +97,9 @@ class Passes(ABC):
         if not all(map(simple, tensors, self.sizes)):
             return None
         places = [x.data_ptr() for x in tensors]
+        ends = sorted((place, place + 4 * n) for place, n in zip(places, self.sizes, strict=True) if n)
+        if any(end > start for (_, end), (start, _) in pairwise(ends)):
+            return None  # two share memory: fused SGD moves that twice, one after the other
         self._seen[kind] = [*tensors], places
         return places
 

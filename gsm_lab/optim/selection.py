@@ -89,7 +89,7 @@ def top_q(metric: np.ndarray, q: int) -> Top:
 
 
 def top_of(candidates: np.ndarray, q: int) -> Top:
-    """`top_q` by partition, of candidates among which the top `q` are; it reorders them."""
+    """`top_q` by partition, of candidates among which the top `q` are; it may reorder them."""
     if candidates.size >= max(FEW, q + 1):
         candidates, q = _narrowed(candidates, q)
     rest = max(candidates.size - q, 0)

@@ -30,8 +30,10 @@ class Whole(Passes):
         self._views = [t.view(p.shape) for p, t in zip(weights, self._metric.split(sizes), strict=True)]
 
     def take(self, grads: list[Tensor | None]) -> bool:
-        self._grads = grads
-        return self.places(self.tensors, "weights") is not None and all(map(simple, grads, self.sizes))
+        if not all(map(simple, grads, self.sizes)):
+            return False
+        self._grads = [g.detach() for g in grads]
+        return self.places(self.tensors, "weights") is not None
 
     @torch.no_grad()
     def edge(self, q: int) -> Edge | None:
@@ -57,24 +59,24 @@ class Whole(Passes):
         return Edge(threshold, upto)
 
     def gate(self, edge: Edge, out: np.ndarray) -> None:
-        self._gate(edge, [t.view(p.shape) for p, t in self._split(torch.from_numpy(out))])
+        flat = torch.from_numpy(out).split(self.sizes[: self.competing])
+        self._gate(edge, [t.view(p.shape) for p, t in zip(self.tensors, flat, strict=False)])
+        self._grads = []
 
     @torch.no_grad()
     def step(self, q: int, momenta: list[Tensor], settings: list[Settings]) -> float | None:
-        if self.places(momenta, "momenta") is None or (edge := self.edge(q)) is None:
-            return None
         others = self._grads[self.competing :]
-        if not all(np.isfinite(g.detach().numpy()).all() for g in others):
+        if self.places(momenta, "momenta") is None or not all(np.isfinite(g.numpy()).all() for g in others):
+            return None
+        if (edge := self.edge(q)) is None:
             return None
         self._gate(edge, self._views)
         sgd_each(self.tensors, [*self._views, *others], momenta, settings)
+        self._grads = []  # they come and go: to keep them would keep their memory
         return float(edge.threshold)
 
     def active(self) -> np.ndarray:
         return self._metric.numpy() != 0  # the gated gradients: an |g * w| that passed is positive
-
-    def _split(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(self.tensors, flat.split(self.sizes[: self.competing]), strict=False))
 
     def _gate(self, edge: Edge, out: list[Tensor]) -> None:
         if edge.upto >= self.count:
