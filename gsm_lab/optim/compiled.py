@@ -33,6 +33,7 @@ class Compiled(Passes):
         table = np.zeros((len(self.tensors), 4), np.uint64)
         table[:, 3] = self.sizes
         self._table, self._entries = table, memoryview(table.reshape(-1))  # writing through it costs half
+        self._large = sum(self.sizes) >= SHARED
         self._written: list[list[int]] = [[], [], []]
         self._settings, self._given = np.empty((len(self.tensors), 4), np.float32), None
         self._active = np.empty(kernels.groups(table), np.uint64)  # a bit for each entry; tensors begin with a word
@@ -81,14 +82,13 @@ class Compiled(Passes):
         return threshold if done else None
 
     def active(self) -> np.ndarray:
-        bits = np.unpackbits(self._active.view(np.uint8), bitorder="little").view(bool)
-        sizes = self.sizes[: self.competing]
-        starts = 64 * np.cumsum([0, *(-(-size // 64) for size in sizes)])
-        return np.concatenate([bits[a : a + n] for a, n in zip(starts.tolist(), sizes, strict=False)])
+        flags = np.empty(self.count, bool)
+        kernels.unpack(self._table[: self.competing], self._active, flags)
+        return flags
 
     def _decide(self, q: int) -> None:
         """How to look for the top q, and with how many threads."""
-        asked = q, torch.get_num_threads() if sum(self.sizes) >= SHARED else 1
+        asked = q, torch.get_num_threads() if self._large else 1
         if asked == self._planned:
             return
         self._planned = 0, 0  # until all of it is done

@@ -194,6 +194,20 @@ fetch, fetch_to_read = _fetch(1), _fetch(0)
 
 
 @intrinsic
+def spread(_: Any, word: Any, address: Any) -> Any:
+    """Write the bits of a uint64 to an address as 64 bytes of 0 and 1, the lowest first."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bytes_of_all = ir.VectorType(ir.IntType(8), 64)
+        flags = builder.bitcast(args[0], ir.VectorType(ir.IntType(1), 64))
+        place = builder.inttoptr(args[1], bytes_of_all.as_pointer())
+        builder.store(builder.zext(flags, bytes_of_all), place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), generate
+
+
+@intrinsic
 def move(
     _: Any,
     w: Any,

@@ -28,6 +28,7 @@ from gsm_lab.optim.intrinsics import (
     ones,
     reached,
     shared_out,
+    spread,
     uint64s,
     zeros_below,
 )
@@ -366,6 +367,20 @@ def update(table, begin, end, limit, upto, settings, rounding, active) -> None: 
                         z[j] = _new_momentum(x, w[j], z[j], decay, beta, keep, r)
                         w[j] = _new_weight(w[j], z[j], lr, r)
                     active[group + k] = word
+
+
+@_kernel("void(uint64[:,::1], uint64[::1], boolean[::1])")
+def unpack(table, active, out) -> None:  # noqa: ANN001
+    """The bits that `update` wrote as flags, in flat order: in one pass, which numpy takes two for."""
+    group, flat = 0, 0
+    for i in range(table.shape[0]):
+        size = np.int64(table[i, _N])
+        for k in range(size // 64):
+            spread(active[group + k], np.uint64(out.ctypes.data + flat + 64 * k))
+        for j in range(size // 64 * 64, size):
+            out[flat + j] = (active[group + size // 64] >> np.uint64(j % 64)) & np.uint64(1)
+        group += (size + 63) // 64
+        flat += size
 
 
 # -- sharing the work out -------------------------------------------------------------------------------------------
