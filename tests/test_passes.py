@@ -301,15 +301,17 @@ def test_ties_go_to_the_first_in_a_step_too(form: type[Passes], monkeypatch: pyt
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)) and all(int(x.sum()) == 40 for x in a[-6:])
 
 
-@pytest.mark.parametrize("many", [5, 24])
-def test_many_threads_find_and_do_what_one_does(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tied", [False, True], ids=["all differ", "tied"])
+@pytest.mark.parametrize("many", [1, 5, 24])
+def test_many_threads_find_and_do_what_one_does(many: int, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than there are processors; large values close together, in a tensor of several runs of groups."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: many)
     shapes = [(300, 1000), (100, 300), (10, 100)]
     torch.manual_seed(0)
-    first = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    first = [nn.Parameter(torch.full(shape, -0.5) if tied else torch.randn(shape)) for shape in shapes]
     second = [nn.Parameter(p.detach().clone()) for p in first]
     grads = [torch.randn(shape) * (1 + 9 * i) for i, shape in enumerate(shapes)]
+    grads = [g.round() for g in grads] if tied else grads  # the threshold is then reached by many, far into the first
     hyper = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "fused": True}
     gsm, sgd = GSM(first, **hyper, compression=60), torch.optim.SGD(second, **hyper)
     for _ in range(3):

@@ -19,12 +19,12 @@ from torch import Tensor
 from gsm_lab.optim import pieces
 from gsm_lab.optim.passes import LARGE, Edge, Passes, Settings, pass_through, sampling, sgd_each, simple
 from gsm_lab.optim.pieces import Block, divided
-from gsm_lab.optim.selection import picked, top_of
+from gsm_lab.optim.selection import INFINITY, picked, top_of
 
 SPARSE = 12  # compression from which on places are kept: below, they are so many that to find them costs more
 MOST = 3 << 19  # that pass while places are kept, for the sake of memory
 SHARED = LARGE  # weights from which on threads share the first pass
-_GREATEST, _INFINITY = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
+_GREATEST = np.int32(0x7FFFFFFF)
 
 
 Reached = tuple[np.ndarray, np.ndarray]  # the places in a block of all that reach a bound, and their |g * w| as bits
@@ -136,7 +136,7 @@ class Blocks(Passes):
         above = bits >= high
         left = q - np.count_nonzero(above)
         inside = bits.compress(~above)
-        if (bits.size and bits.max() >= _INFINITY) or (low == 1 and not bits.size):
+        if (bits.size and bits.max() >= INFINITY) or (low == 1 and not bits.size):
             return None, []
         if low == 1 and bits.size <= q:  # all that is positive passes
             return Edge(bits.min().view(np.float32), self.count), reached
@@ -179,7 +179,7 @@ class Blocks(Passes):
         with np.errstate(all="ignore"):
             for block in blocks:
                 bits, n = self._bits(block, product), block.size
-                if bits.max() >= _INFINITY:
+                if bits.max() >= INFINITY:
                     return None, 0
                 over = np.greater_equal(bits, high, out=flags[:n])
                 above += np.count_nonzero(over)

@@ -54,7 +54,7 @@ def _is_number(x: object) -> bool:
     return isinstance(x, Real) and not isinstance(x, bool)
 
 
-_INFINITY = np.int32(0x7F800000)
+INFINITY = np.int32(0x7F800000)  # the bits of float32's infinity; those of NaN are above
 FEW = 4096  # candidates from which on a sample narrows them down
 
 
@@ -130,7 +130,7 @@ def _narrowed(candidates: np.ndarray, q: int) -> tuple[np.ndarray, int]:
     above = bits >= high
     inside = bits.compress((bits >= low) & ~above)
     left = q - np.count_nonzero(above)
-    if not 0 < left <= inside.size or bits.max() >= _INFINITY:
+    if not 0 < left <= inside.size or bits.max() >= INFINITY:
         return candidates, q
     return inside.view(np.float32), left
 

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from gsm_lab.optim.passes import Edge, Passes, Settings, pass_through, sampling, sgd_each, simple
-from gsm_lab.optim.selection import picked, top_of
-
-_INFINITY = np.int32(0x7F800000)
+from gsm_lab.optim.selection import INFINITY, picked, top_of
 
 
 class Whole(Passes):
@@ -50,7 +48,7 @@ class Whole(Passes):
         found = picked(self._bits, np.greater_equal(self._bits, low, out=self._flags))
         # fewer may be positive than are to pass; where fewer than that reach the bound, it was too high
         q = min(q, found.size) if low == 1 else q
-        if not 0 < q <= found.size or found.max() >= _INFINITY:
+        if not 0 < q <= found.size or found.max() >= INFINITY:
             return None
         top = top_of(found.view(np.float32), q)
         threshold, upto = np.float32(top.threshold), self.count
