@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c '$(SUPPORTED)' 2>/dev/null && echo "$$p" && break; done)
 ARGS ?=
 
-.PHONY: help lab test nbval bench clean FORCE
+.PHONY: help lab test nbval bench soak clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test    ruff, unit tests, browser tests, and every notebook run and compared with its saved outputs"
 	@echo "make nbval   only the notebooks"
 	@echo "make bench   the measurements in tests/bench"
+	@echo "make soak    what is rare, looked for long: kills, full disks, flipped bits, random calls, half an hour of play"
 	@echo "make clean   remove caches and build output ($(VENV) stays; delete that folder to start over)"
 	@echo "PYTHON=...   the Python to make $(VENV) with (3.11, 3.12 or 3.13)"
 
@@ -67,13 +68,17 @@ test: $(READY_TEST)
 	$(PY) -m tests.browser --install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(SIDE_BY_SIDE) -m "not bench"
+	$(SIDE_BY_SIDE) -m "not bench and not soak"
 
 nbval: $(READY_TEST)
 	$(SIDE_BY_SIDE) -m notebooks tests/test_notebooks.py
 
 bench: $(READY_TEST)
 	$(PY) -m pytest tests/bench -m bench -s
+
+soak: $(READY_TEST)
+	$(PY) -m tests.browser --install
+	$(PY) -m pytest tests/soak -m soak -s
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage

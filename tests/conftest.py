@@ -20,7 +20,7 @@ from tests.browser import NONE, find_browser, under_ci
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under `nohup`; the programs that tests start inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-BENCH = Path(__file__).with_name("bench")
+BENCH, SOAK = Path(__file__).with_name("bench"), Path(__file__).with_name("soak")
 NOTEBOOKS = "test_notebooks.py"
 # begun first, in this order: begun last, the other processes would wait for the one that runs it
 LONGEST = ("test_parallel.py", NOTEBOOKS)
@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("browser")
         if item.path.is_relative_to(BENCH):
             item.add_marker("bench")
+        if item.path.is_relative_to(SOAK):
+            item.add_marker("soak")
     early = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (item.path in browses, early.get(item.path.name, len(LONGEST))))
 

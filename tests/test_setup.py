@@ -136,7 +136,7 @@ def test_licence_is_apache_2():
     assert "Apache License" in text and "Version 2.0, January 2004" in text
 
 
-@pytest.mark.parametrize("target", ["help", "lab", "test", "nbval", "bench", "clean"])
+@pytest.mark.parametrize("target", ["help", "lab", "test", "nbval", "bench", "soak", "clean"])
 def test_make_has(target):
     assert make(target)
     assert f"make {target}" in make("help") or target == "help"
@@ -155,7 +155,7 @@ def test_test_target_runs_every_check():
     text = make("test")
     steps = ["tests.browser --install", "ruff check", "ruff format --check", "-m pytest --numprocesses"]
     assert [step for step in steps if step not in text] == []
-    assert '-m "not bench"' in text, "the default leaves out the notebooks, too"
+    assert '-m "not bench and not soak"' in text, "the default leaves out the notebooks, too"
     assert "-m notebooks tests/test_notebooks.py" in make("nbval")
     places = [text.index(step) for step in steps]
     assert places == sorted(places)
