@@ -2,10 +2,11 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c '$(SUPPORTED)' 2>/dev/null && echo "$$p" && break; done)
 ARGS ?=
+EXTRAS ?= test
 
 .PHONY: help lab test nbval bench soak clean FORCE
 .DEFAULT_GOAL := help
@@ -14,11 +15,12 @@ help:
 	@echo "make lab     install into $(VENV) (once, some minutes) and open JupyterLab on notebooks/; for JupyterLab:"
 	@echo "             make lab ARGS=\"--no-browser --port 8899\""
 	@echo "make test    ruff, unit tests, browser tests, and every notebook run and compared with its saved outputs"
+	@echo "             make test EXTRAS=test,clients   inside Lightning, Hugging Face, ... too (installs 270 MB more)"
 	@echo "make nbval   only the notebooks"
 	@echo "make bench   the measurements in tests/bench"
 	@echo "make soak    what is rare, looked for long: kills, full disks, flipped bits, random calls, half an hour of play"
 	@echo "make clean   remove caches and build output ($(VENV) stays; delete that folder to start over)"
-	@echo "PYTHON=...   the Python to make $(VENV) with (3.11, 3.12 or 3.13)"
+	@echo "PYTHON=...   the Python to make $(VENV) with (3.11 to 3.14)"
 
 # --- installation ---------------------------------------------------------------------------------------------------
 # A stamp says what was installed and when, so a second `make lab` asks nobody anything. It holds the folder's name:
@@ -35,7 +37,7 @@ endif
 
 $(PY):
 	@"$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null || { \
-		echo "gsm_lab needs Python 3.11, 3.12 or 3.13: install one, or name one with 'make lab PYTHON=...'" >&2; exit 1; }
+		echo "gsm_lab needs Python 3.11, 3.12, 3.13 or 3.14: install one, or name one with 'make lab PYTHON=...'" >&2; exit 1; }
 	"$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); \
 		echo "That Python cannot make virtual environments (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
 
@@ -48,9 +50,13 @@ $(READY): pyproject.toml constraints.txt | $(PY)
 		> $(LAB_SETTINGS)/overrides.json
 	@echo "$(CURDIR)" > $@
 
+ifneq ($(shell cat $(READY_TEST) 2>/dev/null),$(EXTRAS))
+$(READY_TEST): FORCE
+endif
+
 $(READY_TEST): $(READY)
-	$(INSTALL) --quiet --editable '.[test]'
-	@touch $@
+	$(INSTALL) --quiet --editable '.[$(EXTRAS)]'
+	@echo "$(EXTRAS)" > $@
 
 # --- use ------------------------------------------------------------------------------------------------------------
 # On loopback only, with Jupyter's own random token, and with the kernels and commands of $(VENV).

@@ -45,8 +45,8 @@ def surroundings() -> Iterator[tuple[str, str]]:
 
 def _python() -> tuple[str, str]:
     version = ".".join(map(str, sys.version_info[:3]))
-    fits = (3, 11) <= sys.version_info[:2] < (3, 14)
-    return "ok" if fits else "wrong", f"Python {version} (>=3.11,<3.14)"
+    fits = (3, 11) <= sys.version_info[:2] < (3, 15)
+    return "ok" if fits else "wrong", f"Python {version} (>=3.11,<3.15)"
 
 
 def _packages() -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -17,14 +18,17 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests import notebooks
+from tests.browser import under_ci
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SUPPORTED = ("3.11", "3.12", "3.13")
+SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
 ON_CONDA = {"torch": "pytorch-cpu", "kaleido": "python-kaleido"}  # the others have the same name there
 ROOMS = {"notebooks", "gsm_lab", "tests"}
-FOR_TOOLS = {"pyproject.toml", "constraints.txt", "environment.yml", "Makefile", "README.md", "LICENSE"}
+FOR_TOOLS = {"pyproject.toml", "constraints.txt", "environment.yml", "Makefile", "README.md", "LICENSE", "findings"}
+NO_END = {"torch"}  # asked for without an upper bound
 HIDDEN = {".ci", ".gitignore"}
+OF_MAKE = {"EXTRAS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS"}  # what the `make` that runs these tests was told
 # cut in two, so that this file does not name them either
 REGISTRIES = (
     "py|pi.org python|hosted.org download.py|torch.org ana|conda.org ana|conda.com deb|ian.org npm|js.org npm|js.com"
@@ -66,15 +70,25 @@ def files() -> tuple[str, ...]:
     return tuple(path for path in listed.splitlines() if (ROOT / path).is_file())
 
 
+def installed() -> dict[str, Version]:
+    """All packages of this environment, by canonical name."""
+    found = {}
+    for distribution in importlib.metadata.distributions():  # of two of a name the first counts, as in an import
+        found.setdefault(canonicalize_name(distribution.metadata["Name"]), Version(distribution.version))
+    return found
+
+
 def make(*arguments: str) -> str:
     """What make would run, without running it."""
     command = ["make", "--no-print-directory", "--dry-run", "--always-make", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
+    environ = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+    said = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout
+    return said.replace("\\\n", " ")
 
 
 def test_every_range_has_a_lower_and_an_upper_bound():
-    for name, ranges in required("test").items():
-        assert {s.operator for s in ranges} == {">=", "<"}, name
+    for name, ranges in required("test", "clients").items():
+        assert {s.operator for s in ranges} == ({">="} if name in NO_END else {">=", "<"}), name
 
 
 def test_conda_and_pip_ask_for_the_same_ranges():
@@ -92,20 +106,21 @@ def test_conda_names_one_supported_python():
 
 def test_supported_pythons_are_the_same_everywhere():
     ranges = SpecifierSet(PROJECT["requires-python"])
-    assert [v for v in ("3.10", *SUPPORTED, "3.14") if v in ranges] == list(SUPPORTED)
+    assert [v for v in ("3.10", *SUPPORTED, "3.15") if v in ranges] == list(SUPPORTED)
     check = re.search(r"^SUPPORTED := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)
-    assert "not (3, 11) <= sys.version_info[:2] < (3, 14)" in check
+    assert "not (3, 11) <= sys.version_info[:2] < (3, 15)" in check
 
 
 def test_pins_lie_in_the_ranges():
     found = pins()
-    for name, ranges in required("test").items():
+    for name, ranges in required("test", "clients").items():
         assert found[name] in ranges, name
         assert found[name].local is None, f"{name}: a local version exists on one kind of machine only"
 
 
 def test_pins_cover_all_that_an_installation_brings():
-    seen, waiting = set(), [(name, frozenset()) for name in required("test")]
+    there = {*required("test"), *required("clients").keys() & installed().keys()}
+    seen, waiting = set(), [(name, frozenset()) for name in there]
     while waiting:
         name, extras = waiting.pop()
         if (name, extras) in seen or name.startswith(("nvidia-", "cuda-", "triton")):  # torch pins its own
@@ -187,12 +202,26 @@ def test_every_notebook_is_checked_under_every_setting():
 def test_ci_runs_make_test():
     script = (ROOT / ".ci/run").read_text()
     assert "set -euo pipefail" in script and "export CI=true" in script
-    assert re.search(r"^exec make test\b", script, re.MULTILINE)
+    assert re.search(r"^exec make test EXTRAS=test,clients\b", script, re.MULTILINE)
     assert subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT).returncode == 0
 
 
 def test_make_has_installed_the_pins():
     if Path(sys.prefix) != ROOT / ".venv":
         pytest.skip("not the environment that make installs")
-    installed = {name: Version(importlib.metadata.version(name)).public for name in required("test")}
-    assert installed == {name: str(pins()[name]) for name in installed}
+    there = installed()
+    found = {name: there[name].public for name in {*required("test"), *required("clients").keys() & there.keys()}}
+    assert found == {name: str(pins()[name]) for name in found}
+
+
+def test_ci_has_every_client():
+    # each module of tests/clients skips itself where its library is not there: under CI none may
+    if not under_ci():
+        pytest.skip("needed under CI only")
+    assert required("clients").keys() - installed().keys() == set()
+
+
+def test_make_test_installs_the_clients_only_if_asked():
+    said = {extras: make("test", *extras) for extras in ((), ("EXTRAS=test,clients",))}
+    assert "'.[test]'" in said[()] and "clients" not in said[()]
+    assert "'.[test,clients]'" in said["EXTRAS=test,clients",]
