@@ -173,6 +173,7 @@ class Competing(torch.optim.SGD):
             for name in {"prunable", "compression", "nonzeros", "smoothing", "names"} & own.keys():
                 group.setdefault(name, own[name])
         self._start_fresh()
+        self._gate()  # now: Lightning's wrapper, whose methods are ours, would otherwise come first and make its own
 
     def _start_fresh(self) -> None:
         self._gate_key: list[tuple[int, bool]] | None = None

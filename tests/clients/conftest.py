@@ -1,13 +1,11 @@
 """Other libraries' own ways to train, with GSM as their optimizer; `pip install '.[clients]'` brings them.
 
-Each module skips itself where its library is not there (`pytest.importorskip`); tests/test_setup.py holds that CI has all.
+Each module skips itself where its library is not there; tests/test_setup.py holds that CI has all of them.
 """
 
 import importlib.util
 import os
 from pathlib import Path
-
-import pytest
 
 # None of them asks anybody anything.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
@@ -16,17 +14,17 @@ _OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_defined = []  # a library of operators is gone when it is collected
+_declared = []  # what a library of operators declared is gone when the library is
 
 
 def _have_torchvision() -> None:
     """Let torchvision be imported where its compiled operators do not load, as beside a PyTorch without CUDA.
 
     timm and transformers import it, and it describes two of its operators to PyTorch that are not there then. They are
-    declared, not defined: whoever calls one is told.
+    declared here, not defined: whoever calls one is told.
     """
     spec = importlib.util.find_spec("torchvision")
-    if spec is None or _defined:
+    if spec is None:
         return
     import torch
 
@@ -34,10 +32,10 @@ def _have_torchvision() -> None:
         for path in Path(spec.origin).parent.glob("_C.*"):
             torch.ops.load_library(path)
     except OSError:
-        _defined.append(library := torch.library.Library("torchvision", "FRAGMENT"))
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        _declared.append(library)
         for operator in _OPERATORS:
             library.define(operator)
 
 
-if importlib.util.find_spec("torch") is not None:
-    _have_torchvision()
+_have_torchvision()
