@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gsm_lab.knobs import KNOBS
+from gsm_lab.optim.layers import kernels
+from gsm_lab.optim.prunable import exactly
 from gsm_lab.optim.ranks import is_distributed
 
 if TYPE_CHECKING:
@@ -81,7 +83,8 @@ def resume(
     knobs = {name: v for name, v in knobs.items() if name not in ("model", "data", *kind.means_nothing)}
     names = plain["knobs"]["model"], plain["knobs"]["data"]
     sources = model if model is not None else names[0], data if data is not None else names[1]
-    run = kind(*sources, loss=loss, **knobs, **own)
+    picks = {} if model is None else _picks(model, plain["history"]["layers"])
+    run = kind(*sources, loss=loss, **picks, **knobs, **own)
     if run.data.digest != plain["data_digest"]:
         raise CheckpointError(
             f"the run in {folder} was trained on other data: digest {plain['data_digest']}, "
@@ -89,6 +92,13 @@ def resume(
         )
     _restore(run, tensors, plain, folder)
     return run
+
+
+def _picks(model: nn.Module, layers: dict[str, int]) -> dict[str, list[str]]:
+    """What to give as `include` and `exclude` for just these layers to compete; nothing where they do of themselves."""
+    if list(layers) == list(kernels(model)) or not layers.keys() <= dict(model.named_parameters()).keys():
+        return {}
+    return exactly(model, layers)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -45,7 +45,7 @@ def results(run: Run) -> Results:
     from gsm_lab.optim import keep_masks
 
     closed = run.base is not None
-    masks = keep_masks(run.model, nonzeros=run.nonzeros) if closed else {}
+    masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt) if closed else {}
     began = next(e["new"] for e in run.history.events if e["knob"] == "compression")
     return Results(
         run.base,

@@ -19,6 +19,7 @@ from gsm_lab import knobs as settings
 from gsm_lab.history import History
 from gsm_lab.interrupts import interruptible
 from gsm_lab.optim import GSM, cut, keep_masks, param_groups
+from gsm_lab.optim.picks import Picks, listed
 from gsm_lab.optim.ranks import local
 from gsm_lab.training import Training
 
@@ -34,6 +35,8 @@ class Run(Training):
             is used as it is, on the device it is on, and fed the data as it is (the named ones standardise inputs).
         data: "digits", "mnist", "fashion_mnist", or a `Dataset`.
         loss: from (logits [n, classes], labels [n]) to a scalar; cross entropy unless given.
+        include, exclude: tensors that compete and are cut beside the kernels of layers, and kernels that do not: names,
+            globs, modules or lists of these, as in `gsm_lab.optim.prunable`.
         **knobs: any of `gsm_lab.knobs.KNOBS`. What is not given takes the value that works for this data and model.
 
     Attributes:
@@ -65,6 +68,8 @@ class Run(Training):
         data: str | datasets.Dataset = "digits",
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        include: Picks = None,
+        exclude: Picks = None,
         **knobs: Any,
     ) -> None:
         if not isinstance(model, str | nn.Module):
@@ -72,6 +77,7 @@ class Run(Training):
         if not isinstance(data, str | datasets.Dataset):
             raise TypeError(f"data must be one of {', '.join(datasets.NAMES)} or a Dataset, got {type(data).__name__}")
         self.loss = loss
+        self._picks = {k: None if x is None else listed(x) for k, x in (("include", include), ("exclude", exclude))}
         self._given = settings.checked(knobs)
         self._initial = copy.deepcopy(model.state_dict()) if isinstance(model, nn.Module) else None
         self._start(model, data, self._given)
@@ -85,8 +91,8 @@ class Run(Training):
         if isinstance(model, str):
             model = models.build(name, data.shape, data.classes, data.mean, data.std, knobs["seed"])
         model = self._placed(model)
-        weights = models.prunable(model)
-        groups = param_groups(model)
+        weights = models.prunable(model, **self._picks)
+        groups = param_groups(model, **self._picks)
         batches = datasets.Batches(data.to(next(model.parameters()).device), knobs["batch_size"], knobs["seed"])
         opt = GSM(groups, knobs["lr"], knobs["momentum"], weight_decay=knobs["weight_decay"], fused=_can_fuse(model))
         if self._initial is not None and model is source_model:
@@ -193,13 +199,17 @@ class Run(Training):
         """Accuracy on the test set, 0..1; with `cut` what the model would score if it were cut now. Changes nothing."""
         replaced = {}
         if cut:
-            masks = keep_masks(self.model, nonzeros=self.nonzeros)
-            replaced = {name: p * masks[name] for name, p in models.prunable(self.model).items()}
+            masks = keep_masks(self.model, nonzeros=self.nonzeros, optimizer=self.opt)
+            replaced = {name: self.model.get_parameter(name) * mask for name, mask in masks.items()}
         return self._accuracy(replaced)
 
     def cut(self) -> int:
-        """Set all weights outside the Q of largest magnitude to exact zero; returns how many stay."""
-        return cut(self.model, nonzeros=self.nonzeros)
+        """Set all weights outside the Q of largest magnitude to exact zero; returns how many stay.
+
+        Their momentum is cleared, so that they stay zero in further gated steps, unless compression is set to 1. Warns
+        of layers that are left empty.
+        """
+        return cut(self.model, nonzeros=self.nonzeros, optimizer=self.opt)
 
     def _accuracy(self, replaced: dict[str, Tensor]) -> float:
         modes = [(module, module.training) for module in self.model.modules()]
@@ -220,9 +230,9 @@ class Run(Training):
 
     def _evaluate_now(self) -> None:
         with torch.no_grad():
-            masks = keep_masks(self.model, nonzeros=self.nonzeros)
+            masks = keep_masks(self.model, nonzeros=self.nonzeros, optimizer=self.opt)
             kept = [int(local(mask).sum()) for mask in masks.values()]
-            replaced = {name: p * masks[name] for name, p in models.prunable(self.model).items()}
+            replaced = {name: self.model.get_parameter(name) * mask for name, mask in masks.items()}
             live, as_cut = self._accuracy({}), self._accuracy(replaced)
         if self.steps == 0:
             self.base, self.magnitude = live, as_cut

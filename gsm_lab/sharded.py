@@ -17,7 +17,6 @@ from torch.distributed.tensor import DTensor
 from gsm_lab.checkpoint import part_of
 from gsm_lab.history import History
 from gsm_lab.optim import param_groups
-from gsm_lab.optim.prunable import prunable
 from gsm_lab.optim.ranks import local
 from gsm_lab.optim.spread import placed_as
 from gsm_lab.parallel import ParallelRun
@@ -35,7 +34,7 @@ class FSDPRun(ParallelRun):
 
     def _placed(self, model: nn.Module) -> nn.Module:
         model = super()._placed(model)
-        param_groups(model)  # refuses a model without prunable weights, before that is changed
+        param_groups(model, **self._picks)  # refuses one without prunable weights, before that is changed
         if not isinstance(model, FSDPModule):
             device = next(model.parameters()).device.type
             mesh = init_device_mesh(device, (self.world.size,))
@@ -55,7 +54,7 @@ class FSDPRun(ParallelRun):
     @torch.no_grad()
     def _accuracy(self, replaced: dict[str, Tensor]) -> float:
         """FSDP2 gathers the parameters it knows: what replaces them takes their place while it is looked at."""
-        own = {name: local(p) for name, p in prunable(self.model).items() if name in replaced}
+        own = {name: local(self.model.get_parameter(name)) for name in replaced}
         before = {name: part.clone() for name, part in own.items()}
         try:
             for name, part in own.items():

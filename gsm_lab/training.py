@@ -141,7 +141,7 @@ class Training:
             self.opt.compression = self.compression
         frozen = self.shorn or schedule.reached(self.knobs["freeze"], self.steps, self.planned)
         if frozen != self.frozen:
-            masks = keep_masks(self.model, nonzeros=self.nonzeros).values() if frozen else ()
+            masks = keep_masks(self.model, nonzeros=self.nonzeros, optimizer=self.opt).values() if frozen else ()
             self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks]) if frozen else None
             self.frozen = frozen
 
@@ -158,7 +158,7 @@ class Training:
         q = self._stays()
         if self.shorn and q == self._kept:
             return
-        masks = list(keep_masks(self.model, nonzeros=q).values())
+        masks = list(keep_masks(self.model, nonzeros=q, optimizer=self.opt).values())
         clear(self._layers, masks, self.opt)
         self.opt.candidates = torch.cat([mask.reshape(-1).cpu() for mask in masks])
         self.shorn = self.frozen = True

@@ -8,14 +8,12 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from gsm_lab.models import prunable
 from gsm_lab.run import Run
 
 # name -> (module, class)
@@ -83,16 +81,12 @@ def prune(method: str, progress: bool = True, **settings: Any) -> Run:
 
 def finish(run: Run) -> int:
     """Cut a run's model; returns how many weights stay. Warns of layers that are left empty."""
-    kept = run.cut()
-    for name, p in prunable(run.model).items():
-        if not p.any():
-            warnings.warn(f"layer {name!r} has no weight left", stacklevel=3)
-    return kept
+    return run.cut()
 
 
 def weights(run: Run) -> list[Tensor]:
     """The prunable tensors of a run's model."""
-    return list(prunable(run.model).values())
+    return list(run._layers)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -12,7 +12,6 @@ Q = N / C weights that are not zero. What they do between is said in three hooks
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -23,7 +22,8 @@ from torch.nn import functional as F
 
 from gsm_lab import data as datasets
 from gsm_lab.knobs import KNOBS, Knob, recipe_of
-from gsm_lab.optim.prunable import clear
+from gsm_lab.optim.picks import Picks
+from gsm_lab.optim.prunable import clear, keep_masks, warn_of_empty
 from gsm_lab.optim.selection import chosen, top_q
 from gsm_lab.run import Run
 
@@ -62,10 +62,12 @@ class Rival(Run):
         data: str | datasets.Dataset = "digits",
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        include: Picks = None,
+        exclude: Picks = None,
         **settings: Any,
     ) -> None:
         self._given_options = self._split_off_options(settings)
-        super().__init__(model, data, loss=loss, **settings)
+        super().__init__(model, data, loss=loss, include=include, exclude=exclude, **settings)
 
     def _split_off_options(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Take the options of the method out of `settings`, checked. Raises ValueError for what means nothing here."""
@@ -165,12 +167,18 @@ class Rival(Run):
     @torch.no_grad()
     def keep(self, inside: Tensor) -> None:
         """From now on only these weights, bool [N], are in the network; the others become zeros, and stay so."""
-        for name, mask in zip(self.history.layers, self.parts(inside), strict=True):
-            if not mask.any():
-                warnings.warn(f"{self.method} left no weight in layer {name!r}", stacklevel=2)
+        left = {name: int(mask.sum()) for name, mask in zip(self.history.layers, self.parts(inside), strict=True)}
+        warn_of_empty(self.method, left)
         self.inside.copy_(inside)
         self.settled = True
         clear(self._layers, self._masks, self.opt)
+
+    def cut(self) -> int:
+        """As `Run.cut`; who is in the network is settled by it, so that further steps train what is left."""
+        masks = keep_masks(self.model, nonzeros=self.nonzeros, optimizer=self.opt)
+        with torch.no_grad():
+            self.keep(torch.cat([mask.reshape(-1) for mask in masks.values()]))
+        return int(self.inside.sum())
 
     def round_due(self) -> int | None:
         """How many weights are to stay, if there are more and one of the `rounds` is due; the last one leaves Q.

@@ -81,7 +81,8 @@ def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
         run.train(max(0, steps_to_find(run) - run.steps) / run.epoch_steps, progress)
     else:
         run.pretrain()
-    return torch.cat([mask.reshape(-1).cpu() for mask in keep_masks(run.model, nonzeros=run.nonzeros).values()])
+    masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).values()
+    return torch.cat([mask.reshape(-1).cpu() for mask in masks])
 
 
 def steps_to_find(run: Run) -> int:

@@ -77,7 +77,7 @@ def placed_as(p: Tensor, part: Tensor) -> Tensor:
     return whole
 
 
-def keep_masks(weights: dict[str, Tensor], q: int, setting: str) -> tuple[dict[str, Tensor], int]:
+def keep_masks(weights: dict[str, Tensor], q: int, setting: str) -> tuple[dict[str, Tensor], list[int]]:
     """What a cut to the `q` greatest |w| over all ranks keeps; every rank calls it, with the same tensors in order.
 
     Args:
@@ -86,7 +86,7 @@ def keep_masks(weights: dict[str, Tensor], q: int, setting: str) -> tuple[dict[s
         setting: where q comes from, for errors.
 
     Returns:
-        name -> bool, placed as the tensor is; and how many stay, of all.
+        name -> bool, placed as the tensor is; and how many stay of each, of all ranks.
 
     Raises:
         ValueError, FloatingPointError: on every rank, as `exchange.top_q`.
@@ -103,6 +103,6 @@ def keep_masks(weights: dict[str, Tensor], q: int, setting: str) -> tuple[dict[s
     top = metric.top(q, SMALLEST, setting, wrong, lambda: None)
     mask = metric.values > 0 if top is None else metric.chosen(top)
     masks = metric.split(mask)
-    counted = sum(int(m.sum()) for m, part in zip(masks, metric.parts, strict=True) if part.counted)
-    kept = metric.ranks.sum(torch.tensor([counted]))
-    return {name: placed_as(p, m) for (name, p), m in zip(weights.items(), masks, strict=True)}, int(kept)
+    counted = [int(m.sum()) if part.counted else 0 for m, part in zip(masks, metric.parts, strict=True)]
+    kept = metric.ranks.sum(torch.tensor(counted))
+    return {name: placed_as(p, m) for (name, p), m in zip(weights.items(), masks, strict=True)}, kept.tolist()

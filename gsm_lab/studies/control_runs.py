@@ -121,7 +121,8 @@ class _Gatekeeper:
 
 def _counts(recorder: Recorder) -> dict[str, int]:
     """How many weights were ever active, how many were woken, and how many of these the cut would keep."""
-    masks = keep_masks(recorder.run.model, nonzeros=recorder.run.nonzeros).values()
+    run = recorder.run
+    masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).values()
     stays = torch.cat([mask.reshape(-1).cpu() for mask in masks]).numpy()
     active, woken = recorder.last_active > recorder.first, recorder.woken
     return {"active": int(active.sum()), "woken": int(woken.sum()), "kept_woken": int((woken & stays).sum())}

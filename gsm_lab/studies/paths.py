@@ -36,7 +36,7 @@ class _Attached:
 
     def _final(self) -> np.ndarray:
         """Who would stay if the run were cut now: bool [N]."""
-        masks = keep_masks(self.run.model, nonzeros=self.run.nonzeros)
+        masks = keep_masks(self.run.model, nonzeros=self.run.nonzeros, optimizer=self.run.opt)
         return torch.cat([m.reshape(-1).cpu() for m in masks.values()]).numpy()
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from gsm_lab.derivatives import AT_ONCE, sample_gradients
 from gsm_lab.models import prunable
 from gsm_lab.optim import param_groups
+from gsm_lab.optim.layers import kernels
 from gsm_lab.run import Run
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -43,18 +44,20 @@ class Problem:
         loss: Loss = F.cross_entropy,
         dtype: torch.dtype = torch.float64,
     ) -> None:
+        layers = None
         if isinstance(model, Run):
-            model, loss = model.model, model.loss
+            layers, model, loss = list(model.history.layers), model.model, model.loss
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module or a Run, got {type(model).__name__}")
         if len(x) == 0 or len(x) != len(y):
             raise ValueError(f"the batch must hold as many inputs as labels, and some, got {len(x)} and {len(y)}")
-        param_groups(model)  # refuses a model without prunable weights
+        if layers is None:  # a network that is frozen as a whole can be looked at, too
+            layers = list(prunable(model) or kernels(model) or param_groups(model)[0]["names"])
         self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         device = next(self.model.parameters()).device
         self.x, self.y = x.to(device, dtype) if x.is_floating_point() else x.to(device), y.to(device)
         self.loss = loss
-        self.weights = prunable(self.model)
+        self.weights = {name: self.model.get_parameter(name) for name in layers}
         self.sizes = [w.numel() for w in self.weights.values()]
         self.count = sum(self.sizes)
         self.value = float(self())

@@ -193,5 +193,5 @@ def _kept(recorder: Recorder) -> np.ndarray:
             f"recorder must have watched the run to where it stands, step {run.steps}; it was there up to step "
             f"{recorder.last}" + ("" if run.history is recorder.history else ", before the run was reset")
         )
-    masks = keep_masks(run.model, nonzeros=run.nonzeros).values()
+    masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).values()
     return torch.cat([mask.reshape(-1).cpu() for mask in masks]).numpy()

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from gsm_lab.data import Dataset
 from gsm_lab.methods.rival import Rival
-from gsm_lab.optim.prunable import keep_masks, prunable
+from gsm_lab.optim.prunable import exactly, keep_masks
 from gsm_lab.run import Run
 from gsm_lab.studies.trainings import bar_over, fresh, some, to_the_end
 
@@ -77,7 +77,7 @@ def densities(
             bar.set_description(f"seed {seed}")
             to_the_end(run, bar)
             reached = {"live": run.evaluate(), "cut": run.evaluate(cut=True)}
-            for name, mask in keep_masks(run.model, nonzeros=run.nonzeros).items():
+            for name, mask in keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).items():
                 kept = int(mask.sum())
                 row = {"seed": seed, "layer": _short(name), "weights": mask.numel(), "kept": kept}
                 rows.append(row | {"density": kept / mask.numel()} | reached)
@@ -136,7 +136,7 @@ def alone(
             raise ValueError(f"finetune must hold numbers of epochs >= 0, got {epochs!r}")
     dense = {seed: fresh({"model": model, "data": data, **settings}, seed=seed) for seed in seeds}
     first = next(iter(dense.values()))
-    cases = [(None, 0.0), *itertools.product(prunable(first.model), ratios)]
+    cases = [(None, 0.0), *itertools.product(first.history.layers, ratios)]
     rows = []
     with tqdm(total=len(seeds) * len(cases) * len(lengths), unit="network", disable=not progress) as bar:
         for seed, run in dense.items():
@@ -229,16 +229,18 @@ def _measured(run: Run, layer: str | None, ratio: float, epochs: float) -> tuple
     model = copy.deepcopy(run.model)
     settings = {**{k: run.knobs[k] for k in ("batch_size", "seed")}, "lr": run.knobs["pretrain_lr"] / 10, "hold": 1.0}
     settings |= {"weight_decay": run.knobs["pretrain_decay"], "momentum": 0.9, "pretrain": 0}
+    settings |= exactly(model, run.history.layers)
     tuned = _Alone(model, run.data, loss=run.loss, **settings, compression=1, evaluate_every=10**9)
-    tuned.keep(_mask(model, layer, ratio))
+    tuned.keep(_mask(tuned, layer, ratio))
     tuned.step(round(epochs * tuned.epoch_steps))
     return _loss(tuned), tuned.evaluate()
 
 
-def _mask(model: nn.Module, layer: str | None, ratio: float) -> Tensor:
+def _mask(run: Run, layer: str | None, ratio: float) -> Tensor:
     """True but at the smallest |w| of one layer, a share `ratio` of it: bool [N]."""
     masks = []
-    for name, p in prunable(model).items():
+    for name in run.history.layers:
+        p = run.model.get_parameter(name)
         mask = torch.ones(p.numel(), dtype=torch.bool, device=p.device)
         if name == layer:
             order = p.detach().abs().reshape(-1).argsort(stable=True)

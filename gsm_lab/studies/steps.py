@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gsm_lab.models import prunable
 from gsm_lab.run import Run
 from gsm_lab.studies.problem import Problem
 
@@ -99,10 +98,11 @@ class Before:
         threshold = opt.threshold
         if opt.nonzeros >= opt.weights or not threshold > 0:
             return (math.nan if opt.nonzeros >= opt.weights else threshold), math.nan
-        layers, nearest, index, metric, start = prunable(self.run.model), math.inf, None, math.nan, 0
+        nearest, index, metric, start = math.inf, None, math.nan, 0
         for name, w in self.problem.weights.items():
-            grad = layers[name].grad
-            ranked = opt.state[layers[name]]["gradient_average"] if opt.smoothing else grad
+            p = self.run.model.get_parameter(name)
+            grad = p.grad
+            ranked = opt.state[p]["gradient_average"] if opt.smoothing else grad
             if ranked is not None:
                 distance = (w.float() * ranked.float()).abs_().sub_(threshold).abs_().reshape(-1)
                 at = int(distance.argmin())
