@@ -14,6 +14,7 @@ from gsm_lab import models
 from gsm_lab.optim import cut, keep_masks, param_groups, prunable
 
 untimed = settings(deadline=None)
+pytestmark = pytest.mark.filterwarnings("ignore:the cut left no weight")
 
 
 class Zoo(nn.Module):
@@ -34,12 +35,17 @@ class Zoo(nn.Module):
         self.head = nn.Sequential(nn.Linear(6, 5), nn.PReLU(), nn.Linear(5, 5, bias=False))
         self.attention = nn.MultiheadAttention(6, 2)
         self.rnn = nn.GRU(3, 4)
+        self.cell = nn.LSTMCell(3, 4)
+        self.bilinear = nn.Bilinear(2, 3, 4)
+        self.short = nn.LSTM(3, 4, proj_size=2, bidirectional=True)
+        self.cross = nn.MultiheadAttention(6, 2, kdim=3, vdim=4, add_bias_kv=True)
         self.scale = nn.Parameter(torch.ones(()))
         self.table = nn.Parameter(torch.ones(2, 3))
+        self.cls_token = nn.Parameter(torch.ones(1, 1, 6))
+        self.layer_scale = nn.Parameter(torch.ones(4, 1, 1))
 
 
 ZOO = [
-    "table",
     "conv.weight",
     "conv1d.weight",
     "up.weight",
@@ -49,6 +55,12 @@ ZOO = [
     "attention.out_proj.weight",
     "rnn.weight_ih_l0",
     "rnn.weight_hh_l0",
+    "cell.weight_ih",
+    "cell.weight_hh",
+    "bilinear.weight",
+    *(f"short.weight_{kind}_l0{way}" for way in ("", "_reverse") for kind in ("ih", "hh", "hr")),
+    *(f"cross.{one}_proj_weight" for one in "qkv"),
+    "cross.out_proj.weight",
 ]
 
 
@@ -106,10 +118,32 @@ def test_a_linear_layer_tied_to_an_embedding_is_left_alone(first: str) -> None:
     assert torch.equal(embedding.weight, before)
 
 
-def test_frozen_tensors_still_compete() -> None:
-    model = nn.Linear(4, 4).requires_grad_(False)
-    assert list(prunable(model)) == ["weight"]
-    assert cut(model, nonzeros=3) == int(model.weight.count_nonzero()) == 3
+def test_frozen_tensors_neither_compete_nor_are_cut() -> None:
+    model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight.requires_grad_(False)
+    before = copy.deepcopy(model)
+    assert list(prunable(model)) == ["2.weight"]
+    groups = param_groups(model)
+    assert groups[0]["names"] == ["2.weight"]
+    assert groups[1]["names"] == [
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+        "2.bias",
+    ]  # trained once they are unfrozen
+    assert cut(model, compression=4) == 4 == int(model[2].weight.count_nonzero())
+    for i in (0, 1):
+        assert torch.equal(model[i].weight, before[i].weight)
+    model[1].weight.requires_grad_(True)
+    assert list(prunable(model)) == ["1.weight", "2.weight"]
+    model.requires_grad_(False)
+    for call in (param_groups, lambda m: cut(m, 2), lambda m: keep_masks(m, 2)):
+        with pytest.raises(
+            ValueError, match=r"no prunable weights: its kernels are frozen \('0.weight', '1.weight', '2"
+        ):
+            call(model)
+    assert cut(model, compression=2, include=["0.weight", "1.weight"]) == 16  # a word is enough
 
 
 def test_param_groups_split_a_model_completely() -> None:

@@ -15,6 +15,7 @@ from gsm_lab.optim.ranks import is_distributed
 from gsm_lab.optim.selection import budget
 from gsm_lab.optim.sgd import checked, first_non_finite
 from gsm_lab.optim.sharded import ShardedGate
+from gsm_lab.optim.standstill import Standstill
 
 
 class Competing(torch.optim.SGD):
@@ -178,6 +179,7 @@ class Competing(torch.optim.SGD):
     def _start_fresh(self) -> None:
         self._gate_key: list[tuple[int, bool]] | None = None
         self._watch = Watch()
+        self._standstill = Standstill()
         self._asked: list[tuple[Any, ...]] = []
         # fused SGD asks GradScaler for the scaled gradients; the gate must see, and check, the true ones
         self._step_supports_amp_scaling = False

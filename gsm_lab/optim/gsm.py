@@ -88,7 +88,10 @@ class GSM(Competing):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._step_in_passes() or self._step_on_device():
+        if self._step_in_passes():
+            self._standstill.after(self)
+            return loss
+        if self._step_on_device():
             return loss
         gated = self._close_gate()
         if self._sharded:
@@ -97,6 +100,7 @@ class GSM(Competing):
             return loss
         with lent(gated):
             sgd_step(self)
+        self._standstill.after(self)
         return loss
 
     def _step_in_passes(self) -> bool:

@@ -63,7 +63,7 @@ class Names:
             its = [p for name, tensors in self._tensors.items() if _matches(name, pick) for p in tensors]
             if not its:
                 raise ValueError(
-                    f"{argument} names {pick!r}, which {self._called} does not have; it has {self._near(pick)}"
+                    f"{argument} names {pick!r}, and {self._called} has no such tensors; it has {self._near(pick)}"
                 )
             return its
         if isinstance(pick, nn.Parameter):

@@ -1,0 +1,67 @@
+"""A gate with fewer weights to let through than it has places for: noticed, and said once."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gsm_lab.optim.competing import Competing
+    from gsm_lab.optim.gate import Gate
+
+AT_ONCE = 10  # steps in a row in which nothing passed, after which that is said
+LOOK = 100  # steps between two counts of those that passed, which takes about a tenth of a step
+LOOKS = 5  # counts in a row that were too low, after which that is said: some epochs of a small data set
+
+
+class Standstill:
+    """Counts the steps in which fewer than Q weights had T = |gradient * weight| > 0.
+
+    Where a weight is zero its T is, and the gate never lets it move: LoRA's second matrix, which starts as zeros, and
+    then the first, whose gradient is zero as long as the second is. A dense step or two set them going.
+    """
+
+    def __init__(self) -> None:
+        self._steps = self._still = self._short = 0
+        self._said = False
+
+    def after(self, optimizer: Competing) -> None:
+        """To be called after each step; warns once. (On an accelerator it does not look, which would be to wait.)"""
+        gate = optimizer._gate_now
+        if isinstance(gate.threshold, Tensor):
+            return
+        self._steps += 1
+        self._still = self._still + 1 if gate.threshold == 0.0 else 0  # also where the gate is open
+        if self._still == AT_ONCE and optimizer.nonzeros < gate.count:
+            self._say(f"no weight has had T = |gradient * weight| > 0 in {AT_ONCE} steps", optimizer)
+        if self._steps % LOOK == 0 and not self._said and (few := self._too_few(gate, optimizer.nonzeros)):
+            self._say(few, optimizer)
+
+    def _too_few(self, gate: Gate, q: int) -> str:
+        """What is to be said where it was so often enough, else nothing."""
+        passed = int(gate.active().sum())
+        self._short = self._short + 1 if passed < q < gate.count and gate.candidates is None else 0
+        if self._short < LOOKS:
+            return ""
+        if sum(int(p.count_nonzero()) for p in gate.weights) <= q and all(map(torch.any, gate.weights)):
+            return ""  # the network was cut, and what is left trains
+        n = LOOK * LOOKS
+        return f"for {n} steps fewer than Q = {q:,} weights have had T = |gradient * weight| > 0, now {passed:,}"
+
+    @torch.no_grad()
+    def _say(self, what: str, optimizer: Competing) -> None:
+        weights = {optimizer._name(p).partition(", ")[0]: p for p in optimizer._gate_now.weights}
+        zero = [name for name, p in weights.items() if not p.any()]
+        idle = [name for name, p in weights.items() if p.grad is None or not p.grad.any()]
+        if self._said or len(idle) == len(weights):  # SGD would not move them either
+            return
+        self._said = True
+        why = [f"{is_}: {', '.join(some[:3])}" for is_, some in (("all zeros", zero), ("no gradient", idle)) if some]
+        warnings.warn(
+            f"{what}, and the others do not train ({'; '.join(why) or 'single weights or gradients are zero'}). Take "
+            "dense steps first (compression=1; in a Run pretrain=), start from other values, or raise compression",
+            stacklevel=6,
+        )
