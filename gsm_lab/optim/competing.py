@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-import math
+import sys
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from gsm_lab.optim.device import Watch
 from gsm_lab.optim.gate import Gate
 from gsm_lab.optim.ranks import is_distributed
 from gsm_lab.optim.selection import budget
-from gsm_lab.optim.sgd import checked, first_non_finite
+from gsm_lab.optim.sgd import checked, first_non_finite, refuse_settings
 from gsm_lab.optim.sharded import ShardedGate
 from gsm_lab.optim.standstill import Standstill
+
+# what the gate is asked to do: in every group, so that state_dict() carries it, and the same in all
+OWN = {"compression": 1.0, "nonzeros": None, "smoothing": 0.0}
 
 
 class Competing(torch.optim.SGD):
     """SGD that knows which of its weights compete, for how many places, and who had one: the base of `GSM`.
 
-    Whoever derives from it sets `_first`, what the first group begins with, before SGD's constructor adds that, and
-    calls `_start_fresh` after it. Its setters raise ValueError, before anything changes, for what is out of range.
+    Whoever derives from it sets `_own_now`, what groups begin with that do not say it themselves, before SGD's
+    constructor adds them, and calls `_start_fresh` after it. Its setters raise ValueError, before anything changes, for
+    what is out of range.
     """
 
-    _first: dict[str, Any]
+    _own_now: dict[str, Any]
 
     @property
     def weights(self) -> int:
-        """N, the number of prunable weights."""
-        return self._gate().count
+        """N, the number of prunable weights; those of a lazy module count from its first batch on."""
+        return self._gate_of_these_sizes().count
 
     @property
     def nonzeros(self) -> int:
         """Q, how many weights receive their gradient in a step."""
-        return budget(self.weights, **self._own())
+        return self._budget_of(self._own())
 
     @nonzeros.setter
     def nonzeros(self, q: int) -> None:
@@ -57,16 +64,11 @@ class Competing(torch.optim.SGD):
 
         Can be changed at any step; a gate that was not smoothed begins its averages anew.
         """
-        return self.param_groups[0]["smoothing"]
+        return self._own()["smoothing"]
 
     @smoothing.setter
     def smoothing(self, s: float) -> None:
-        s = checked(s)
-        if not (s and self.smoothing):  # averages of long ago would have their say when it is smoothed again
-            for state in self.state.values():
-                state.pop("gradient_average", None)
-        for group in self.param_groups:
-            group["smoothing"] = s
+        self._change(smoothing=s)
 
     @property
     def threshold(self) -> float:
@@ -95,8 +97,9 @@ class Competing(torch.optim.SGD):
     def candidates(self) -> Tensor | None:
         """Which weights may become active, bool, as long and in the order of `active_mask`; None: all of them.
 
-        For experiments that freeze the active set, or keep weights from coming back. Not part of `state_dict()`, and
-        forgotten when a parameter group is added. At Q = N the gate is open to all.
+        For experiments that freeze the active set, or keep weights from coming back. Not part of `state_dict()` (a copy
+        of the optimizer has it), and forgotten when other tensors compete: a parameter group is added, parameters are
+        exchanged. At Q = N the gate is open to all.
         """
         return self._gate().candidates
 
@@ -110,29 +113,47 @@ class Competing(torch.optim.SGD):
         self._gate().candidates = mask
 
     def _gate(self) -> Gate | ShardedGate:
-        """The gate over what competes now: the tensors of two or more dimensions in prunable groups, once each."""
-        key = [(len(g["params"]), g["prunable"]) for g in self.param_groups]
-        if key != self._gate_key:
-            all_of_them = dict.fromkeys(p for g in self.param_groups for p in g["params"])
-            competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
-            group_of = {p: i for i, g in enumerate(self.param_groups) for p in g["params"]}
-            self._listed_twice = len(group_of) < sum(n for n, _ in key)
-            self._others = [p for p in all_of_them if p not in competing]
-            self._in_turn = [*competing, *self._others]
-            self._groups_in_turn, self._asked = [group_of[p] for p in self._in_turn], []
-            self._sharded = any(map(is_distributed, all_of_them))
-            if self._sharded:
-                self._gate_now = ShardedGate(list(competing), self._others, self._name, self._complaint)
-            else:
-                self._gate_now = Gate(list(competing))
+        """The gate over what competes now: the tensors of two or more dimensions in prunable groups, once each.
+
+        It is made anew where the tensors in the groups are others than they were (a parameter group was added, somebody
+        exchanged parameters), and where one of a lazy module has got its values.
+        """
+        key = [[*map(id, g["params"]), g["prunable"]] for g in self.param_groups]
+        if key != self._gate_key or (self._lazy and not all(map(is_lazy, self._lazy))):
+            self._gather()
             self._gate_key = key
+        return self._gate_now
+
+    def _gather(self) -> None:
+        all_of_them = dict.fromkeys(p for g in self.param_groups for p in g["params"])
+        competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
+        group_of = {p: i for i, g in enumerate(self.param_groups) for p in g["params"]}
+        self._lazy = [p for p in all_of_them if is_lazy(p)]  # nobody knows yet how many dimensions they will have
+        self._listed_twice = len(group_of) < sum(len(g["params"]) for g in self.param_groups)
+        self._others = [p for p in all_of_them if p not in competing]
+        self._in_turn = [*competing, *self._others]
+        self._groups_in_turn, self._asked = [group_of[p] for p in self._in_turn], []
+        self._sharded = any(map(is_distributed, all_of_them))
+        if self._sharded:
+            name, complaint = weakly(self._name), weakly(self._complaint)
+            self._gate_now = ShardedGate(list(competing), self._others, name, complaint)
+        else:
+            self._gate_now = Gate(list(competing))
+
+    def _gate_of_these_sizes(self) -> Gate | ShardedGate:
+        """The gate, which is made anew where somebody gave a tensor data of another size."""
+        gate = self._gate()
+        if not self._sharded and [p.numel() for p in gate.weights] != gate.sizes:
+            self._gather()
         return self._gate_now
 
     def _complaint(self, p: Tensor, grad: Tensor) -> str | None:
         """What is wrong with the gradient of `p`, or this rank's part of it, if something is."""
-        grad = grad.coalesce().values() if grad.is_sparse else grad
+        if grad.layout is not torch.strided:
+            grad = grad.coalesce().values() if grad.is_sparse else grad.to_dense()
         # the sum is one pass without a temporary, but may overflow where all is finite: it only raises suspicion
-        if math.isfinite(grad.sum().item()) or torch.isfinite(grad).all():
+        total = grad.sum().item()
+        if total - total == 0 or torch.isfinite(grad).all():
             return None
         return (
             f"the gradient of {self._name(p)} holds {first_non_finite(grad)}{' of this rank' * bool(self._sharded)}; "
@@ -152,34 +173,112 @@ class Competing(torch.optim.SGD):
     # -- the budget lives in the parameter groups, so that state_dict() carries it -----------------------------------
 
     def _own(self) -> dict[str, Any]:
-        group = self.param_groups[0]
-        return {"compression": group["compression"], "nonzeros": group["nonzeros"]}
+        """What the gate is asked to do now.
+
+        Where somebody has set it in one of the groups (which is all that a wrapper such as Accelerate's hands on), that
+        counts, and goes to all of them. Raises ValueError where groups say different things, or it is out of range.
+        """
+        now, new = self._own_now, {}
+        for i, group in enumerate(self.param_groups):
+            for name in OWN:
+                if group[name] is now[name] or group[name] == now[name]:
+                    continue
+                if name in new and new[name] is not group[name] and new[name] != group[name]:
+                    raise ValueError(
+                        f"{name} is one for the whole model, got {group[name]!r} in group {i} and {new[name]!r} in another"
+                    )
+                new[name] = group[name]
+        if new:
+            self._change(**new)
+        return self._own_now
 
     def _change(self, **given: Any) -> None:
-        budget(self.weights, **given)  # refuses what is out of range, before anything is changed
+        """Have all groups ask for it; raises ValueError before anything changes."""
+        for name, other in (("compression", "nonzeros"), ("nonzeros", "compression")):
+            if given.get(name) is not None:
+                given.setdefault(other, None)
+        own = {**self._own_now, **given}
+        self._budget_of(own)
+        own["smoothing"] = checked(own["smoothing"])
+        if not (own["smoothing"] and self._own_now["smoothing"]):
+            for state in self.state.values():  # averages of long ago would have their say when it is smoothed again
+                state.pop("gradient_average", None)
+        self._own_now = own
         for group in self.param_groups:
-            group.update(given)
+            group.update(own)
+
+    def _budget_of(self, own: dict[str, Any]) -> int:
+        """Q; raises ValueError for a budget that is out of range, or where the gate cannot rank what competes."""
+        asked, gate = {name: own[name] for name in ("compression", "nonzeros")}, self._gate_of_these_sizes()
+        if self._lazy and asked["nonzeros"] is not None:  # N is not known yet
+            return min(gate.count, budget(sys.maxsize, **asked))
+        q = budget(gate.count, **asked)
+        if q < gate.count and (p := next((p for p in gate.weights if p.is_complex()), None)) is not None:
+            raise ValueError(
+                f"compression must be 1 where complex tensors compete, got {own}: {self._name(p)} is {p.dtype}. Put it "
+                "into a group with prunable=False"
+            )
+        return q
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch; it competes unless it says `prunable=False`. Where `compression` was set, Q follows N."""
-        param_group.setdefault("prunable", True)
-        param_group.update({**self._own(), "smoothing": self.smoothing} if self.param_groups else self._first)
+        """As in torch; it competes unless it says `prunable=False`. Where `compression` was set, Q follows N.
+
+        Raises ValueError, and adds nothing, where a setting of it is not a finite number. A budget or smoothing that
+        it says is from then on that of the whole model.
+        """
+        if isinstance(param_group, dict):  # else torch says so
+            refuse_settings(param_group)
+            for name, value in {"prunable": True, **self._own_now}.items():
+                param_group.setdefault(name, value)
         super().add_param_group(param_group)
+        if self._ready:
+            try:
+                self._own()
+                self._budget_of(self._own_now)
+            except ValueError:
+                self.param_groups.pop()
+                raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy (`copy.deepcopy`, pickle) begins with; unlike `state_dict()` it has the gate with it."""
+        state = super().__getstate__()
+        gate = self._gate()
+        if isinstance(gate, Gate):
+            state["gate"] = {"candidates": gate.candidates, "threshold": self.threshold, "active": gate.active()}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also takes the state of a plain SGD: what that does not say (budget, what competes) stays as it is."""
-        before = self.__dict__.get("param_groups", [])
+        state, before = {**state}, self.__dict__.get("param_groups", [])
+        gate = state.pop("gate", None)
         super().__setstate__(state)
         for group, own in zip_longest(self.param_groups, before, fillvalue={}):
-            for name in {"prunable", "compression", "nonzeros", "smoothing", "names"} & own.keys():
+            for name in {"prunable", "names", *OWN} & own.keys():
                 group.setdefault(name, own[name])
+            for name, value in {"prunable": True, **OWN}.items():
+                group.setdefault(name, value)
+        self._own_now = {name: self.param_groups[0][name] for name in OWN}
+        for group in self.param_groups:
+            group.update(self._own_now)
         self._start_fresh()
         self._gate()  # now: Lightning's wrapper, whose methods are ours, would otherwise come first and make its own
+        if gate is not None:
+            self._gate_now.restore(**gate)
+
+    _ready = False  # before its constructor has come to an end
 
     def _start_fresh(self) -> None:
-        self._gate_key: list[tuple[int, bool]] | None = None
+        self._gate_key: list[list[Any]] | None = None
+        self._lazy: list[Tensor] = []
         self._watch = Watch()
         self._standstill = Standstill()
         self._asked: list[tuple[Any, ...]] = []
         # fused SGD asks GradScaler for the scaled gradients; the gate must see, and check, the true ones
         self._step_supports_amp_scaling = False
+        self._ready = True
+
+
+def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A bound method that does not keep its object: held by what the object holds, it would keep both for ever."""
+    held = WeakMethod(method)
+    return lambda *arguments: held()(*arguments)

@@ -45,11 +45,13 @@ class Gate:
         threshold: the smallest T that passed at the last `close` (float32; 0.0 before, and while the gate is open; on
             an accelerator a tensor).
         candidates: bool [count], who may pass; None: everybody.
+        sizes: how many entries each tensor has.
     """
 
     def __init__(self, weights: list[Tensor]) -> None:
         self.weights = weights
-        self.count = sum(p.numel() for p in weights)
+        self.sizes = [p.numel() for p in weights]
+        self.count = sum(self.sizes)
         self._buffer: Tensor | None = None
         self._numpy: np.ndarray | None = None
         self._passes: Passes | None = None
@@ -60,13 +62,18 @@ class Gate:
 
     def shut(self) -> None:
         """Nothing passed: how it is before the first step, and after one that was refused."""
-        self.threshold = 0.0
-        self._passed(lambda: torch.zeros(self.count, dtype=torch.bool))
+        self.threshold, n = 0.0, self.count  # (what is asked later must not hold the gate: it would hold itself)
+        self._passed(lambda: torch.zeros(n, dtype=torch.bool))
 
     def open(self) -> None:
         """Let every gradient pass, until `close`."""
-        self.threshold = 0.0
-        self._passed(lambda: torch.ones(self.count, dtype=torch.bool))
+        self.threshold, n = 0.0, self.count
+        self._passed(lambda: torch.ones(n, dtype=torch.bool))
+
+    def restore(self, candidates: Tensor | None, threshold: float, active: Tensor) -> None:
+        """Say of the last choice, and of who may pass, what another gate over equal tensors says."""
+        self.candidates, self.threshold = candidates, threshold
+        self._passed(active)
 
     def _passed(self, mask: Tensor | Callable[[], Tensor]) -> None:
         """Who passed: bool [count], or how to make that when it is asked for."""
@@ -115,7 +122,7 @@ class Gate:
                 self._allocate(torch.device("cpu"))
             passes.gate(edge, self._numpy)
             self.threshold = float(edge.threshold)
-            self._passed(self._not_zero)
+            self._passed(self._buffer.bool)  # a T that passed is positive, so its gradient is not zero
             return list(zip(self.weights, self._parts, strict=True)), True
         plain = self._measure([p.grad for p in self.weights] if averages is None else averages)
         if self._numpy is None:
@@ -125,10 +132,9 @@ class Gate:
         self.threshold = top.threshold
         # where averages stood in for the gradients, one that passes may be zero: the mask has to be kept
         short = own and plain and top.finite and not top.ties_left_out
-        self._passed(self._not_zero if short else torch.from_numpy(chosen(metric, top)))
+        self._passed(self._buffer.bool if short else torch.from_numpy(chosen(metric, top)))
         if not short and (may_be_written or top.ties_left_out or not (plain and top.finite and self._can_stand_in())):
-            gated = [(p, p.grad.masked_fill(~self.mask(p), 0.0)) for p in self.weights if p.grad is not None]
-            return gated, top.finite
+            return self.passing(), top.finite
         # One pass turns the buffer from T into the gated gradient. The kernel passes what is greater than a number, and
         # "greater than the next number below the threshold" is "at least the threshold".
         below = float(np.nextafter(np.float32(top.threshold), np.float32(0.0)))
@@ -147,7 +153,11 @@ class Gate:
     def _choose_on_device(self, q: int) -> list[tuple[Tensor, Tensor]]:
         self.threshold, mask = device.top_q(self._buffer, q)
         self._passed(mask)
-        return [(p, p.grad.masked_fill(~self.mask(p), 0.0)) for p in self.weights if p.grad is not None]
+        return self.passing()
+
+    def passing(self) -> list[tuple[Tensor, Tensor]]:
+        """The gradients of the last choice that pass, and zeros, in new memory: of each tensor that has a gradient."""
+        return [(p, _where(self.mask(p), p.grad)) for p in self.weights if p.grad is not None]
 
     def _two_passes(self, others: list[Tensor]) -> Passes | None:
         """The passes over the competing tensors and `others`, where there are some that can read all of them now."""
@@ -157,12 +167,12 @@ class Gate:
             self._passes = kind(self.weights, others)
         grads = [p.grad for p in self._listed]
         if self.candidates is not None:  # without a gradient nobody passes
-            parts = self.candidates.split([p.numel() for p in self.weights])
+            parts = self.candidates.split(self.sizes)
             if not self._masked:
                 self._masked = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in self.weights]
             grads[: len(parts)] = [
                 torch.where(part.view(g.shape), g, _NOTHING, out=room)
-                if g is not None and g.is_cpu and g.dtype == room.dtype
+                if g is not None and g.is_cpu and g.dtype == room.dtype and g.layout is torch.strided
                 else None
                 for g, part, room in zip(grads, parts, self._masked, strict=False)
             ]
@@ -178,10 +188,6 @@ class Gate:
             self._mask = self._mask()
         return self._mask
 
-    def _not_zero(self) -> Tensor:
-        """Who passed, from the gated gradients: a T that did is positive, so its gradient is not zero."""
-        return self._buffer.bool()
-
     def mask(self, p: Tensor) -> Tensor:
         """`active` for one of the tensors: bool, of its shape, on its device."""
         start = 0
@@ -191,10 +197,10 @@ class Gate:
             start += other.numel()
         raise ValueError(f"p, a tensor of shape {tuple(p.shape)}, is not among this optimizer's prunable tensors")
 
-    def sizes(self, p: Tensor) -> Tensor:
+    def magnitude(self, p: Tensor) -> Tensor:
         """|gradient| of one of the tensors, in memory that the next call or `close` uses again."""
         if self._buffer is None or self._buffer.device != p.device or not _is_plain(p, p.grad):
-            return p.grad.abs()
+            return _dense(p.grad).abs()
         return torch.abs(p.grad, out=self._parts[next(i for i, other in enumerate(self.weights) if other is p)])
 
     def _measure(self, grads: list[Tensor | None]) -> bool:
@@ -209,7 +215,7 @@ class Gate:
             elif grad.device == place and _is_plain(p, grad):
                 torch.mul(p, grad, out=t)
             else:
-                t.copy_(p.float() * grad.float())
+                t.copy_(p.float() * _dense(grad).float())
                 plain = False
         self._buffer.abs_()
         if self.candidates is not None:
@@ -219,9 +225,21 @@ class Gate:
     def _allocate(self, place: torch.device) -> None:
         self._buffer = torch.empty(self.count, dtype=torch.float32, device=place)
         self._numpy = self._buffer.numpy() if place.type == "cpu" else None
-        sizes = [p.numel() for p in self.weights]
-        self._parts = [t.view(p.shape) for p, t in zip(self.weights, self._buffer.split(sizes), strict=True)]
+        self._parts = [t.view(p.shape) for p, t in zip(self.weights, self._buffer.split(self.sizes), strict=True)]
 
 
 def _is_plain(p: Tensor, grad: Tensor) -> bool:
-    return grad.dtype == torch.float32 and grad.is_contiguous() and p.is_contiguous()
+    return grad.dtype == torch.float32 and grad.layout is torch.strided and grad.is_contiguous() and p.is_contiguous()
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad if grad.layout is torch.strided else grad.to_dense()
+
+
+def _where(mask: Tensor, grad: Tensor) -> Tensor:
+    """A gradient where the mask is set, else zero; a sparse one keeps the entries that it has."""
+    if not grad.is_sparse:
+        return _dense(grad).masked_fill(~mask, 0.0)
+    grad = grad.coalesce()
+    values = grad.values().masked_fill(~mask[tuple(grad.indices())], 0.0)
+    return torch.sparse_coo_tensor(grad.indices(), values, grad.shape, check_invariants=False, is_coalesced=True)

@@ -19,8 +19,17 @@ from torch import Tensor
 
 from gsm_lab.optim.competing import Competing
 from gsm_lab.optim.device import on_accelerator, refuse_capture
-from gsm_lab.optim.selection import budget
-from gsm_lab.optim.sgd import ASKED, checked, is_plain, lent, sgd_step
+from gsm_lab.optim.sgd import (
+    ASKED,
+    SETTINGS,
+    are_plain,
+    checked,
+    is_plain,
+    lent,
+    refuse_settings,
+    sgd_step,
+    without_hooks,
+)
 from gsm_lab.optim.sharded import on_shards
 
 _NOTHING: dict[str, Any] = {}
@@ -32,8 +41,8 @@ class GSM(Competing):
     Args:
         params: what any optimizer takes; `param_groups(model)` is the usual choice. In a plain list every tensor of two
             or more dimensions competes; a group with `prunable=False` gets plain SGD.
-        lr, momentum, weight_decay, and all else: as in `torch.optim.SGD`.
-        compression: C = N / Q, at least 1; at 1 this is SGD, bit for bit. Can be changed at any step.
+        lr, momentum, weight_decay, and all else: as in `torch.optim.SGD`. (With `differentiable`, the gate is a constant.)
+        compression: C = N / Q, at least 1; at 1 this is SGD, bit for bit. Can be changed at any step, here or in a group.
         nonzeros: Q itself; give one of the two (without either, compression is 1).
         smoothing: 0, as in the paper; or s below 1, an option of this project: the gate then ranks |w| * m instead of
             T, with m <- s m + (1 - s) |gradient|. Batches then agree on who stays, so that the cut takes nothing away;
@@ -45,7 +54,8 @@ class GSM(Competing):
             smoothed gate the smallest |w| * m).
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range or not finite, also from `step()` where one was put into a parameter group;
+            complex tensors compete and C > 1. No weight has changed.
         FloatingPointError: from `step()`, when a gradient holds NaN or inf; it names the parameter, and no weight has
             changed. (Under a `GradScaler` an overflow skips the step before it comes to that. On an accelerator, with
             `fused=True`, that step is left out and a later one raises: see `device`.)
@@ -53,6 +63,11 @@ class GSM(Competing):
 
     Ties at the threshold go to the weight that comes first. T is formed in float32 whatever the parameters' type.
     `p.grad` is never written to. A parameter whose `grad` is None takes no part in a step but counts towards N.
+
+    Weights, gradients and momenta may lie in memory in any way: the order is that of their indices, row by row. (With
+    `fused=True` torch's own SGD moves wrong entries on a CPU where they lie differently: see `strides`. Here, not.)
+    Where tensors in the groups are exchanged for others, the gate goes on as that of an optimizer made of these; those
+    of a lazy module compete from its first batch on. Of a sparse gradient, entries that are not there have T = 0.
 
     Parameters may be DTensors (FSDP2, tensor parallelism): N, Q and the threshold are then those of the whole model,
     the active set is the one that a single process would choose, and every rank has to call `step` (see `sharded`).
@@ -72,22 +87,28 @@ class GSM(Competing):
         smoothing: float = 0.0,
         **sgd: Any,
     ) -> None:
-        if compression is None and nonzeros is None:
-            compression = 1.0
-        # for the groups that super() is about to add
-        self._first = {"compression": compression, "nonzeros": nonzeros, "smoothing": checked(smoothing)}
+        refuse_settings({"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay})
+        given = {"compression": compression, "nonzeros": nonzeros} if (compression, nonzeros) != (None, None) else {}
+        self._own_now = {"compression": 1.0, "nonzeros": None, "smoothing": checked(smoothing), **given}
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **sgd)
         self._start_fresh()
-        self._change(compression=compression, nonzeros=nonzeros)
+        own = self._own()
+        for name, value in {**given, "smoothing": smoothing or own["smoothing"]}.items():
+            if own[name] != value:
+                raise ValueError(f"{name} is one for the whole model, got {value!r} and in a group {own[name]!r}")
+        self._budget_of(own)
 
     # -- the step --------------------------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step; `closure` as in `torch.optim.SGD` (it is called once, before the gate looks at the gradients)."""
+        if torch.compiler.is_compiling():
+            return self._step_outside(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._look()
         if self._step_in_passes():
             self._standstill.after(self)
             return loss
@@ -103,18 +124,39 @@ class GSM(Competing):
         self._standstill.after(self)
         return loss
 
+    @torch._disable_dynamo
+    def _step_outside(self, closure: Callable[[], float] | None) -> float | None:
+        """The step where `torch.compile` has come upon it: between compiled graphs, since the gate is no graph."""
+        return without_hooks(GSM)(self, closure)
+
+    def _look(self) -> None:
+        """Find out what this step is to do, where that has changed since the last one. Raises ValueError."""
+        gate, groups = self._gate(), self.param_groups
+        asked = [tuple(map(g.get, ASKED)) for g in groups]
+        if asked == self._asked:  # to look at them costs more than to compare them
+            if self._rates:
+                self._refuse_settings()
+            return
+        if not all(are_plain(its[: len(SETTINGS)]) for its in asked):
+            self._refuse_settings()
+        self._budget = self._budget_of(self._own())
+        self._rates = [x for its in asked for x in its[: len(SETTINGS)] if isinstance(x, Tensor) and x.is_cpu]
+        # (SGD moves a tensor that is listed twice two times)
+        self._plain = (
+            all(map(is_plain, groups))
+            and self._budget < gate.count
+            and not (self._listed_twice or self._lazy or self._sharded or self.smoothing)
+            and gate.weights[0].is_cpu
+        )
+        self._settings = [asked[i][: len(SETTINGS)] for i in self._groups_in_turn]
+        self._asked = [tuple(map(g.get, ASKED)) for g in groups]
+
+    def _refuse_settings(self) -> None:
+        for i, group in enumerate(self.param_groups):
+            refuse_settings(group, f" of group {i}")
+
     def _step_in_passes(self) -> bool:
         """Do all of the step in two passes, where these do what fused SGD would do with the gated gradients."""
-        gate, groups = self._gate(), self.param_groups
-        if self._sharded or self.smoothing or not (gate.weights and gate.weights[0].is_cpu):
-            return False
-        asked = [tuple(map(g.get, ASKED)) for g in groups]
-        if asked != self._asked:  # to look at them costs more than to compare them
-            self._budget = budget(gate.count, **self._own())
-            # (SGD moves a tensor that is listed twice two times)
-            self._plain = all(map(is_plain, groups)) and self._budget < gate.count and not self._listed_twice
-            self._settings = [asked[i][:4] for i in self._groups_in_turn]
-            self._asked = asked
         if not self._plain:
             return False
         settings, get = self._settings, self.state.get
@@ -124,7 +166,7 @@ class GSM(Competing):
             for i in new:  # momentum begins with the gradient as it is
                 momenta[i] = torch.zeros_like(self._in_turn[i])
                 settings[i] = (*settings[i][:2], 0.0, settings[i][3])
-        if not gate.step(self._budget, self._others, momenta, settings):
+        if not self._gate_now.step(self._budget, self._others, momenta, settings):
             return False
         for i in new:
             self.state[self._in_turn[i]]["momentum_buffer"] = momenta[i]
@@ -142,15 +184,14 @@ class GSM(Competing):
                 f"the gradient of {self._name(self._in_turn[first])} was not finite in an earlier step, which was left "
                 "out. Lower the learning rate, or look for a division by zero in the loss"
             )
-        q = budget(gate.count, **self._own())
         if (
-            q >= gate.count
+            self._budget >= gate.count
             or self.smoothing
             or not all("momentum_buffer" in self.state.get(p, ()) for p in gate.weights)
         ):
             return False  # in the first step, SGD would leave a momentum behind even if it leaves the step out
         refuse_capture()
-        gated = gate.close_on_device(q)
+        gated = gate.close_on_device(self._budget)
         self.found_inf = self._watch.bad([p.grad for p in self._in_turn])
         try:
             with lent(gated):
@@ -162,16 +203,23 @@ class GSM(Competing):
     @torch.no_grad()
     def _close_gate(self) -> list[tuple[Tensor, Tensor]]:
         """The gated gradients to use in place of the tensors' own."""
-        gate, writes = self._gate(), self._writes_gradients()
-        q = budget(gate.count, **self._own())
+        if (gate := self._gate_now) is not self._gate_of_these_sizes():
+            gate = self._gate_now
+            self._look()
+        q, writes = self._budget, self._writes_gradients()
         if self._sharded and self.smoothing:
             raise ValueError(f"smoothing must be 0 where weights are spread over ranks, got {self.smoothing}")
         if self._sharded:  # ranks raise together, so the gate looks at the other gradients too, and hands them back
-            return gate.close(q, writes, " and ".join(f"{k}={v}" for k, v in self._own().items() if v is not None))
+            own = {name: self._own_now[name] for name in ("compression", "nonzeros")}
+            return gate.close(q, writes, " and ".join(f"{k}={v}" for k, v in own.items() if v is not None))
         for p in self._others:
             self._refuse_non_finite(p)
         if q < gate.count:
-            gated, finite = gate.close(q, may_be_written=writes, averages=self._averages())
+            through = self.defaults["differentiable"]  # whoever differentiates through the step takes the mask as given
+            gated, finite = gate.close(q, may_be_written=writes or through, averages=self._averages())
+            if through:
+                with torch.enable_grad():
+                    gated = gate.passing()
         else:
             self._averages()  # they go on where all pass
             gated, finite = [(p, p.grad.clone()) for p in gate.weights if writes and p.grad is not None], False
@@ -200,7 +248,7 @@ class GSM(Competing):
                 self.state[p]["gradient_average"] = torch.zeros_like(p)
             averages.append(self.state[p]["gradient_average"].mul_(s))
             if p.grad is not None:
-                averages[-1].add_(self._gate().sizes(p), alpha=1 - s)
+                averages[-1].add_(self._gate().magnitude(p), alpha=1 - s)
         return averages
 
     def _writes_gradients(self) -> bool:

@@ -1,20 +1,26 @@
-"""What `GSM` does with PyTorch's SGD and its settings: lend it gradients, have it step, know what it would do."""
+"""What `GSM` does with PyTorch's SGD and its settings: check them, know what it would do, lend it gradients, step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# what decides whether a group is plain, the settings of a step first; and how many of its weights pass
+from gsm_lab.optim import strides
+
+# what decides whether a group is plain, the settings of a step first; and the gate's own, which all groups share
 ASKED = (
     *("lr", "weight_decay", "momentum", "dampening", "fused", "nesterov", "maximize", "differentiable"),
-    *("compression", "nonzeros"),
+    *("compression", "nonzeros", "smoothing"),
 )
 NUMBERS = (float, int)  # not tensors, in which a learning rate may come
+SETTINGS = ASKED[:4]
+_PLAIN_NUMBERS = frozenset(NUMBERS)
 
 
 def checked(smoothing: float) -> float:
@@ -24,19 +30,45 @@ def checked(smoothing: float) -> float:
     return float(smoothing)
 
 
+def refuse_settings(given: Mapping[str, Any], where: str = "") -> None:
+    """Raise ValueError where a setting of SGD's step, of those given, is not a finite number.
+
+    A NaN compares as false with everything, so SGD itself takes it, and all weights are NaN after a step. What is out
+    of range is for SGD to refuse, in its own words.
+    """
+    for name in SETTINGS:
+        if name in given and not _is_finite(x := given[name]):
+            kind = "a finite number" if not isinstance(x, Tensor) else "a finite number, or a tensor of one"
+            raise ValueError(f"{name}{where} must be {kind}, got {x!r}")
+
+
+def are_plain(settings: tuple[Any, ...]) -> bool:
+    """Whether these are finite Python numbers: in a fraction of the time that `refuse_settings` takes."""
+    return _PLAIN_NUMBERS.issuperset(map(type, settings)) and all(map(math.isfinite, settings))
+
+
+def _is_finite(x: Any) -> bool:
+    if isinstance(x, Tensor):
+        if x.numel() != 1 or x.is_complex() or x.dtype is torch.bool:
+            return False
+        # a look at what lies on a device would wait for it
+        return not x.is_cpu or math.isfinite(x.detach().item())
+    return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
+
+
 def is_plain(group: dict[str, Any]) -> bool:
     """Whether fused SGD with momentum is all that this parameter group asks for."""
     return (
         bool(group["fused"] and group["momentum"])
         and not (group["nesterov"] or group["maximize"] or group["differentiable"])
-        and all(isinstance(group[name], NUMBERS) for name in ("lr", "weight_decay", "momentum", "dampening"))
+        and all(isinstance(group[name], NUMBERS) for name in SETTINGS)
     )
 
 
 def first_non_finite(grad: Tensor) -> str:
     """The first entry that is not finite, of a gradient that has one, in words."""
     place = int((~torch.isfinite(grad)).reshape(-1).to(torch.uint8).argmax())
-    return f"{float(grad.reshape(-1)[place])} at flat position {place:,}"
+    return f"{grad.reshape(-1)[place].item()} at flat position {place:,}"
 
 
 @contextmanager
@@ -53,8 +85,15 @@ def lent(gated: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
 
 
 def sgd_step(optimizer: torch.optim.SGD) -> None:
-    """SGD's step without the hooks: torch wraps `step` of every class that has an instance, and ours has run them."""
-    step = torch.optim.SGD.step
-    if getattr(step, "hooked", False):
-        step = step.__wrapped__
-    step(optimizer)
+    """SGD's step without the hooks, as ours has run them; the fused one is given what it reads right."""
+    step = without_hooks(torch.optim.SGD)
+    if strides.misread(optimizer):
+        with strides.as_fused_reads(optimizer):
+            step(optimizer)
+    else:
+        step(optimizer)
+
+
+def without_hooks(kind: type[torch.optim.SGD]) -> Callable[..., Any]:
+    """The step of a kind of SGD, but for the hooks: torch wraps `step` of every class that has an instance."""
+    return kind.step.__wrapped__ if getattr(kind.step, "hooked", False) else kind.step

@@ -1,0 +1,116 @@
+"""What fused SGD reads wrong on a CPU, and how it is given what it reads right.
+
+PyTorch's fused kernel walks through the memory of weight, gradient and momentum side by side, entry after entry, and
+does not look at their strides. That is right where all three are laid out alike and without gaps. Where they are not
+(a gradient set by hand, a momentum loaded from a network in another memory format, a slice of a larger tensor) it
+silently moves other weights; where they lie on a GPU it refuses. Here the gradient and the momentum are laid out as the
+weight is, and a weight with gaps is left to SGD's loop, which looks at strides. So are, for a step, a group in
+which some have a momentum and others do not yet, where the kernel raises, and weights of 16 bits, most of which it
+leaves as they are up to PyTorch 2.13 (pytorch/pytorch issue 191763).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def misread(optimizer: torch.optim.SGD) -> bool:
+    """Whether the fused kernel would read something of this step wrong."""
+    return any(group["fused"] and _is_misread(optimizer, group) for group in optimizer.param_groups)
+
+
+def _is_misread(optimizer: torch.optim.SGD, group: dict[str, Any]) -> bool:
+    its = [p for p in group["params"] if p.grad is not None]
+    momenta = _momenta(optimizer, its)
+    known = [z for z in momenta if z is not None]
+    all_of_them = [*its, *[p.grad for p in its], *known]
+    return _must_be_alone(optimizer, group, its, momenta) or not all(map(_is_row_major, all_of_them))
+
+
+def _must_be_alone(optimizer: torch.optim.SGD, group: dict[str, Any], its: list[Tensor], momenta: list[Any]) -> bool:
+    """Whether the kernel cannot do this group, however it is laid out."""
+    if hasattr(optimizer, "found_inf"):  # which only the fused kernel knows
+        return False
+    return (
+        bool(group["momentum"] and None in momenta and any(z is not None for z in momenta))
+        or any(p.dtype in _HALVES and p.is_cpu and not moves_halves(p.dtype) for p in its)
+        or any(not p.is_contiguous() and _has_gaps(p) for p in its)
+    )
+
+
+def _momenta(optimizer: torch.optim.SGD, its: list[Tensor]) -> list[Tensor | None]:
+    return [optimizer.state[p].get("momentum_buffer") if p in optimizer.state else None for p in its]
+
+
+@contextmanager
+def as_fused_reads(optimizer: torch.optim.SGD) -> Iterator[None]:
+    """In its block, gradients and momenta of fused groups are laid out as their weights are.
+
+    Momenta stay so. What the kernel cannot do at all, SGD's loop over tensors does meanwhile.
+    """
+    held: list[tuple[Tensor, Tensor]] = []
+    alone: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    try:
+        for group in filter(lambda group: group["fused"], optimizer.param_groups):
+            its = [p for p in group["params"] if p.grad is not None]
+            momenta = _momenta(optimizer, its)
+            if _must_be_alone(optimizer, group, its, momenta):
+                alone.append((group, {name: group[name] for name in ("fused", "foreach")}))
+                group["fused"] = group["foreach"] = False
+                continue
+            for p, z in zip(its, momenta, strict=True):
+                if _lies_unlike(p, p.grad):
+                    held.append((p, p.grad))
+                    p.grad = _like(p, p.grad)
+                if z is not None and _lies_unlike(p, z):
+                    optimizer.state[p]["momentum_buffer"] = _like(p, z)
+        yield
+    finally:
+        for p, grad in held:
+            p.grad = grad
+        for group, before in alone:
+            group.update(before)
+
+
+def _lies_unlike(p: Tensor, x: Tensor) -> bool:
+    return x.layout is torch.strided and x.stride() != p.stride()
+
+
+@cache
+def moves_halves(dtype: torch.dtype) -> bool:
+    """Whether the fused kernel of this PyTorch, on this processor, moves all weights of a type of 16 bits."""
+    w, g, z = (torch.ones(77, dtype=dtype, device="cpu") for _ in range(3))
+    torch._fused_sgd_(
+        [w], [g], [z],
+        lr=0.5, weight_decay=0.0, momentum=0.5, dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+    )  # fmt: skip
+    return bool((w == 0.25).all() and (z == 1.5).all())
+
+
+def _is_row_major(x: Tensor) -> bool:
+    return x.layout is torch.strided and x.is_contiguous()
+
+
+def _has_gaps(p: Tensor) -> bool:
+    """Whether entries of `p` share memory, or leave some of it out between them."""
+    size = 1
+    for stride, n in sorted(zip(p.stride(), p.shape, strict=True)):
+        if n == 0:
+            return False
+        if n > 1 and stride != size:
+            return True
+        size *= n
+    return False
+
+
+def _like(p: Tensor, x: Tensor) -> Tensor:
+    """`x`, with the strides of `p`."""
+    return torch.empty_strided(p.shape, p.stride(), dtype=x.dtype, device=x.device).copy_(x)
