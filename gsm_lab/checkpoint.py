@@ -62,7 +62,12 @@ def save(run: Run, folder: Path) -> Path:
 
 
 def resume(
-    kind: type[Run], folder: Path, model: nn.Module | None, data: Dataset | None, loss: Callable[..., Tensor]
+    kind: type[Run],
+    folder: Path,
+    model: nn.Module | None,
+    data: Dataset | None,
+    loss: Callable[..., Tensor],
+    output: Callable[..., Any] | None = None,
 ) -> Run:
     """The run in `folder`, as one of that kind; see `Run.resume`."""
     tensors, plain = _read(folder / FILE)
@@ -70,8 +75,8 @@ def resume(
     if method != kind.method:
         raise CheckpointError(f"the run in {folder} is one of {method!r}: gsm_lab.methods.kind({method!r}).resume(...)")
     own_loss = None if loss is cross_entropy else loss
-    for what, given in (("model", model), ("data", data), ("loss", own_loss)):
-        name = plain[f"own_{what}"]
+    for what, given in (("model", model), ("data", data), ("loss", own_loss), ("output", output)):
+        name = plain.get(f"own_{what}")  # own_output is absent where there could be none
         if name and given is None:
             raise CheckpointError(
                 f"the {what} of the run in {folder} is not in it ({name}, not one of gsm_lab's); "
@@ -84,7 +89,7 @@ def resume(
     names = plain["knobs"]["model"], plain["knobs"]["data"]
     sources = model if model is not None else names[0], data if data is not None else names[1]
     picks = {} if model is None else _picks(model, plain["history"]["layers"])
-    run = kind(*sources, loss=loss, **picks, **knobs, **own)
+    run = kind(*sources, loss=loss, output=output, **picks, **knobs, **own)
     if run.data.digest != plain["data_digest"]:
         raise CheckpointError(
             f"the run in {folder} was trained on other data: digest {plain['data_digest']}, "
@@ -146,6 +151,7 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "own_model": own_model,
         "own_data": own_data,
         "own_loss": own_loss,
+        "own_output": None if run.output is None else getattr(run.output, "__name__", type(run.output).__name__),
         "given": run._given,
         "data_digest": run.data.digest,
         "history": history,

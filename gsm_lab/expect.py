@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from gsm_lab.checks import number, shown
+
 OTHERWISE = "If the change is meant, store the new value; if not, find what changed it."
 STATISTICS = ("first", "last", "min", "max", "mean")
 
@@ -34,36 +36,46 @@ def expect(name: str, value: Any, stored: Any, tolerance: float) -> None:
         name: what it is, for the line and for the error.
         value: what came out; anything `np.asarray` turns into numbers.
         stored: what came out when it was right, finite, of the same shape.
-        tolerance: the largest absolute difference that is still right, >= 0; 0 asks for equality.
+        tolerance: the largest absolute difference that is still right, >= 0; 0 asks for equality, of integers also
+            where they are too large for float64.
 
     Raises:
-        AssertionError: the difference is greater, or something is not a number; names both values.
-        ValueError: `stored` or `tolerance` is not finite, or `tolerance` is negative.
+        AssertionError: the difference is greater, something is not a number, or there is nothing to compare; names
+            both values.
+        ValueError, TypeError: `stored` or `tolerance` is not finite, or no number, or `tolerance` is negative.
     """
     wanted, tolerance = _stored(name, stored), _tolerance(name, tolerance)
     got = _numbers(name, value)
     if got.shape != wanted.shape:
         raise AssertionError(f"{name}: got shape {got.shape}, stored {wanted.shape}. {OTHERWISE}")
+    _must_hold_some(name, got)
     where = _farthest(got, wanted)
-    if where is not None:
-        place = f" at {list(map(int, where))}" if where else ""
-        a, b = got[where], wanted[where]
-        if not _within(a, b, tolerance):
-            raise AssertionError(
-                f"{name}: got {a:.8g}{place}, stored {b:.8g}; they differ by {abs(a - b):.3g}, "
-                f"more than the tolerance {tolerance:g}. {OTHERWISE}"
-            )
+    place = f" at {list(map(int, where))}" if where else ""
+    a, b = got[where], wanted[where]
+    if not _within(a, b, tolerance):
+        raise AssertionError(
+            f"{name}: got {a:.8g}{place}, stored {b:.8g}; they differ by {abs(a - b):.3g}, "
+            f"more than the tolerance {tolerance:g}. {OTHERWISE}"
+        )
+    if not tolerance and (pair := _unequal_integers(value, stored)):
+        raise AssertionError(f"{name}: got {pair[0]}, stored {pair[1]}, which are not equal. {OTHERWISE}")
     what = f"{wanted[()]:.8g}" if wanted.ndim == 0 else f"{wanted.size:,} numbers"
     print(f"ok  {name}: {what}" + (f" within {tolerance:g}" if tolerance else " exactly"))
 
 
 def at_least(name: str, value: Any, bound: float) -> None:
-    """Hold a number, or each of an array, against a lower bound. Raises AssertionError when it is less, or NaN."""
+    """Hold a number, or each of an array, against a lower bound.
+
+    Raises AssertionError when it is less, or NaN, or there is none; ValueError or TypeError for what is no bound.
+    """
     _bounded(name, value, bound, "at least", np.greater_equal)
 
 
 def at_most(name: str, value: Any, bound: float) -> None:
-    """Hold a number, or each of an array, against an upper bound. Raises AssertionError when it is more, or NaN."""
+    """Hold a number, or each of an array, against an upper bound.
+
+    Raises AssertionError when it is more, or NaN, or there is none; ValueError or TypeError for what is no bound.
+    """
     _bounded(name, value, bound, "at most", np.less_equal)
 
 
@@ -97,8 +109,13 @@ def trace(figure: Any, stored: Mapping[str, Mapping[str, Any]]) -> None:
 
     Raises:
         AssertionError: a trace is missing, looks different, has too few or too many points, or other numbers.
+        ValueError, TypeError: there is nothing to compare, because `stored` is empty, or no digest.
     """
     found = _named(figure)
+    if not isinstance(stored, Mapping) or not all(isinstance(entry, Mapping) for entry in stored.values()):
+        raise TypeError(f"stored must be what digest(figure) returned, got {shown(stored)}")
+    if not stored:
+        raise ValueError("stored must hold a trace at least, or nothing is compared: it is empty")
     for name, entry in stored.items():
         if name not in found:
             raise AssertionError(
@@ -130,24 +147,55 @@ def describe(widgets: Any, without: Iterable[str] = ("HTML", "Output")) -> str:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
-def _numbers(name: str, value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name}: value must be a number or an array of numbers, got {type(value).__name__}")
-    return array.astype(np.float64)
+def _numbers(name: str, value: Any, what: str = "value") -> np.ndarray:
+    try:
+        array = _array(value)
+        if array.dtype.kind in "biuf" or (array.dtype.kind == "O" and _of_integers(array)):
+            return array.astype(np.float64)
+    except OverflowError as error:
+        raise ValueError(f"{name}: {what} must be within the range of float64, got {shown(value)}") from error
+    except Exception:  # nested lists of unequal length, a tensor on an accelerator that is gone: no array
+        pass
+    raise TypeError(f"{name}: {what} must be a number or an array of numbers, got {type(value).__name__}")
 
 
-def _stored(name: str, stored: Any) -> np.ndarray:
-    array = _numbers(name, stored)
+def _array(value: Any) -> np.ndarray:
+    """As numpy has it, also of a tensor that has a gradient, is on an accelerator, or of bfloat16."""
+    detach = getattr(value, "detach", None)
+    if detach is None:
+        return np.asarray(value)
+    tensor = detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def _of_integers(array: np.ndarray) -> bool:
+    """Whether it holds integers only, such as numpy keeps as objects where they are beyond int64."""
+    return array.size > 0 and all(isinstance(x, int) for x in array.flat)
+
+
+def _unequal_integers(value: Any, stored: Any) -> tuple[Any, Any] | None:
+    """The first two that differ, of arrays of the same shape that hold integers on both sides."""
+    got, wanted = _array(value), _array(stored)
+    if not all(a.dtype.kind in "iu" or (a.dtype.kind == "O" and _of_integers(a)) for a in (got, wanted)):
+        return None
+    pairs = zip(map(int, got.flat), map(int, wanted.flat), strict=True)
+    return next(((a, b) for a, b in pairs if a != b), None)
+
+
+def _must_hold_some(name: str, got: np.ndarray) -> None:
+    if not got.size:
+        raise AssertionError(f"{name}: there is nothing to compare, got an array of shape {got.shape}. {OTHERWISE}")
+
+
+def _stored(name: str, stored: Any, what: str = "stored") -> np.ndarray:
+    array = _numbers(name, stored, what)
     if not np.isfinite(array).all():
-        raise ValueError(f"{name}: stored values must be finite, got {stored!r}")
+        raise ValueError(f"{name}: {what} values must be finite, got {shown(stored)}")
     return array
 
 
 def _tolerance(name: str, tolerance: float) -> float:
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"{name}: tolerance must be a finite number >= 0, got {tolerance!r}")
-    return float(tolerance)
+    return number(f"{name}: tolerance", tolerance, 0)
 
 
 def _within(a: float, b: float, tolerance: float) -> bool:
@@ -155,16 +203,18 @@ def _within(a: float, b: float, tolerance: float) -> bool:
     return bool(abs(a - b) <= tolerance * (1 + 1e-9))
 
 
-def _farthest(a: np.ndarray, b: np.ndarray) -> tuple[int, ...] | None:
-    """Index of the first NaN or else of the greatest difference; None where there is nothing to compare."""
-    if not a.size:
-        return None
+def _farthest(a: np.ndarray, b: np.ndarray) -> tuple[int, ...]:
+    """Index of the first NaN or else of the greatest difference."""
     with np.errstate(invalid="ignore"):
         return tuple(map(int, np.unravel_index(int(np.abs(a - b).argmax()), a.shape)))  # argmax takes NaN first
 
 
 def _bounded(name: str, value: Any, bound: float, words: str, holds: np.ufunc) -> None:
-    bound, got = float(_stored(name, bound)), _numbers(name, value)
+    limit, got = _stored(name, bound, "bound"), _numbers(name, value)
+    if limit.ndim:
+        raise TypeError(f"{name}: bound must be one number, got an array of shape {limit.shape}")
+    _must_hold_some(name, got)
+    bound = float(limit)
     wrong = got[~holds(got, bound)]
     if wrong.size:
         more = f" ({wrong.size:,} of {got.size:,} values are wrong)" if got.ndim else ""

@@ -9,6 +9,7 @@ import pandas as pd
 
 from gsm_lab import tally
 from gsm_lab.knobs import LIVE
+from gsm_lab.turns import turn
 
 THRESHOLDS = (1e-3, 1e-4)  # below these a weight is near zero
 _PER_LAYER = ("active", "reactivated", "under_1e-3", "under_1e-4")
@@ -65,7 +66,7 @@ class Rows:
 
 
 class History:
-    """The record of one run.
+    """The record of one run. Read from another thread, it waits for the step that is being done.
 
     Args:
         layers: name and number of weights of each prunable tensor, in the order of the flat mask.
@@ -130,6 +131,7 @@ class History:
                 return
         self.events.append({"step": step, "knob": knob, "old": old, "new": new})
 
+    @turn
     def frame(self) -> pd.DataFrame:
         """One row a step.
 
@@ -153,6 +155,7 @@ class History:
             frame[name] = self.knob_values(name, frame["step"].to_numpy())
         return frame
 
+    @turn
     def evaluation_frame(self) -> pd.DataFrame:
         """One row an evaluation: step, live_accuracy, cut_accuracy, and `kept/NAME`, weights of a layer that stay."""
         rows = self.evaluations.array()
@@ -160,6 +163,7 @@ class History:
         last = {name: rows[name].copy() for name in ("step", "live_accuracy", "cut_accuracy")} | kept
         return pd.DataFrame(last).drop_duplicates("step", keep="last")
 
+    @turn
     def knob_values(self, name: str, steps: np.ndarray) -> np.ndarray:
         """The value of a live knob in each of `steps`; the first event of each knob, at step 0, says where it began."""
         moves = [(e["step"], e["new"]) for e in self.events if e["knob"] == name]
@@ -169,6 +173,7 @@ class History:
         which = np.searchsorted([step for step, _ in moves], steps, side="left") - 1
         return np.asarray([new for _, new in moves])[np.maximum(which, 0)]
 
+    @turn
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and plain values from which `restore` continues to the bit."""
         arrays, plain = {}, {"events": self.events, "reactivations": self.reactivations, "layers": self.layers}

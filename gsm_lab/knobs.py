@@ -10,6 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from gsm_lab.checks import shown
+
+_MOST = 10**9  # of whole numbers that have no other bound: steps are counted in numbers that end, too
+
 
 @dataclass(frozen=True)
 class Knob:
@@ -53,7 +57,7 @@ class Knob:
     def check(self, value: Any) -> Any:
         """The value in the knob's own type; numbers may come as text. Raises ValueError saying what is valid."""
         if self.choices:
-            if value in self.choices:
+            if isinstance(value, str) and value in self.choices:
                 return value
         else:
             number = _number(value)
@@ -63,7 +67,7 @@ class Knob:
                     return number
                 if number == int(number):
                     return int(number)
-        raise ValueError(f"{self.name} must be {self.valid}, got {value!r}")
+        raise ValueError(f"{self.name} must be {self.valid}, got {shown(value)}")
 
     def position(self, value: float) -> float:
         """Where `value` stands on the slider, 0 (left) to 1; values beyond its ends stand at the ends."""
@@ -94,11 +98,12 @@ class Knob:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool):
+    # numpy and torch have bools of their own, and arrays of one number
+    if isinstance(value, bool) or getattr(value, "ndim", 0) or str(getattr(value, "dtype", "")).endswith("bool"):
         return None
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError):  # the last: an int beyond every float
+    except Exception:  # among others OverflowError: an int beyond every float
         return None
 
 
@@ -146,15 +151,15 @@ _ALL = (
         "trained with the decay of the dense epochs; until a reset (1: never)", True,
         "cut at", "of the run", "linear", 0, 1, most=1,
     ),
-    Knob("epochs", 150, "gated epochs the schedule is laid out for", True, "epochs", "epochs", "log", 1, 500, least=1),
+    Knob("epochs", 150, "gated epochs the schedule is laid out for", True, "epochs", "epochs", "log", 1, 500, least=1, most=_MOST),
     Knob(
         "evaluate_every", 50, "steps from one look at the test accuracy, live and cut, to the next", True,
-        "evaluate every", "steps", "log", 1, 1000, least=1,
+        "evaluate every", "steps", "log", 1, 1000, least=1, most=_MOST,
     ),
-    Knob("batch_size", 64, "samples a step", False, "batch size", "samples", "log", 8, 512, least=1),
+    Knob("batch_size", 64, "samples a step", False, "batch size", "samples", "log", 8, 512, least=1, most=_MOST),
     Knob(
         "pretrain", 15, "dense epochs before the gate closes (momentum 0.9, cosine)", False,
-        "pretrain", "epochs", "linear", 0, 50,
+        "pretrain", "epochs", "linear", 0, 50, most=_MOST,
     ),
     Knob("pretrain_lr", 0.05, "learning rate of the dense epochs", False, "dense rate", "", "log", 1e-3, 1, most=100),
     Knob(
@@ -192,8 +197,8 @@ RECIPES: dict[tuple[str, str], dict[str, Any]] = {
 
 def knob(name: str) -> Knob:
     """The knob called `name`. Raises ValueError listing all of them."""
-    if name not in KNOBS:
-        raise ValueError(f"there is no knob {name!r}; the knobs are {', '.join(KNOBS)}")
+    if not isinstance(name, str) or name not in KNOBS:
+        raise ValueError(f"there is no knob {shown(name)}; the knobs are {', '.join(KNOBS)}")
     return KNOBS[name]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsm_lab.optim.prunable import prunable
+from gsm_lab.turns import turn
 
 __all__ = ["MODELS", "LeNet5", "LeNet300", "ResNet56", "build", "lenet5", "lenet300", "prunable", "resnet56"]
 
@@ -132,6 +133,6 @@ def build(name: str, shape: tuple[int, ...], classes: int, mean: float, std: flo
     """
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)} or an nn.Module, got {name!r}")
-    with torch.random.fork_rng(devices=[]):
+    with turn, torch.random.fork_rng(devices=[]):  # no run that is trained in another thread draws meanwhile
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every accelerator, too
         return MODELS[name](shape, classes, mean, std)

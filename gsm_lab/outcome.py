@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gsm_lab.knobs import half_life, oscillates
+
 if TYPE_CHECKING:
     from gsm_lab.run import Run
+
+
+LOSSLESS = 0.005  # of accuracy: what a cut may cost and still be worth no warning; or a standard error, if that is more
+FEW = 3  # half-lives: after fewer, passive weights have not decayed far enough to be cut
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Results:
     nonzeros: int
     weights: int
     layers: dict[str, tuple[int, int]]
+    early: str = ""  # why the cut came too early, see `too_early`
 
     def rows(self) -> list[tuple[str, str]]:
         """What and how much, to print."""
@@ -37,11 +45,44 @@ class Results:
             ("GSM, live: all weights", _percent(self.live)),
             ("GSM, cut: the Q largest weights", _percent(self.cut)),
             ("ratio", f"{number(self.compression)}x, {self.nonzeros:,} of {self.weights:,}"),
+            *([("too early to cut", self.early)] if self.early else []),
         ]
+
+
+def too_early(run: Run) -> str:
+    """What shows that `run` has not had the steps that a cut without loss takes, in words; "" where nothing does.
+
+    By the latest evaluation: either the cut costs something, and there were fewer than `FEW` half-lives of gated steps,
+    or it leaves less accuracy than a cut of the dense network by magnitude did. Rivals do not live by decay.
+    """
+    with run.lock:
+        evaluations = run.history.evaluations.array()
+        if run.method != "gsm" or run.base is None or not run.steps or not len(evaluations):
+            return ""
+        live, cut = float(evaluations["live_accuracy"][-1]), float(evaluations["cut_accuracy"][-1])
+        settings = [run.knobs[name] for name in ("lr", "momentum", "weight_decay")]
+        steps, moved = run.steps, any(e["knob"] == "compression" and e["step"] for e in run.history.events)
+    life = half_life(*settings)
+    least = max(LOSSLESS, math.sqrt(live * (1 - live) / len(run.data.test_y)))
+    said = []
+    if cut < live - least and steps < FEW * life and not oscillates(*settings):
+        lives = "never halve (no decay)" if math.isinf(life) else f"halve in {life:,.0f}"
+        said.append(f"there were {steps:,} gated steps, and passive weights {lives}")
+    if run.magnitude is not None and cut < run.magnitude - least and not moved:
+        said.append(
+            f"the cut leaves {_percent(cut)}, less than the {_percent(run.magnitude)} of the dense network cut by "
+            "magnitude"
+        )
+    return "; ".join(said) and f"{'; '.join(said)}: train for more epochs, or with more weight decay or momentum"
 
 
 def results(run: Run) -> Results:
     """What `run` has reached; the run itself does not change."""
+    with run.lock:
+        return _results(run)
+
+
+def _results(run: Run) -> Results:
     from gsm_lab.optim import keep_masks
 
     closed = run.base is not None
@@ -57,6 +98,7 @@ def results(run: Run) -> Results:
         run.nonzeros,
         run.opt.weights,
         {name: (mask.numel(), int(mask.sum())) for name, mask in masks.items()},
+        too_early(run),
     )
 
 
@@ -68,7 +110,8 @@ def finding(run: Run, found: Results) -> str:
     early = f"After {run.steps:,} of {run.planned:,} steps, at" if run.steps < run.planned else "At"
     costs = f"costs {lost:.2f} points" if lost >= 0.005 else "costs nothing"
     left = f"{_percent(found.cut)} test accuracy with {found.nonzeros:,} of {found.weights:,} weights"
-    return f"{early} {number(found.compression)}x the cut {costs}: {left}"
+    soon = f". Too early to cut: {found.early}" if found.early else ""
+    return f"{early} {number(found.compression)}x the cut {costs}: {left}{soon}"
 
 
 def number(value: Any) -> str:

@@ -33,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
+from gsm_lab.outputs import answer
 from gsm_lab.run import Run
 from gsm_lab.world import RankLost, World, lost_ranks, stops_held_back
 
@@ -56,7 +57,7 @@ class ParallelRun(Run):
     """
 
     breakdowns = (FloatingPointError, RankLost)
-    _forward: Callable[[Tensor], Tensor] | None
+    _forward: Callable[[Tensor], Any] | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.world = World()
@@ -101,7 +102,7 @@ class ParallelRun(Run):
         """Of a model that was given, those of rank 0 (as DDP has it); those of a named one follow from the seed."""
         with lost_ranks():
             for t in (self._initial or {}).values():
-                if not isinstance(t, DTensor):
+                if isinstance(t, Tensor) and not isinstance(t, DTensor):
                     dist.broadcast(t, 0)
 
     def _placed(self, model: nn.Module) -> nn.Module:
@@ -114,20 +115,24 @@ class ParallelRun(Run):
     def _wrap(self) -> None:
         self._forward = self.model
 
+    def _take_in(self, new: dict[nn.Parameter, nn.Parameter]) -> None:
+        raise RuntimeError(f"{len(new)} parameters of run.model were exchanged, which ranks cannot do: make a new run")
+
     def leave(self) -> None:
         """Let go of the process group, which is about to end."""
         self._forward = None
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
+    @torch.enable_grad()
     def _forward_backward(self, batch: int) -> float:
         rows = self.batches.indices(batch)[self.world.rank :: self.world.size]
         x, y = self.data.train_x.index_select(0, rows), self.data.train_y.index_select(0, rows)
         weight = len(rows) * self.world.size / self.batches.batch_size  # 1 where all ranks have as many rows
-        self.model.train()
+        self._wake()
         self.opt.zero_grad()
         with self._random_numbers_of_this_rank():
-            loss = self.loss(self._forward(x), y)
+            loss = self.loss(answer(self._forward, x, self.output), y)
             (loss if weight == 1 else loss * weight).backward()
         return self._meet(loss.item() * weight)
 
@@ -203,7 +208,11 @@ class ParallelRun(Run):
             None if isinstance(self.source_model, str) else self.source_model,
             None if isinstance(self.source_data, str) else self.source_data,
             self.loss,
+            self.output,
         )
+
+    def _kept_state(self) -> dict[str, Any]:
+        raise TypeError("a run over ranks cannot be copied or pickled: save(folder), and Run.resume(folder) is one")
 
     def first_rank_says(self, flag: bool) -> bool:
         """`flag` as it is on rank 0."""
@@ -228,8 +237,8 @@ class DDPRun(ParallelRun):
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         x, y = (t[: self.world.size * 2] for t in (self.data.train_x, self.data.train_y))
         with torch.random.fork_rng(devices=[]):
-            self.model.train()
-            self.loss(self._forward(x), y).backward()
+            self._wake()
+            self.loss(answer(self._forward, x, self.output), y).backward()
         self.opt.zero_grad()
         with torch.no_grad():
             for buffer, before in buffers:

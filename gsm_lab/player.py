@@ -32,7 +32,8 @@ class Player:
     """A thread that trains `run` while it plays. A new player closes the one before: one per kernel.
 
     Args:
-        run: what to drive. Nobody else may step it meanwhile, except inside `with player.exclusive()`.
+        run: what to drive. When somebody else steps or trains it, the player pauses; whoever reads or changes it
+            otherwise comes between two steps.
         draw: called on the player's thread, at most five times a second and never twice at once, whenever there is
             something new to show. It returns the number of the frame it sent, or None if it sent none.
         watched: whether a viewer acknowledges frames (`acknowledge`). If so, no frame is sent before the last one was
@@ -55,7 +56,8 @@ class Player:
         global _current
         threads = None if threads is None else integer("threads", threads, 1)  # a thread that raised would not be heard
         self.run, self.draw, self.watched, self.threads = run, draw, watched, threads
-        self.lock = threading.RLock()
+        self.lock = run.lock
+        run._player = weakref.ref(self)
         self.playing = False
         self.closed = False
         self.error: Exception | None = None
@@ -64,7 +66,6 @@ class Player:
         self._took = 0.0  # seconds a step, smoothed
         self._stepped_at: float | None = None  # None where the last step was before a pause
         self._left = math.inf  # steps until it pauses by itself
-        self._waiting = 0  # threads that want to come between two steps
         self._posted: deque[Callable[[], object]] = deque()
         self._wake = threading.Condition()
         self._stale = True  # there is something that no frame has shown
@@ -109,8 +110,13 @@ class Player:
         """Stop after the step that is being done; returns when it is done (at once on the player's own thread)."""
         self.playing = False
         self._notify()
-        with self._let_in():
+        with self.lock:
             pass
+
+    def pause_with(self, note: str) -> None:
+        """Stop after the step that is being done, if playing, and say why; returns at once."""
+        if self.playing:
+            self.note, self.playing = note, False
 
     def step(self, n: int = 1) -> None:
         """Pause, then do `n` steps here and now; what training raises is raised."""
@@ -124,13 +130,13 @@ class Player:
         """Stop for good and end the thread."""
         self.playing, self.closed = False, True
         self._notify()
-        if threading.current_thread() is not self._thread:
+        if not self.is_this_thread:
             self._thread.join(timeout=10)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Between two steps, with all that was posted done; what is done inside is drawn afterwards."""
-        with self._let_in():
+        with self.lock:
             self._do_posted()
             yield
         self.refresh()
@@ -149,21 +155,6 @@ class Player:
         self._notify()
 
     @contextlib.contextmanager
-    def _let_in(self) -> Iterator[None]:
-        """The lock; the thread, which takes it again right after each step, lets go first."""
-        with self._wake:
-            self._waiting += 1
-        try:
-            self.lock.acquire()
-        finally:
-            with self._wake:
-                self._waiting -= 1
-        try:
-            yield
-        finally:
-            self.lock.release()
-
-    @contextlib.contextmanager
     def _as_on_its_thread(self) -> Iterator[None]:
         """Compute with the player's number of threads. (To set it at every step has PyTorch forget what it keeps.)"""
         before = torch.get_num_threads()
@@ -180,9 +171,14 @@ class Player:
     # -- for whoever looks at a step while it is done ------------------------------------------------------------------
 
     @property
+    def is_this_thread(self) -> bool:
+        """Whether whoever asks does so on the player's own thread."""
+        return threading.current_thread() is self._thread
+
+    @property
     def ending(self) -> bool:
         """Whether the step in progress, done by its thread, is the last one before it pauses."""
-        return threading.current_thread() is self._thread and (not self.playing or self._left <= 1)
+        return self.is_this_thread and (not self.playing or self._left <= 1)
 
     @property
     def frame_due(self) -> bool:
@@ -200,10 +196,7 @@ class Player:
         if self._draw_due() <= 0:
             self._draw()
         with self._wake:
-            if self.playing or self._posted or self.closed:
-                if self._waiting:
-                    self._wake.wait(0.001)
-            elif (rest := self._draw_due()) > 0:
+            if not (self.playing or self._posted or self.closed) and (rest := self._draw_due()) > 0:
                 self._wake.wait(rest)
 
     def _do_posted(self) -> None:
@@ -228,9 +221,9 @@ class Player:
         if self._left <= 0:
             self.playing = False
         elif self.run.finished and math.isinf(self._left):
-            self._pause_with("the schedule has come to its end; Reset to begin again")
+            self.pause_with("the schedule has come to its end; Reset to begin again")
         elif self.watched and time.monotonic() - self._seen_at > UNWATCHED:
-            self._pause_with(f"nobody was watching for {UNWATCHED:.0f} seconds")
+            self.pause_with(f"nobody was watching for {UNWATCHED:.0f} seconds")
 
     def _clock(self) -> None:
         now = time.monotonic()
@@ -242,10 +235,6 @@ class Player:
 
     def _stop(self, error: Exception) -> None:
         self.error, self.playing = error, False
-
-    def _pause_with(self, note: str) -> None:
-        if self.playing:
-            self.note, self.playing = note, False
 
     def _draw_due(self) -> float:
         """Seconds until a frame is due: 0 now, a second if there is nothing to show or the viewer is still busy."""

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from gsm_lab import data as datasets
 from gsm_lab.checkpoint import part_of
 from gsm_lab.history import History
 from gsm_lab.optim import param_groups
@@ -42,11 +43,19 @@ class FSDPRun(ParallelRun):
             fully_shard(model, mesh=mesh)
         return model
 
-    def _schedule_gate(self) -> None:
+    def _refuse(self, knobs: dict[str, Any]) -> None:
         for name, off in (("smoothing", 0), ("freeze", 1), ("cut_at", 1)):
-            if self.knobs[name] != off:
-                raise ValueError(f"{name} must be {off} where weights are spread over ranks, got {self.knobs[name]:g}")
-        super()._schedule_gate()
+            if knobs[name] != off:
+                raise ValueError(f"{name} must be {off} where weights are spread over ranks, got {knobs[name]:g}")
+
+    def _must_be_whole(self) -> None:
+        """FSDP2 itself exchanges parameters, in the model's modules, for those that it has gathered, and back."""
+
+    def _tried(self, model: nn.Module, data: datasets.Dataset, batch_size: int) -> float | None:
+        try:
+            return super()._tried(model, data, batch_size)
+        finally:
+            _reshard(model)
 
     def _new_history(self, weights: dict[str, nn.Parameter]) -> History:
         return _ShardedHistory(weights, self.world)
@@ -68,15 +77,19 @@ class FSDPRun(ParallelRun):
         try:
             return super()._right(x, y, replaced)
         finally:
-            for module in self.model.modules():  # else the outermost ones keep what they gathered for a backward pass
-                if isinstance(module, FSDPModule):
-                    module.reshard()
+            _reshard(self.model)
 
     def alone(self, folder: Path) -> Run:
         """The run in this process alone. Raises TypeError for a model that was given: resume with a new one."""
         if not isinstance(self.source_model, str):
             raise TypeError("the model that was given is sharded: use Run.resume(folder, model=...) with a new one")
         return super().alone(folder)
+
+
+def _reshard(model: nn.Module) -> None:
+    for module in model.modules():  # else the outermost ones keep what they gathered for a backward pass
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _shard(module: nn.Module, shard: Callable[[nn.Module], Any]) -> None:

@@ -16,19 +16,24 @@ from gsm_lab.history import History
 from gsm_lab.optim import GSM, budget, keep_masks
 from gsm_lab.optim.prunable import clear
 from gsm_lab.optim.ranks import local
+from gsm_lab.outputs import Output, answer
+from gsm_lab.shared import Shared
 
+_BEYOND = 1e6  # |w| that no lower learning rate brings back
 _CUT_AGAIN = 0.99  # of the weights, on a ramp: to cut at every step would cost as much as the step
 
 
-class Training:
+class Training(Shared):
     """The base of `Run`, which makes what is named here and says what it is."""
 
+    draws: bool
     model: nn.Module
     batches: Batches
     opt: GSM
     history: History
     knobs: dict[str, Any]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[[Any, Tensor], Tensor]
+    output: Output | None
     recorders: list[Callable[[int, np.ndarray, list[np.ndarray]], None]]
     base: float | None
     steps: int
@@ -39,6 +44,7 @@ class Training:
     random_state: Tensor
     _kept: int
     _layers: list[nn.Parameter]
+    _resting: list[nn.Module]  # modules that stay in evaluation mode
     _evaluate_now: Callable[[], None]
 
     # -- where it stands -------------------------------------------------------------------------------------------
@@ -81,30 +87,82 @@ class Training:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _repeat(self, one_step: Callable[[], None], n: int, interrupted: list[int]) -> int:
-        """Do `n` steps, fewer where interrupted; returns how many."""
-        with self._own_random_numbers():
-            for done in range(n):
-                if interrupted:
-                    return done
+        """Do `n` steps, fewer where interrupted; returns how many. Between two of them other threads have their turn."""
+        for done in range(n):
+            if interrupted:
+                return done
+            with self.lock, self._one_step():
                 one_step()
         return n
 
+    @contextlib.contextmanager
+    def _one_step(self) -> Iterator[None]:
+        """A step of the model that the run was made with; dropout and the like draw from the run's own stream."""
+        self._must_be_whole()
+        self._stepping = True
+        try:
+            with self._own_random_numbers() if self.draws or self.recorders else contextlib.nullcontext():
+                yield
+        except FloatingPointError as error:
+            error.args = (f"{error}{self._beyond_mending()}",)
+            raise
+        finally:
+            self._stepping = False
+
+    def _must_be_whole(self) -> None:
+        """Train what stands in the place of a parameter that was exchanged. Raises RuntimeError where it cannot be."""
+        if new := self._anatomy.exchanged():
+            self._take_in(new)
+
+    def _take_in(self, new: dict[nn.Parameter, nn.Parameter]) -> None:
+        """Parameters in the places of others, without momentum, as in the optimizer of a new run."""
+        candidates = self.opt.candidates
+        for group in self.opt.param_groups:
+            group["params"] = [new.get(p, p) for p in group["params"]]
+        for p in new:
+            self.opt.state.pop(p, None)
+        self.opt._start_fresh()
+        self.opt.candidates = candidates
+        self._layers = [new.get(p, p) for p in self._layers]
+
+    def _beyond_mending(self) -> str:
+        """What is to be said where weights have grown so far that a lower learning rate does not help any more."""
+        for name, p in self.model.named_parameters():
+            largest = local(p.detach()).abs().max().item() if local(p).numel() else 0.0
+            if not largest <= _BEYOND:
+                return (
+                    f". But {name!r} has grown to {largest:.2g}, which no setting mends: begin again, with "
+                    "reset(lr=...), or from what was saved before"
+                )
+        return ""
+
     def _dense_steps(self, n: int, interrupted: list[int]) -> int:
         done = self._repeat(self._dense_step, n, interrupted)
-        if self.base is None and self.dense_left <= 0:
-            self._close_gate()
+        with self.lock:
+            if self.base is None and self.dense_left <= 0:
+                self._close_gate()
         return done
 
+    @torch.enable_grad()
     def _forward_backward(self, batch: int) -> float:
         x, y = self.batches.batch(batch)
-        self.model.train()
+        self._wake()
         self.threads = torch.get_num_threads()
         self.opt.zero_grad()
-        loss = self.loss(self.model(x), y)
+        loss = self.loss(answer(self.model, x, self.output), y)
         loss.backward()
         return loss.item()
 
+    def _wake(self) -> None:
+        """Into training mode, where the model is not in it; those of its modules that were not stay as they are."""
+        if not self.model.training:
+            self.model.train()
+            for module in self._resting:
+                module.training = False
+
     def _dense_step(self) -> None:
+        if self.dense_left <= 0:  # another thread has done them
+            return
         total = self.knobs["pretrain"] * self.epoch_steps
         for group in self.opt.param_groups:
             group["lr"] = self.knobs["pretrain_lr"] * schedule.cosine(self.dense_steps / total)
@@ -119,6 +177,8 @@ class Training:
         self.apply_knobs()
 
     def _gated_step(self) -> None:
+        if self.base is None:
+            raise RuntimeError("the run was reset by another thread while this one trained it: begin again here, too")
         lr = self.lr
         for group in self.opt.param_groups:
             group["lr"] = lr
@@ -195,7 +255,7 @@ class Training:
 
     @contextlib.contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        """Dropout and the like draw from the run's own stream, and the program's is left alone."""
+        """The run's own stream in place of the program's, which is left alone."""
         outside = torch.get_rng_state()
         torch.set_rng_state(self.random_state)
         try:

@@ -270,7 +270,7 @@ def test_report_is_made_again(finished, capsys):
     [
         ("run --lr -3", "lr must be a number from 0 to 100, got '-3'"),
         ("run --momentum 1", "momentum must be a number from 0 to below 1, got '1'"),
-        ("run --epochs 1.5", "epochs must be a whole number >= 1, got '1.5'"),
+        ("run --epochs 1.5", "epochs must be a whole number from 1 to 1,000,000,000, got '1.5'"),
         ("run --model vgg", "model must be one of lenet300, lenet5, resnet56, got 'vgg'"),
         ("run --threads 0", "threads must be a whole number >= 1, got '0'"),
         ("run --pre 3", "unknown argument '--pre'"),

@@ -725,6 +725,8 @@ def test_a_loss_of_ones_own() -> None:
         return F.mse_loss(logits, F.one_hot(labels, 4).float())
 
     run = Run(net(), mine(), loss=squared, batch_size=8, pretrain=0, compression=4)
+    assert seen == [(2, 4)] * 2  # whether it fits, asked before any training
+    seen.clear()
     run.step(5)
     assert seen == [(8, 4)] * 5 and (run.history.frame()["loss"] < 3).all()
 

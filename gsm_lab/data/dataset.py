@@ -98,11 +98,17 @@ class Dataset:
             sha.update(memoryview(array).cast("B"))
         return sha.hexdigest()[:16]
 
-    def to(self, device: torch.device | str) -> "Dataset":
-        """The same data on `device`; tensors already there are shared, not copied."""
-        moved = copy.copy(self)  # keeps what is cached: no number depends on the device
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Dataset":
+        """The same data on `device`, its features as `dtype` if given; tensors already there are shared, not copied.
+
+        Mean, standard deviation and digest stay those of the data as it was.
+        """
+        if dtype not in (None, self.train_x.dtype):
+            _ = self.digest, self._moments
+        moved = copy.copy(self)  # keeps what is cached
         for field in ("train_x", "train_y", "test_x", "test_y"):
-            object.__setattr__(moved, field, getattr(self, field).to(device))
+            kind = dtype if field.endswith("_x") else None
+            object.__setattr__(moved, field, getattr(self, field).to(device, kind))
         return moved
 
     def validation(self, n: int, seed: int = 0) -> "Dataset":

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from gsm_lab.checks import shown
 from gsm_lab.data.dataset import Dataset
 
 ENVIRONMENT = "GSM_LAB_DATA"
@@ -83,6 +84,8 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
     Raises ValueError for an unknown name, `DataNotFound` if there is no copy and no mirror answers, `DataCorrupted` if
     a local file is not what it should be.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {shown(name)}; valid: one of {', '.join(NAMES)}")
     if name == "digits":
         return _digits()
     folder, contents = _obtain(name, root)
@@ -95,6 +98,8 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None) -> Path:
 
     Looks and downloads where `load` does, and raises what `load` raises.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {shown(name)}; valid: one of {', '.join(SOURCES)}")
     if name == "digits":
         raise ValueError(f"name is 'digits', which comes with scikit-learn; valid: {', '.join(SOURCES)}")
     return _obtain(name, root)[0]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gsm_lab.derivatives import sample_gradients
+from gsm_lab.fitting import evaluating
 from gsm_lab.knobs import Knob
 from gsm_lab.methods.rival import ROUNDS, UNTIL, Rival
 
@@ -21,7 +22,7 @@ class Fisher(Rival):
     """Rounds of taking out the weights of smallest w^2 F / 2, and fine-tuning."""
 
     method = "fisher"
-    options = (Knob("samples", 500, "training samples that a round looks at", False, least=1), ROUNDS, UNTIL)
+    options = (Knob("samples", 500, "training samples that a round looks at", False, least=1, most=10**9), ROUNDS, UNTIL)
 
     def before(self) -> None:
         """In a round, take weights out."""
@@ -38,12 +39,10 @@ class Fisher(Rival):
         drawn = torch.Generator().manual_seed(self.knobs["seed"] ^ _STREAM)
         rows = torch.randperm(len(self.data.train_y), generator=drawn)[: self.own["samples"]]
         rows = rows.to(self.data.train_y.device)
-        training = self.model.training
-        self.model.eval()
         weights = {name: p.detach() for name, p in zip(self.history.layers, self._layers, strict=True)}
         total = torch.zeros(self.opt.weights, device=self.inside.device)
         x, y = self.data.train_x[rows], self.data.train_y[rows]
-        for gradients in sample_gradients(self.model, self.loss, weights, x, y):
-            total += gradients.float().square().sum(0)
-        self.model.train(training)
+        with evaluating(self.model):
+            for gradients in sample_gradients(self.model, self.loss, weights, x, y):
+                total += gradients.float().square().sum(0)
         return total / len(rows)

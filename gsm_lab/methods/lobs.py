@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsm_lab.fitting import evaluating
 from gsm_lab.knobs import Knob
 from gsm_lab.methods.rival import ROUNDS, UNTIL, Rival
+from gsm_lab.outputs import answer
 
 _STREAM = 0x10B5
 _AT_ONCE = 500  # samples; bounds memory
@@ -29,7 +31,7 @@ class LOBS(Rival):
 
     method = "lobs"
     options = (
-        Knob("samples", 5000, "training samples that H is measured on", False, least=1),
+        Knob("samples", 5000, "training samples that H is measured on", False, least=1, most=10**9),
         Knob("damping", 1e-3, "share of its mean diagonal that is added to H", False, least=1e-9, most=1),
         ROUNDS,
         UNTIL,
@@ -67,15 +69,13 @@ class LOBS(Rival):
             counts[i] += len(x)
 
         hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in layer]
-        training = self.model.training
-        self.model.eval()
         try:
-            for part in rows.to(self.data.train_x.device).split(_AT_ONCE):
-                self.model(self.data.train_x[part])
+            with evaluating(self.model):
+                for part in rows.to(self.data.train_x.device).split(_AT_ONCE):
+                    answer(self.model, self.data.train_x[part], self.output)
         finally:
             for hook in hooks:
                 hook.remove()
-            self.model.train(training)
         for name, count in zip(self.history.layers, counts, strict=True):
             if not count:
                 raise ValueError(f"lobs sees no inputs of layer {name!r}: the model does not call its module")

@@ -25,12 +25,13 @@ from gsm_lab.knobs import KNOBS, Knob, recipe_of
 from gsm_lab.optim.picks import Picks
 from gsm_lab.optim.prunable import clear, keep_masks, warn_of_empty
 from gsm_lab.optim.selection import chosen, top_q
+from gsm_lab.outputs import Output
 from gsm_lab.run import Run
 
 # Options that several methods have.
 UNTIL = Knob("until", 0.6, "share of the run after which who is in the network is settled", False, most=1)
 OF_THE_GATE = ("smoothing", "ramp", "freeze", "cut_at")  # knobs that say something about GSM's gate, and nothing here
-ROUNDS = Knob("rounds", 15, "in how many rounds, by equal factors, weights are taken out", False, least=1, high=50)
+ROUNDS = Knob("rounds", 15, "in how many rounds, by equal factors, weights are taken out", False, least=1, high=50, most=1000)
 
 # What is left of a network is trained like a network: with the decay of the dense epochs, not with GSM's.
 RECIPES: dict[tuple[str, str], dict[str, Any]] = {
@@ -61,13 +62,14 @@ class Rival(Run):
         model: str | nn.Module = "lenet300",
         data: str | datasets.Dataset = "digits",
         *,
-        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+        output: Output | None = None,
         include: Picks = None,
         exclude: Picks = None,
         **settings: Any,
     ) -> None:
         self._given_options = self._split_off_options(settings)
-        super().__init__(model, data, loss=loss, include=include, exclude=exclude, **settings)
+        super().__init__(model, data, loss=loss, output=output, include=include, exclude=exclude, **settings)
 
     def _split_off_options(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Take the options of the method out of `settings`, checked. Raises ValueError for what means nothing here."""
@@ -105,6 +107,7 @@ class Rival(Run):
 
     def _start(self, source_model: str | nn.Module, source_data: str | datasets.Dataset, given: dict[str, Any]) -> None:
         super()._start(source_model, source_data, given)
+        self.draws = True  # a method may
         self.own = self._resolved_options
         sizes = [p.numel() for p in self._layers]
         self.inside = torch.ones(sum(sizes), dtype=torch.bool, device=self._layers[0].device)
@@ -213,6 +216,11 @@ class Rival(Run):
         """Hand the knobs to the optimizer, whose own gate stays open."""
         super().apply_knobs()
         self.opt.compression, self.opt.smoothing = 1.0, 0.0
+
+    def _take_in(self, new: dict[nn.Parameter, nn.Parameter]) -> None:
+        raise RuntimeError(
+            f"{len(new)} parameters of run.model were exchanged, and {self.method} goes on only with those it began with"
+        )
 
     # -- keeping it --------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ def of_run(run: Run, samples: int = 256, dtype: torch.dtype = torch.float64) -> 
     """The problem of a run's model as it is now, on the first `samples` of its training set."""
     if not 1 <= samples <= len(run.data.train_x):
         raise ValueError(f"samples must be from 1 to {len(run.data.train_x):,}, all there are, got {samples}")
-    return Problem(run, run.data.train_x[:samples], run.data.train_y[:samples], dtype=dtype)
+    with run.lock:  # a whole step, also while the run is played
+        return Problem(run, run.data.train_x[:samples], run.data.train_y[:samples], dtype=dtype)
 
 
 # -- single weights ----------------------------------------------------------------------------------------------------

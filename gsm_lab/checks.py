@@ -1,0 +1,32 @@
+"""Arguments: what was given in words that are never too long, and numbers within bounds."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+_LONGEST = 80  # characters of a value in an error
+
+
+def shown(value: Any) -> str:
+    """`repr(value)`, cut where it is long; its type where it has none, as an int of 5,000 digits."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """`value` as a float, if it is a finite number within low .. high; else TypeError or ValueError naming it."""
+    valid = f"a finite number >= {low:g}" if math.isinf(high) else f"a number from {low:g} to {high:g}"
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be {valid}, got {shown(value)}")
+    try:
+        found = float(value)
+    except (OverflowError, ValueError):  # an int beyond every float
+        found = math.inf
+    if not (math.isfinite(found) and low <= found <= high):
+        raise ValueError(f"{name} must be {valid}, got {shown(value)}")
+    return found

@@ -1,0 +1,234 @@
+"""Whether a model, a data set and a loss fit together, asked of a few rows when a run is made, before any training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gsm_lab import models
+from gsm_lab import data as datasets
+from gsm_lab.checks import shown
+from gsm_lab.outputs import Output, answer, logits
+
+_OUTPUTS = (-3.0, -1.0, 0.0, 1.0, 3.0)  # at which a loss is asked what a single output means
+_ADAPTER = "output=lambda model, x: ... says which part of it are the logits"
+
+
+def check_kinds(model: Any, data: Any, loss: Any, output: Any) -> None:
+    """Raises TypeError for an argument of `Run` that is of another kind."""
+    if not isinstance(model, str | nn.Module):
+        raise TypeError(f"model must be one of {', '.join(models.MODELS)} or an nn.Module, got {shown(model)}")
+    if not isinstance(data, str | datasets.Dataset):
+        raise TypeError(f"data must be one of {', '.join(datasets.NAMES)} or a Dataset, got {type(data).__name__}")
+    if isinstance(loss, type):
+        raise TypeError(f"loss must be a function of (logits, labels), got the class {loss.__name__}: make one of it")
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of (logits, labels), got {shown(loss)}")
+    if output is not None and (isinstance(output, type) or not callable(output)):
+        raise TypeError(f"output must be None or a function of (model, x), got {shown(output)}")
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """What inputs are fed in: the one type of all real parameters of the model, else float32, as data comes."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return kinds.pop() if len(kinds) == 1 else torch.float32
+
+
+def materialise(model: nn.Module, data: datasets.Dataset, output: Output | None) -> None:
+    """Have the lazy modules of a model, if there are any, take their shapes from two rows.
+
+    Their initial weights are drawn as PyTorch draws them, from its generator as it stands, like those of other layers.
+    Raises ValueError where a forward pass fails, or does not reach them all.
+    """
+    if not any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+        return
+    with torch.no_grad(), evaluating(model):
+        _answered(model, _rows(model, data)[0], output, "")
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(t):
+            raise ValueError(f"model has {name!r}, which is still without a shape after a forward pass of two rows")
+
+
+def tried(
+    model: nn.Module,
+    data: datasets.Dataset,
+    loss: Callable[[Any, Tensor], Tensor],
+    output: Output | None,
+    batch_size: int,
+) -> float | None:
+    """Pass a few rows through the model and the loss, in evaluation and in training mode, and leave it as it was.
+
+    Returns:
+        How a class is read from the logits: None, the greatest of [n, classes]; or above which number the one output
+        of a row stands for class 1 of 2.
+
+    Raises:
+        ValueError, TypeError: what does not fit, by the name of the argument, with the shapes.
+    """
+    parameters = list(model.parameters())
+    if not parameters:
+        raise ValueError(f"model must have parameters, {type(model).__name__} has none")
+    if any(p.is_meta for p in parameters):
+        raise ValueError("model must have values, it is on the meta device: model.to_empty(device=...) and fill it")
+    if not any(p.requires_grad for p in parameters):
+        raise ValueError("model must have a parameter to train: requires_grad is False for all of them")
+    x, y = _rows(model, data)
+    gpus = [p.device for p in parameters[:1] if p.is_cuda]
+    with as_it_was(model), torch.random.fork_rng(devices=gpus), torch.enable_grad():
+        model.eval()
+        given = _answered(model, x, output, "")
+        _must_be_a_loss(loss, given, y)
+        above = _reading(given, len(x), data, loss)
+        model.train()
+        x, y = x[:batch_size], y[:batch_size]
+        _must_be_a_loss(loss, _answered(model, x, output, "in training mode, "), y)
+    return above
+
+
+def own_state(model: nn.Module) -> dict[str, Any]:
+    """`model.state_dict()`. Raises ValueError where something in it could not be saved."""
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor) and not _is_plain(value):
+            raise ValueError(
+                f"model has {name!r} in its state_dict(), {shown(value)}, which cannot be saved with a run; valid: "
+                "tensors, and what JSON has"
+            )
+    return state
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each of its modules is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Afterwards its modules are in the modes they were in, and its buffers (running statistics) hold what they held."""
+    buffers = [
+        (module._buffers, name, b, b._version, b.clone())
+        for module in model.modules()
+        for name, b in module._buffers.items()
+        if b is not None
+    ]
+    with evaluating(model):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for place, name, buffer, version, before in buffers:
+                    place[name] = buffer
+                    if buffer._version != version:
+                        buffer.copy_(before)
+
+
+def _rows(model: nn.Module, data: datasets.Dataset) -> tuple[Tensor, Tensor]:
+    """Two rows, or three where two could be taken for the classes; the largest label, which asks most, is there."""
+    y = data.train_y
+    top = int(y.argmax())
+    rows = [top, *(i for i in range(min(len(y), 3)) if i != top)][: 3 if data.classes == 2 else 2]
+    device = next(model.parameters()).device
+    return data.train_x[rows].to(device, dtype_of(model)), y[rows].to(device)
+
+
+def _answered(model: nn.Module, x: Tensor, output: Output | None, mode: str) -> Any:
+    try:
+        return answer(model, x, output)
+    except Exception as error:
+        what = "model does not take the data" if output is None else "output(model, x) fails"
+        raise ValueError(f"{what}: {mode}for inputs {list(x.shape)} of {x.dtype}, {_said(error)}") from error
+
+
+def _must_be_a_loss(loss: Callable[[Any, Tensor], Tensor], given: Any, y: Tensor) -> None:
+    try:
+        value = loss(given, y)
+    except Exception as error:
+        hint = "" if isinstance(given, Tensor) else f"; {_ADAPTER}"
+        raise ValueError(
+            f"loss does not take what the model gives, {_described(given)}, and labels {list(y.shape)} of {y.dtype}: "
+            f"{_said(error)}{hint}"
+        ) from error
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss must return a tensor of one number, as a mean over the batch, got {shown(value)}")
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"loss must return one real number, as a mean over the batch, got {_described(value)} (reduction='none'?)"
+        )
+    if not value.requires_grad:
+        raise ValueError("loss must have a gradient: what it returns does not depend on any parameter to be trained")
+
+
+def _reading(given: Any, n: int, data: datasets.Dataset, loss: Callable[[Any, Tensor], Tensor]) -> float | None:
+    z, classes = logits(given), data.classes
+    if isinstance(z, Tensor) and z.is_floating_point() and z.ndim and len(z) == n and z.numel():
+        width = z.numel() // n
+        if width > 1 and width >= classes and z.ndim > 1 and z.shape[1] == width:
+            return None
+        if width == 1:
+            if classes == 1:
+                return math.inf  # whatever it says, it is class 0
+            if classes == 2 and (above := _halfway(loss, given)) is not None:
+                return above
+    hint = "" if isinstance(z, Tensor) else f"; {_ADAPTER}"
+    one = " (or one output a row, of which the loss tells what it means)" if classes == 2 else ""
+    raise ValueError(
+        f"model must give logits [n, {classes}] for the {classes} classes of {data.name!r}{one}, got "
+        f"{_described(given)} for n = {n}{hint}"
+    )
+
+
+@torch.no_grad()
+def _halfway(loss: Callable[[Any, Tensor], Tensor], given: Any) -> float | None:
+    """Between the outputs that the loss likes best for class 0 and for class 1: 0 for a logit, 1/2 for a probability.
+
+    None where it cannot be told: the output is not all that the model gives, or the loss does not rise with it.
+    """
+    if not isinstance(given, Tensor):
+        return None
+    best = []
+    for label, nearest in ((0, max), (1, min)):
+        losses = {}
+        for value in _OUTPUTS:
+            with contextlib.suppress(Exception):  # of a probability, values outside 0..1 may be refused
+                labels = torch.full((len(given),), label, device=given.device)
+                losses[value] = float(loss(torch.full_like(given, value), labels))
+        losses = {value: found for value, found in losses.items() if math.isfinite(found)}
+        if not losses:
+            return None
+        least = min(losses.values())
+        best.append(nearest(value for value, found in losses.items() if found == least))
+    return sum(best) / 2 if best[0] < best[1] else None
+
+
+def _described(given: Any) -> str:
+    if isinstance(given, Tensor):
+        return f"{list(given.shape)} of {given.dtype}"
+    if isinstance(given, tuple | list) and len(given) < 5:
+        return f"a {type(given).__name__} of {', '.join(map(_described, given))}"
+    return f"a {type(given).__name__}"
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
