@@ -70,14 +70,16 @@ def parser(commands: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParse
     one.add_argument("--root", type=Path, metavar="DIR", help="where to look and to put it (default: the user's cache)")
     command("lab", "[arguments of JupyterLab, such as --no-browser --port 8899]")
     command("knobs")
-    command("doctor")
+    one = command("doctor")
+    one.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="a run's folder, to be looked at instead")
     return whole
 
 
 def failed(error: object, status: int, every_rank: bool = False) -> int:
     """Say in a line what went wrong, on rank 0 unless on every rank; returns the exit status."""
     if every_rank or os.environ.get("RANK", "0") == "0":  # the others have the same to say
-        print(f"gsm-lab: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"gsm-lab: {error}", file=sys.stderr)
     return status
 
 

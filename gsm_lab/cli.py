@@ -1,8 +1,9 @@
 """The command line: `gsm-lab run / resume / report / reproduce / data / lab / knobs / doctor`.
 
-Exit status: 0 done; 1 training broke down, or the doctor found something missing; 2 a wrong argument, or data that is
-not there; 130 ended by Ctrl-C. What can go wrong is said in a sentence, without a stack trace. `run` and `resume` that
-`torchrun` has started train over its processes; rank 0 speaks for all, but a rank that loses another one says so.
+Exit status: 0 done; 1 training broke down, what came out cannot be written, or the doctor found something missing; 2 a
+wrong argument, or data that is not there; 130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, with all that was reached
+kept. What can go wrong is said in a sentence, without a stack trace. `run` and `resume` that `torchrun` has started
+train over its processes; rank 0 speaks for all, but a rank that loses another one says so.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING
 
 from gsm_lab import arguments, knobs
 from gsm_lab.arguments import PARALLEL, failed
-from gsm_lab.folder import INTERRUPTED, must_be_free, train, write_report
+from gsm_lab.folder import INTERRUPTED, complete, must_be_free, train
 
 if TYPE_CHECKING:
     from gsm_lab.run import Run
+    from gsm_lab.world import World
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,8 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and args.command != "lab":
         parser.error(f"unknown argument {rest[0]!r}")
+    from gsm_lab.interrupts import status, stops
+
     try:
-        return args.does(args, rest) if args.command == "lab" else args.does(args)
+        if args.command == "lab":  # Jupyter ends itself
+            return args.does(args, rest)
+        with stops():
+            return args.does(args)
     except FloatingPointError as error:
         return failed(error, 1)
     except BrokenPipeError:  # `gsm-lab knobs | head`: nobody reads on, and the flush at exit must not fail either
@@ -38,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except (ValueError, OSError) as error:  # among them DataNotFound, DataCorrupted, CheckpointError
         return failed(error, 2)
-    except KeyboardInterrupt:
-        return failed("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        return failed("interrupted", status(stop))
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -51,19 +58,25 @@ def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in knobs.KNOBS if getattr(args, name) is not None}
     if args.out is not None:  # before data is loaded, or fetched
         must_be_free(args.out, args.overwrite)
-    with _kind_of_run(args) as kind:
+    with _kind_of_run(args) as (kind, world), contextlib.ExitStack() as ours:
+        if args.out is not None:
+            _take(ours, args.out, world)
+            must_be_free(args.out, args.overwrite)
         new = kind(**given)
         k = new.knobs
-        settled = Path("runs") / f"{k['data']}-{k['model']}-{k['compression']:g}x-seed{k['seed']}"
-        folder = args.out if args.out is not None else settled
-        must_be_free(folder, args.overwrite)
+        folder = args.out
+        if folder is None:
+            folder = Path("runs") / f"{k['data']}-{k['model']}-{k['compression']:g}x-seed{k['seed']}"
+            _take(ours, folder, world)
+            must_be_free(folder, args.overwrite)
         return train(new, folder)
 
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run to the end of its plan."""
     _set_threads(args.threads)
-    with _kind_of_run(args) as kind:
+    with _kind_of_run(args) as (kind, world), contextlib.ExitStack() as ours:
+        _take(ours, args.folder, world, if_run=True)
         old = kind.resume(args.folder)
         if args.epochs is not None:
             if args.epochs * old.epoch_steps < old.steps:
@@ -73,18 +86,24 @@ def resume(args: argparse.Namespace) -> int:
                 )
             old.set(epochs=args.epochs)
         if old.base is not None and old.steps >= old.planned:
-            if old.rank == 0:
-                epochs = old.knobs["epochs"]
-                print(f"The run in {args.folder} is at the end of its {epochs} epochs; --epochs N extends it to N.")
+            with old.by_first_rank() as first:
+                if first:
+                    epochs = old.knobs["epochs"]
+                    print(f"The run in {args.folder} is at the end of its {epochs} epochs; --epochs N extends it to N.")
+                    _tell_mended(complete(old.alone(args.folder), args.folder))
             return 0
         return train(old, args.folder, resumed=True)
 
 
 def report(args: argparse.Namespace) -> int:
-    """Make a run's report.html again."""
+    """Make a run's report.html again, and whatever else in its folder is missing or damaged."""
     from gsm_lab.run import Run
 
-    print(write_report(Run.resume(args.folder), args.folder))
+    with contextlib.ExitStack() as ours:
+        _take(ours, args.folder, if_run=True)
+        mended = complete(Run.resume(args.folder), args.folder, anew=["report.html"])
+    print(args.folder / "report.html")
+    _tell_mended([name for name in mended if name != "report.html"])
     return 0
 
 
@@ -136,12 +155,18 @@ def show_knobs(args: argparse.Namespace) -> int:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Say what of the installation is there and fits.
+    """Say what of the installation is there and fits; of a run's folder, whether all that is kept in it is whole.
 
     Only Python and packages count towards the exit status: a browser and MNIST are not needed everywhere.
     """
     from gsm_lab import doctor
 
+    if args.folder is not None:
+        from gsm_lab import kept
+
+        lines = list(kept.look(args.folder))
+        print("\n".join(f"{state:<8} {line}" for state, line in lines))
+        return int(any(state != "ok" for state, _ in lines))
     needed = doctor.needed()
     for state, line in [*needed, *doctor.surroundings()]:
         print(f"{state:<8} {line}")
@@ -152,25 +177,43 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _kind_of_run(args: argparse.Namespace) -> Iterator[type[Run]]:
+def _kind_of_run(args: argparse.Namespace) -> Iterator[tuple[type[Run], World | None]]:
     """`Run`, or one of `gsm_lab.parallel` where that is asked for, or torchrun has started this process."""
     if args.parallel is None and not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         from gsm_lab.run import Run
 
-        yield Run
+        yield Run, None
         return
     from gsm_lab import parallel, world
 
     with contextlib.ExitStack() as joined:
         try:  # what is wrong is said before leaving: until then torchrun's SIGTERM, which ends the others, is held back
-            joined.enter_context(world.joined(args.timeout))
-            yield parallel.kind(args.parallel or PARALLEL[0])
+            ranks = joined.enter_context(world.joined(args.timeout))
+            yield parallel.kind(args.parallel or PARALLEL[0]), ranks
         except world.RankLost as error:
             sys.exit(failed(error, 1, every_rank=True))
         except FloatingPointError as error:
             sys.exit(failed(error, 1))
         except (ValueError, OSError) as error:
             sys.exit(failed(error, 2))
+
+
+def _take(ours: contextlib.ExitStack, folder: Path, world: World | None = None, if_run: bool = False) -> None:
+    """Have the folder for this command alone until `ours` is closed; over ranks, the first one has it for all.
+
+    With `if_run` only where it holds a run; where it does not, whoever reads it says so.
+    """
+    from gsm_lab.checkpoint import FILE
+    from gsm_lab.files import held
+
+    with world.together() if world else contextlib.nullcontext():
+        if (world is None or world.rank == 0) and (not if_run or os.path.isfile(folder / FILE)):
+            ours.enter_context(held(folder))
+
+
+def _tell_mended(names: list[str]) -> None:
+    if names:
+        print(f"Written again, as it was missing, damaged or of another state: {', '.join(names)}.")
 
 
 def _set_threads(threads: int | None) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gsm_lab import models
 from gsm_lab import data as datasets
+from gsm_lab import models
 from gsm_lab.checks import shown
 from gsm_lab.outputs import Output, answer, logits
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,64 +15,127 @@ if TYPE_CHECKING:
 
 SAVE_EVERY = 60.0  # seconds of training
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+UNSAVED = 1  # trained, and not to be written
 _PIECE = 20  # steps between two looks at the clock
-_DERIVED = ("weights.safetensors", "report.html")  # of a run that has come to its end
 
 
 def must_be_free(folder: Path, overwrite: bool) -> None:
-    """Raises ValueError where the folder holds a run and that is not to be replaced."""
-    from gsm_lab.checkpoint import FILE
+    """Raises ValueError where the folder holds a run, or a file that one would replace, and that is not to be."""
+    from gsm_lab.checkpoint import FILE, KEPT
 
-    if (folder / FILE).exists() and not overwrite:
+    if overwrite:
+        return
+    if (folder / FILE).exists():
         raise ValueError(
             f"{folder} already holds a run: `gsm-lab resume {folder}` goes on with it, --overwrite replaces it, "
             "--out names another folder"
+        )
+    if there := [name for name in KEPT if (folder / name).exists()]:
+        raise ValueError(
+            f"{folder} already holds {', '.join(there)}, which a run would replace: --overwrite lets it, --out names "
+            "another folder"
         )
 
 
 def train(run: Run, folder: Path, resumed: bool = False) -> int:
     """Train to the end of the plan, saving now and then, and leave all there is to leave in `folder`.
 
-    Returns the exit status: 0, or `INTERRUPTED`. Raises what ends training (`Run.breakdowns`), with what was saved.
+    What cannot be saved on the way is said, and tried again a minute later. Returns the exit status: 0, that of an
+    interrupt, or `UNSAVED` where what was reached in the end cannot be written. Raises what ends training
+    (`Run.breakdowns`), with what was saved; and NotWritten, before the first step, where the folder is not writable.
     """
-    folder.mkdir(parents=True, exist_ok=True)  # if that fails, then before the work
-    saved = [run.steps] if resumed else []
+    from gsm_lab.checkpoint import DERIVED
+    from gsm_lab.files import must_be_writable
+    from gsm_lab.interrupts import status
 
-    def save() -> None:
-        for name in _DERIVED:  # they belong to another state of the run, or to another run
-            (folder / name).unlink(missing_ok=True)
-        run.save(folder)
-        saved.append(run.steps)
-
-    interrupted = False
+    saves = _Saves(run, folder, resumed)
+    with run.by_first_rank() as first:  # if that fails, then before the work
+        if first:
+            must_be_writable(folder)
+    stopped = 0
     try:
-        _until_done(run, save)
-    except KeyboardInterrupt:  # comes between two steps
-        interrupted = True
+        _until_done(run, saves.now_and_then)
+    except KeyboardInterrupt as stop:  # comes between two steps
+        stopped = status(stop)
     except run.breakdowns as error:
-        if not saved:
-            with contextlib.suppress(OSError):  # not empty, it was there before; or another rank was faster
-                folder.rmdir()
+        if saves.last is None:
             raise
-        raise type(error)(f"{error} (the state after {saved[-1]:,} steps is in {folder})") from None
-    save()
+        raise type(error)(f"{error} ({saves.kept()})") from None
+    try:
+        try:
+            saves.save()
+        except run.unsaved as error:
+            if run.rank == 0:
+                print(f"gsm-lab: {error}; {saves.kept()}", file=sys.stderr)
+            return stopped or UNSAVED
+    except KeyboardInterrupt as stop:  # while it was saved, and is
+        stopped = stopped or status(stop)
     if run.rank > 0:
-        return INTERRUPTED if interrupted else 0
+        return stopped
     run = run.alone(folder)
-    if not interrupted:
-        _write_weights(run, folder)
-        write_report(run, folder)
+    if not stopped:
+        try:
+            complete(run, folder, anew=DERIVED)
+        except KeyboardInterrupt as stop:
+            stopped = status(stop)
+        except OSError as error:
+            print(f"gsm-lab: {error}; the run is safe, and `gsm-lab resume {folder}` makes the rest", file=sys.stderr)
+            return UNSAVED
+    # A terminal that was closed (SIGHUP) is nothing to write to; all is kept by now.
+    with contextlib.suppress(OSError) if stopped else contextlib.nullcontext():
+        _tell(run, folder, bool(stopped))
+    return stopped
+
+
+def _tell(run: Run, folder: Path, stopped: bool) -> None:
     from gsm_lab.outcome import results
 
     rows = results(run).rows()
     width = max(len(what) for what, _ in rows)
     print("\n".join(f"{what:<{width}}  {value:>7}" for what, value in rows))
-    if interrupted:
+    if stopped:
         print(f"Stopped after {run.dense_steps:,} dense and {run.steps:,} of {run.planned:,} gated steps; all is kept.")
-        print(f"`gsm-lab resume {folder}` goes on, `gsm-lab report {folder}` shows what there is.")
-        return INTERRUPTED
-    print(f"In {folder}: weights.safetensors (the cut network), report.html, history.csv, knobs.json, the checkpoint.")
-    return 0
+        print(f"`gsm-lab resume {folder}` goes on, `gsm-lab report {folder}` shows what there is.", flush=True)
+    else:
+        print(
+            f"In {folder}: weights.safetensors (the cut network), report.html, history.csv, knobs.json, the checkpoint."
+        )
+
+
+class _Saves:
+    """The saves of a training into a folder, and the state that is there: after so many dense and gated steps."""
+
+    def __init__(self, run: Run, folder: Path, resumed: bool) -> None:
+        self.run, self.folder = run, folder
+        self.last = (run.dense_steps, run.steps) if resumed else None
+
+    def save(self) -> None:
+        """Save, and only then remove what belongs to another state of the run, or to another run."""
+        from gsm_lab.checkpoint import DERIVED
+        from gsm_lab.files import writing
+
+        self.run.save(self.folder)
+        self.last = (self.run.dense_steps, self.run.steps)
+        with self.run.by_first_rank() as first, writing(self.folder):
+            if first:
+                for name in DERIVED:
+                    (self.folder / name).unlink(missing_ok=True)
+
+    def now_and_then(self) -> None:
+        """Save; where that cannot be done, say so and go on: there is another save to come."""
+        try:
+            self.save()
+        except self.run.unsaved as error:
+            if self.run.rank == 0:
+                again = f"training goes on, and in {SAVE_EVERY:.0f} s it is saved again"
+                print(f"\ngsm-lab: {error}; {again}; {self.kept()}", file=sys.stderr)
+
+    def kept(self) -> str:
+        """What is in the folder, in half a sentence."""
+        if self.last is None:
+            return f"nothing is kept in {self.folder}"
+        dense, steps = self.last
+        return f"the state after {f'{steps:,}' if steps else f'{dense:,} dense'} steps is in {self.folder}"
 
 
 def _until_done(run: Run, save: Callable[[], None]) -> None:
@@ -99,24 +162,66 @@ def _until_done(run: Run, save: Callable[[], None]) -> None:
     run.train(epochs=0, progress=False)  # looks at the accuracies once more
 
 
+def complete(run: Run, folder: Path, anew: Collection[str] = ()) -> list[str]:
+    """Write what a folder should hold beside the checkpoint of `run` and does not, or damaged, or of another state.
+
+    Of a run that is not at its end nothing is missing but what is there to be read. `anew`: names of what is to be
+    written in any case. Returns the names of what was not as it should be.
+    """
+    from gsm_lab import kept
+    from gsm_lab.checkpoint import BESIDE, DERIVED, read, readable
+
+    plain = read(folder)
+    states = kept.states(folder, plain)
+    mended = [name for name in BESIDE if states[name].state != "ok"]
+    if mended:
+        # What is written again has to be what the checkpoint vouches for. It is not where another version of pandas
+        # writes a number in another way: then all is saved.
+        contents = readable(run)
+        if all(kept.vouched(plain, name, contents[name]) for name in mended):
+            for name in mended:
+                _write(folder, name, contents[name])
+        else:
+            run.save(folder)
+            states = kept.states(folder, read(folder))
+    finished = run.base is not None and run.steps >= run.planned
+    for name, write in zip(DERIVED, (_write_weights, write_report), strict=True):
+        wrong = states[name].state == "wrong" or (finished and states[name].state == "missing")
+        if wrong or name in anew:
+            write(run, folder)
+        if wrong:
+            mended.append(name)
+    return mended
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    from gsm_lab import checkpoint
+    from gsm_lab.files import writing
+
+    with writing(folder):
+        checkpoint.write_atomically(folder / name, content)
+
+
 def _write_weights(run: Run, folder: Path) -> None:
     """The cut network's parameters and buffers; the run keeps its own."""
-    from safetensors.torch import save as to_bytes
-
-    from gsm_lab.checkpoint import write_atomically
+    from gsm_lab import tensor_files
+    from gsm_lab.checkpoint import FILE, WEIGHTS
+    from gsm_lab.model_state import whole_state
     from gsm_lab.optim import cut
 
     network = copy.deepcopy(run.model)
-    kept = cut(network, nonzeros=run.nonzeros)
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in network.state_dict().items()}
-    about = {"format": "pt", "model": str(run.knobs["model"]), "data": run.data.name, "nonzeros": str(kept)}
-    write_atomically(folder / "weights.safetensors", to_bytes(tensors, about))
+    stay = cut(network, nonzeros=run.nonzeros)
+    about = {"format": "pt", "model": str(run.knobs["model"]), "data": run.data.name, "nonzeros": str(stay)}
+    about["checkpoint"] = tensor_files.fingerprint(folder / FILE)
+    _write(folder, WEIGHTS, tensor_files.content_of(whole_state(network)[0], about))
 
 
 def write_report(run: Run, folder: Path) -> Path:
     """Write `report.html`, atomically; returns where it is."""
-    from gsm_lab.checkpoint import write_atomically
+    from gsm_lab import kept, tensor_files
+    from gsm_lab.checkpoint import FILE
     from gsm_lab.report import report
 
-    write_atomically(folder / "report.html", report(run).encode())
+    page = kept.sealed(report(run).encode(), tensor_files.fingerprint(folder / FILE))
+    _write(folder, "report.html", page)
     return folder / "report.html"

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -33,9 +32,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
+from gsm_lab.interrupts import interrupt
 from gsm_lab.outputs import answer
 from gsm_lab.run import Run
-from gsm_lab.world import RankLost, World, lost_ranks, stops_held_back
+from gsm_lab.world import Elsewhere, RankLost, World, lost_ranks, stops_held_back
 
 
 class ParallelRun(Run):
@@ -53,10 +53,11 @@ class ParallelRun(Run):
         ValueError: also where the ranks' settings or data differ, or there are more ranks than rows in a batch. From
             `step` and `train`, before a weight changes: `set` was not called alike on all ranks.
         RankLost: a rank has ended, or did not answer in time. There is no going on but by resuming what was saved.
-        KeyboardInterrupt: on all ranks after the same step, when one of them received SIGINT or SIGTERM.
+        KeyboardInterrupt: on all ranks after the same step, when one of them received SIGINT, SIGTERM or SIGHUP.
     """
 
     breakdowns = (FloatingPointError, RankLost)
+    unsaved = (OSError, Elsewhere)
     _forward: Callable[[Tensor], Any] | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -102,7 +103,7 @@ class ParallelRun(Run):
         """Of a model that was given, those of rank 0 (as DDP has it); those of a named one follow from the seed."""
         with lost_ranks():
             for t in (self._initial or {}).values():
-                if isinstance(t, Tensor) and not isinstance(t, DTensor):
+                if isinstance(t, Tensor) and not isinstance(t, DTensor):  # not what get_extra_state returned
                     dist.broadcast(t, 0)
 
     def _placed(self, model: nn.Module) -> nn.Module:
@@ -157,8 +158,8 @@ class ParallelRun(Run):
         loss, stop, marks, squares = total[:4].tolist()
         if marks**2 != squares * self.world.size:  # equality holds where all marks are equal, and nowhere else
             self.world.must_agree({name: self.knobs[name] for name in settings.LIVE})
-        if stop:
-            self._agreed.append(signal.SIGINT)
+        if stop:  # for the same reason, to all of them
+            self._agreed.append(max(self.world.exchange(self._asked[0] if self._asked else 0)))
         with torch.no_grad():
             for mine, mean in zip(self._statistics, total[4:].split([s.numel() for s in kept]), strict=True):
                 mine.copy_(mean / self.world.size)
@@ -171,7 +172,7 @@ class ParallelRun(Run):
             yield self._agreed
         if self._agreed:
             self._asked.clear()
-            raise KeyboardInterrupt
+            raise interrupt(self._agreed[0])
 
     def _repeat(self, one_step: Callable[[], None], n: int, interrupted: list[int]) -> int:
         with lost_ranks():
@@ -213,6 +214,12 @@ class ParallelRun(Run):
 
     def _kept_state(self) -> dict[str, Any]:
         raise TypeError("a run over ranks cannot be copied or pickled: save(folder), and Run.resume(folder) is one")
+
+    @contextlib.contextmanager
+    def by_first_rank(self) -> Iterator[bool]:
+        """True on rank 0; the others wait for it, and raise `gsm_lab.world.Elsewhere` where it raises."""
+        with lost_ranks(), self.world.together():
+            yield self.world.rank == 0
 
     def first_rank_says(self, flag: bool) -> bool:
         """`flag` as it is on rank 0."""

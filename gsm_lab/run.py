@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class Run(Training):
     means_nothing: tuple[str, ...] = ()  # knobs that the method takes no notice of
     rank = 0  # of this process among those that train the run together (`gsm_lab.parallel`): here it is alone
     breakdowns: tuple[type[Exception], ...] = (FloatingPointError,)  # that end training; what was saved is still good
+    unsaved: tuple[type[Exception], ...] = (OSError,)  # from `save`, where nothing could be written
 
     def __init__(
         self,
@@ -341,6 +343,11 @@ class Run(Training):
     def first_rank_says(self, flag: bool) -> bool:
         """`flag` as it is on rank 0: for what depends on a clock."""
         return flag
+
+    @contextlib.contextmanager
+    def by_first_rank(self) -> Iterator[bool]:
+        """Whether it is this process that does what only one of them is to do; what it raises, all raise."""
+        yield True
 
     def _placed(self, model: nn.Module) -> nn.Module:
         """The model on the device, and in the parts, in which it is trained."""

@@ -12,8 +12,6 @@ import json
 import math
 import os
 import re
-import signal
-import threading
 import traceback
 import weakref
 from collections import deque
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from gsm_lab.interrupts import STOPS, held_back
 from gsm_lab.optim.ranks import RankLost
 
 __all__ = ["Elsewhere", "RankLost", "World", "joined", "lost_ranks", "stops_held_back"]
@@ -47,7 +46,7 @@ class Elsewhere(ValueError):
 def joined(timeout: float = TIMEOUT) -> Iterator[World]:
     """Join the processes that `torchrun` started; leave them at the end.
 
-    SIGINT and SIGTERM are held back in between, for a run over ranks to end at the same step on all of them.
+    SIGINT, SIGTERM and SIGHUP are held back in between, for a run over ranks to end at the same step on all of them.
 
     Args:
         timeout: seconds after which a rank that does not answer counts as lost.
@@ -181,17 +180,9 @@ def lost_ranks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stops_held_back() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM go into the list that is yielded, always the same one."""
-    if threading.current_thread() is not threading.main_thread():
+    """SIGINT, SIGTERM and SIGHUP go into the list that is yielded, always the same one."""
+    with held_back(_STOPS, STOPS):
         yield _STOPS
-        return
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {n: signal.signal(n, lambda number, _: _STOPS.append(number)) for n in numbers}
-    try:
-        yield _STOPS
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not Python's
 
 
 def _first_sentence(error: BaseException) -> str:

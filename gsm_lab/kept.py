@@ -1,0 +1,89 @@
+"""What is kept in a run's folder, and whether each file is what was written: for the doctor, and to mend it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gsm_lab import tensor_files
+from gsm_lab.checkpoint import BESIDE, DERIVED, FILE, WEIGHTS, CheckpointError, read
+from gsm_lab.files import sha256
+
+
+class State(NamedTuple):
+    """Of a file: "ok", "missing" or "wrong", and what there is to say about it."""
+
+    state: str
+    about: str
+
+
+def states(folder: Path, plain: dict[str, Any]) -> dict[str, State]:
+    """Of each file that a run's folder may have. `plain`: what `checkpoint.read` says of the run, which is whole."""
+    found = {FILE: State("ok", f"a run of {plain['dense_steps']:,} dense and {plain['steps']:,} gated steps")}
+    for name in BESIDE:
+        found[name] = _beside(folder, name, plain)
+    own = tensor_files.fingerprint(folder / FILE)
+    for name in DERIVED:
+        found[name] = _derived(folder / name, own)
+    return found
+
+
+def vouched(plain: dict[str, Any], name: str, content: bytes) -> bool:
+    """Whether the checkpoint says of a file beside it that this is its content."""
+    return plain.get("beside", {}).get(name) == sha256(content)
+
+
+def look(folder: Path) -> Iterator[tuple[str, str]]:
+    """As `doctor.needed`: a line for each file of a run's folder that is there or should be."""
+    try:
+        plain = read(folder)
+    except CheckpointError as error:
+        yield "wrong", str(error)
+        return
+    for name, (state, about) in states(folder, plain).items():
+        if state == "missing" and name in DERIVED and not plain.get("finished"):
+            continue
+        mend = "" if state == "ok" else f": `gsm-lab report {folder}` makes it again"
+        yield state, f"{folder / name} ({about}){mend}"
+
+
+def sealed(page: bytes, checkpoint: str) -> bytes:
+    """An HTML page with a last line that says of which checkpoint it is, and holds its checksum."""
+    page += f"<!-- of the checkpoint {checkpoint} -->\n".encode()
+    return page + f"<!-- SHA-256 of all before this line: {sha256(page)} -->\n".encode()
+
+
+_SEAL = re.compile(
+    rb"(.*<!-- of the checkpoint (?P<of>\w+) -->\n)<!-- SHA-256 of all before this line: (?P<sum>\w+) -->\n", re.DOTALL
+)
+
+
+def _beside(folder: Path, name: str, plain: dict[str, Any]) -> State:
+    if not (folder / name).is_file():
+        return State("missing", "to be read")
+    if name not in plain.get("beside", {}):
+        return State("wrong", "from before there were checksums")
+    if not vouched(plain, name, (folder / name).read_bytes()):
+        return State("wrong", "damaged, changed, or of another save")
+    return State("ok", "to be read")
+
+
+def _derived(path: Path, checkpoint: str) -> State:
+    if not path.is_file():
+        return State("missing", "of a run that has come to its end")
+    try:
+        if path.name == WEIGHTS:
+            of = tensor_files.checked(path)[1].get("checkpoint")
+        else:
+            content = path.read_bytes()
+            seal = _SEAL.fullmatch(content)
+            if not seal or sha256(seal[1]) != seal["sum"].decode():
+                return State("wrong", "damaged, or from before there were checksums")
+            of = seal["of"].decode()
+    except tensor_files.Damaged:
+        return State("wrong", "damaged, or from before there were checksums")
+    if of != checkpoint:
+        return State("wrong", "of another state of the run")
+    return State("ok", "of this state of the run")
