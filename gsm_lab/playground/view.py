@@ -8,6 +8,7 @@ from typing import Any
 import anywidget
 import plotly.graph_objects as go
 import traitlets
+from plotly.basedatatypes import BaseFigure, Undefined
 
 _SCRIPT = """
 function render({ model, el }) {
@@ -44,7 +45,18 @@ STYLE = """<style>
 
 
 class Figure(go.FigureWidget):
-    """A figure that gives a page opened again what it shows now; plotly's gives what it began with."""
+    """A figure that can be played with for hours, and gives a page opened again what it shows now.
+
+    It mends three things of plotly's widget (7.1):
+
+    - A page that is opened again is given what the figure began with.
+    - An update that leaves alone a property of one trace which it sets for another says so with a word, which the page
+      takes for the value: what is drawn is right, but not what the page keeps, from which it would draw a second view.
+      Here every such place is filled with the value that holds.
+    - The page then reports the array that it has lost as if it were a default, entry by entry, and plotly's answer to
+      that is "The truth value of an array with more than one element is ambiguous". Nothing here asks for a page's
+      defaults, so such reports are let go.
+    """
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
         """What a page asks for when it is opened."""
@@ -55,6 +67,48 @@ class Figure(go.FigureWidget):
                 "_widget_layout": deepcopy(self._layout_obj._props),
             }
         return super().get_state(key, drop_defaults)
+
+    def _send_restyle_msg(self, restyle_data: dict, trace_indexes: Any = None, source_view_id: Any = None) -> None:
+        super()._send_restyle_msg(self._filled(restyle_data, trace_indexes), trace_indexes, source_view_id)
+
+    def _send_update_msg(
+        self, restyle_data: dict, relayout_data: dict, trace_indexes: Any = None, source_view_id: Any = None
+    ) -> None:
+        filled = self._filled(restyle_data, trace_indexes)
+        super()._send_update_msg(filled, relayout_data, trace_indexes, source_view_id)
+
+    def _filled(self, restyle_data: dict[str, Any], trace_indexes: Any) -> dict[str, Any]:
+        """The same with a value for each trace; those that the caller sets hold already when a message is sent."""
+        traces = [self._data[i] for i in self._normalize_trace_indexes(trace_indexes)]
+        filled = dict(restyle_data)
+        for path, values in restyle_data.items():
+            if isinstance(values, list) and any(value is Undefined for value in values):
+                each = (values[i % len(values)] for i in range(len(traces)))
+                filled[path] = [_found(t, path) if v is Undefined else v for t, v in zip(traces, each, strict=True)]
+        return filled
+
+    @traitlets.observe("_js2py_traceDeltas")
+    def _handler_js2py_traceDeltas(self, change: Any) -> None:
+        if change["new"] and change["new"]["trace_edit_id"] == self._last_trace_edit_id:
+            self._trace_edit_in_process = False
+        self._js2py_traceDeltas = None
+
+    @traitlets.observe("_js2py_layoutDelta")
+    def _handler_js2py_layoutDelta(self, change: Any) -> None:
+        if change["new"] and change["new"]["layout_edit_id"] == self._last_layout_edit_id:
+            self._layout_edit_in_process = False
+        self._js2py_layoutDelta = None
+
+
+def _found(trace: dict[str, Any], path: str) -> Any:
+    """What a trace has at a path such as "marker.size"; None where it has nothing, which leaves it so."""
+    found: Any = trace
+    for step in BaseFigure._str_to_dict_path(path):
+        try:
+            found = found[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return found
 
 
 class Viewer(anywidget.AnyWidget):
