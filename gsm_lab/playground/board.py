@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import weakref
 from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any
@@ -13,9 +15,9 @@ import torch
 from gsm_lab import figures
 from gsm_lab.figures.dashboard import LAYERS_SHOWN
 from gsm_lab.knobs import KNOBS, checked
-from gsm_lab.optim import budget
 from gsm_lab.player import Player
 from gsm_lab.playground import texts
+from gsm_lab.playground.closing import close_all, forget_output
 from gsm_lab.playground.controls import ChoiceControl, KnobControl
 from gsm_lab.playground.presets import PRESETS, Preset
 from gsm_lab.playground.taylor import TaylorView
@@ -24,6 +26,8 @@ from gsm_lab.run import Run
 
 LIVE = ("compression", "momentum", "weight_decay", "lr", "smoothing")
 RESTARTS = ("model", "data", "batch_size", "seed")
+_current: weakref.ReferenceType[Playground] | None = None
+_taking_over = threading.Lock()
 PARTS = ("buttons", "readouts", "presets", "figure", "taylor", "state")
 _BUTTONS = {
     "play": ("Play", "play", "success", "train until Pause"),
@@ -53,17 +57,23 @@ class Playground(widgets.VBox):
     `load_state(line)`, `picture()`. A new playground closes the one before.
 
     Raises:
+        TypeError: a `run` that is none, or a `hide` that is not a list of names.
         ValueError: a name in `hide` that is none of these.
     """
 
     player: Player | None = None
 
     def __init__(self, run: Run | None = None, hide: Iterable[str] = ()) -> None:
-        self.run = Run(hold=1.0) if run is None else run
-        hide = [hide] if isinstance(hide, str) else list(hide)
+        global _current
+        if not isinstance(run, Run | None):
+            raise TypeError(f"run must be a gsm_lab.Run, as Run('lenet300', 'digits') makes it, got {texts.got(run)}")
         known = (*LIVE, *RESTARTS, *_BUTTONS, *PARTS)
+        if not isinstance(hide, Iterable):
+            raise TypeError(f"hide must be a list of names, got {texts.got(hide)}; valid: {', '.join(known)}")
+        hide = [hide] if isinstance(hide, str) else list(hide)
         if unknown := [name for name in hide if name not in known]:
-            raise ValueError(f"hide has {unknown[0]!r}; valid: {', '.join(known)}")
+            raise ValueError(f"hide has {texts.got(unknown[0])}; valid: {', '.join(known)}")
+        self.run = Run(hold=1.0) if run is None else run
         knobs = self.run.knobs
         self.controls: dict[str, KnobControl | ChoiceControl] = {
             name: (ChoiceControl if KNOBS[name].choices else KnobControl)(KNOBS[name], knobs[name], self._moved)
@@ -86,6 +96,11 @@ class Playground(widgets.VBox):
         self.taylor.follow(self.player)
         self.viewer.on_msg(self._heard)
         self._show_readouts()
+        with _taking_over:
+            before = _current() if _current is not None else None
+            _current = weakref.ref(self)
+        if before is not None:
+            before.close()
 
     # -- without a mouse -------------------------------------------------------------------------------------------
 
@@ -128,9 +143,10 @@ class Playground(widgets.VBox):
     def load_state(self, line: str) -> None:
         """Begin again with the settings of a `state`; what it does not name stays as it is.
 
-        Raises ValueError, before anything changes, if it is none.
+        Raises TypeError or ValueError, before anything changes, if it is none, or one of a model or data set that
+        is neither here nor has a name of gsm_lab's.
         """
-        self.reset(**texts.read_state(line))
+        self.reset(**texts.read_state(line, self.run))
 
     def picture(self) -> Any:
         """The plots as they are, as a PNG for readers without a kernel (an `IPython.display.Image`)."""
@@ -141,12 +157,12 @@ class Playground(widgets.VBox):
         return Image(figures.static(figure))
 
     def close(self) -> None:
-        """End the training thread and remove the widget."""
+        """End the training thread and remove the widget, with all it is made of; nothing then keeps it or its run."""
         if self.player is not None:
             self.player.close()
             self.taylor.close()
-        _close(self.children)
-        super().close()
+            close_all([self, self.taylor.text])
+        forget_output(self)
 
     def __repr__(self) -> str:
         return f"Playground({self.run.knobs['model']} on {self.run.knobs['data']})"
@@ -221,7 +237,7 @@ class Playground(widgets.VBox):
             _set(self.state_note, f"<span class='gsm-wrong' role='alert'>{escape(reason)}</span>")
 
         try:
-            knobs = texts.read_state(self.state_line.value)
+            knobs = texts.read_state(self.state_line.value, self.run)
         except ValueError as error:
             refused(str(error))
             return
@@ -258,10 +274,8 @@ class Playground(widgets.VBox):
 
     def _show_readouts(self) -> None:
         run, player = self.run, self.player
-        opt, k = run.opt, run.knobs
-        q = budget(opt.weights, compression=k["compression"])
-        _set(self.budget, f"<b>Q = {q:,} of {opt.weights:,} weights ({k['compression']:g}×)</b> receive their gradient")
-        _set(self.half_life, texts.half_life_text(run.lr, k))
+        _set(self.budget, texts.budget_text(run))
+        _set(self.half_life, texts.half_life_text(run.lr, run.knobs))
         _set(self.status, texts.status(run, player))
         self.taylor.show()
         error = player.error
@@ -307,12 +321,6 @@ class Playground(widgets.VBox):
         }
         shown = [part for name, part in parts.items() if name not in hide]
         return [widgets.HTML(STYLE), *shown, self.viewer]
-
-
-def _close(children: Iterable[widgets.Widget]) -> None:
-    for child in children:
-        _close(getattr(child, "children", ()))
-        child.close()
 
 
 def _set(widget: widgets.HTML, text: str) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from html import escape
 from typing import Any
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
+from plotly.basedatatypes import BaseFigure
 
 from gsm_lab.figures import static
+from gsm_lab.playground.closing import close_all, forget_output
+from gsm_lab.playground.texts import got
 from gsm_lab.playground.view import STYLE, Figure
 
 
@@ -25,11 +29,13 @@ class explore(widgets.VBox):
             runs at every choice.
         **choices: what can be chosen, at least one value each; the first is shown first.
 
-    Readers without a kernel see the first figure as a picture. An error in `draw` is shown above the figure.
+    Readers without a kernel see the first figure as a picture. An error in `draw` at a later choice, or something else
+    than a figure from it, is said above the figure, which stays as it was. A figure of the same make as the one before
+    (the same traces and settings with other values) takes its place and keeps a zoom; any other begins afresh.
 
     Raises:
-        ValueError: no choices at all, or one without values.
-        TypeError: `draw` cannot be called.
+        ValueError: no choices at all, or one without values; a figure with frames, for which menus have no room.
+        TypeError: `draw` cannot be called, or does not return a figure.
     """
 
     def __init__(self, draw: Callable[..., go.Figure], **choices: Sequence[Any]) -> None:
@@ -41,7 +47,7 @@ class explore(widgets.VBox):
             if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
                 raise ValueError(f"{name} must be a list of at least one value, got {values!r}")
         self._draw = draw
-        first = draw(**{name: values[0] for name, values in choices.items()})
+        self._drawn = _plain(draw(**{name: values[0] for name, values in choices.items()}))
         self.menus = {
             name: widgets.Dropdown(
                 options=[(str(value), value) for value in values],
@@ -52,8 +58,7 @@ class explore(widgets.VBox):
             for name, values in choices.items()
         }
         self.failure = widgets.HTML()
-        self.figure = Figure(first)
-        self.figure._config = {"responsive": True, "displaylogo": False}
+        self.figure = _live(self._drawn)
         for menu in self.menus.values():
             menu.observe(self._redraw, "value")
         row = widgets.HBox(list(self.menus.values()), layout=widgets.Layout(flex_flow="row wrap"))
@@ -78,19 +83,25 @@ class explore(widgets.VBox):
 
     def _redraw(self, _: Any = None) -> None:
         try:
-            new = self._draw(**self.chosen)
+            new = _plain(self._draw(**self.chosen))
+            if _make(new) != _make(self._drawn):  # what to take away from the one before, only plotly's page knows
+                before, self.figure = self.figure, _live(new)
+                self.children = [*self.children[:-1], self.figure]
+                close_all([before])
+            else:
+                with self.figure.batch_update():
+                    for trace, values in zip(self.figure.data, new["data"], strict=True):
+                        trace.update(deepcopy(values), overwrite=True)
+                    self.figure.layout.update(deepcopy(new["layout"]), overwrite=True)
         except Exception as error:
             self.failure.value = f'<div class="gsm-error">{escape(type(error).__name__)}: {escape(str(error))}</div>'
             return
-        self.failure.value = ""
-        with self.figure.batch_update():
-            if [t.type for t in new.data] != [t.type for t in self.figure.data]:
-                self.figure.data = ()
-                self.figure.add_traces(new.data)
-            else:
-                for old, trace in zip(self.figure.data, new.data, strict=True):
-                    old.update(trace.to_plotly_json(), overwrite=True)
-            self.figure.layout.update(new.layout.to_plotly_json(), overwrite=True)
+        self._drawn, self.failure.value = new, ""
+
+    def close(self) -> None:
+        """Remove the widget, with all it is made of."""
+        close_all([self])
+        forget_output(self)
 
     def __repr__(self) -> str:
         return f"explore({', '.join(f'{name}={value!r}' for name, value in self.chosen.items())})"
@@ -101,3 +112,30 @@ class explore(widgets.VBox):
             with contextlib.suppress(Exception):  # without a browser that draws it there is no picture
                 bundle["image/png"] = base64.b64encode(static(go.Figure(self.figure.to_dict()))).decode()
         return bundle
+
+
+def _plain(figure: Any) -> dict[str, Any]:
+    """What `draw` returned, as plain data and layout. Raises TypeError, ValueError."""
+    if not isinstance(figure, BaseFigure):
+        raise TypeError(f"draw must return a plotly figure, got {got(figure)}")
+    if figure.frames:
+        raise ValueError(f"draw must return a figure without frames, got one with {len(figure.frames)}")
+    plain = figure.to_plotly_json()
+    return {"data": [{k: v for k, v in t.items() if k != "uid"} for t in plain["data"]], "layout": plain["layout"]}
+
+
+def _live(plain: dict[str, Any]) -> Figure:
+    figure = Figure(deepcopy(plain))
+    figure._config = {"responsive": True, "displaylogo": False}
+    return figure
+
+
+def _make(what: Any, name: str = "") -> Any:
+    """All of a figure but its values: which settings there are, of how many traces; a few by value, too."""
+    if name in ("type", "uirevision", "template"):
+        return repr(what)
+    if isinstance(what, dict):
+        return {key: _make(value, key) for key, value in what.items()}
+    if isinstance(what, list | tuple) and any(isinstance(one, dict) for one in what):
+        return [_make(one) for one in what]
+    return what is None

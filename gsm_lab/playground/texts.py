@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
+from gsm_lab.optim import budget
 from gsm_lab.player import Player
 from gsm_lab.playground.presets import Preset
 from gsm_lab.run import Run
@@ -49,16 +50,52 @@ def status(run: Run, player: Player) -> str:
     return f"<b>{escape(word)}</b> · " + " · ".join(parts)
 
 
-def read_state(line: str) -> dict[str, Any]:
-    """The knobs in a state line, checked. Raises ValueError saying what a state looks like."""
+def budget_text(run: Run) -> str:
+    """How many weights receive their gradient: Q, or fewer where the gate finds no more with any T."""
+    weights, c = run.opt.weights, run.knobs["compression"]
+    q = budget(weights, compression=c)
+    text = f"<b>Q = {q:,} of {weights:,} weights ({c:g}×)</b> receive their gradient"
+    row = run.history.steps.array()[-1:]
+    if not len(row) or "compression" in run.means_nothing:
+        return text
+    at_most = budget(weights, compression=float(run.history.knob_values("compression", row["step"])[0]))
+    active = int(row["active"].sum())
+    if active >= at_most:
+        return text
+    return text.replace("receive", "may receive") + (
+        f", but in step {int(row['step'][0]):,} <b>only {active:,}</b> of {at_most:,} did: |g·w| of all others is 0. "
+        "They have decayed until the product is too small for float32, or no sample's gradient reaches them; "
+        "a few steps at 1×, with the gate open, let them grow again"
+    )
+
+
+def got(what: Any) -> str:
+    """What was given, in a few words, for a message."""
+    text = (
+        repr(what) if isinstance(what, str | int | float | None | list | tuple | dict) else f"a {type(what).__name__}"
+    )
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_state(line: str, run: Run) -> dict[str, Any]:
+    """The knobs in a state line, checked.
+
+    Raises TypeError, ValueError saying what a state looks like, or that this one is of a model or data that are not the
+    run's own.
+    """
+    example = 'a state is one line like {"gsm_lab": 1, "knobs": {"compression": 60}}'
+    if not isinstance(line, str):
+        raise TypeError(f"{example}, got {got(line)}")
     try:
         state = json.loads(line)
         knobs = state["knobs"]
         if state["gsm_lab"] != 1 or not isinstance(knobs, dict):
             raise ValueError
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(
-            f'a state is one line like {{"gsm_lab": 1, "knobs": {{"compression": 60}}}}, got {line[:60]!r}'
-        ) from None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{example}, got {line[:60]!r}") from None
     own = [name for name in ("model", "data") if name in knobs and knobs[name] not in KNOBS[name].choices]
+    for name in own:
+        if knobs[name] != run.knobs[name]:
+            valid = ", ".join(dict.fromkeys([run.knobs[name], *KNOBS[name].choices]))
+            raise ValueError(f"the state is of {name} {knobs[name]!r}, which is not here; valid: {valid}")
     return checked({name: value for name, value in knobs.items() if name not in own})

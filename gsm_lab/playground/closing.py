@@ -1,0 +1,50 @@
+"""Ends widgets for good: ipywidgets keeps each one, and all it refers to, until it is closed by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ipywidgets import Widget
+
+
+def close_all(widgets: Iterable[Any]) -> None:
+    """Close widgets with all that they hold, laid out or not: children, layouts, styles, widgets in attributes.
+
+    What is closed already stays so.
+    """
+    seen: set[int] = set()
+    left = list(widgets)
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, dict):
+            left.extend(one.values())
+        elif isinstance(one, list | tuple):
+            left.extend(one)
+        elif isinstance(one, Widget):
+            left.extend(vars(one).values())  # the values of its traits among them, as far as there are any
+            Widget.close(one)
+
+
+def forget_output(what: Any) -> None:
+    """Take an object out of IPython's record of what cells have shown (`Out`, `_`, `_3`), which would keep it."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
+    shell = get_ipython()
+    if shell is None:
+        return
+    hook, names = shell.displayhook, shell.user_ns
+    shown = names.get("_oh", {})
+    for count in [count for count, value in shown.items() if value is what]:
+        del shown[count]
+        names.pop(f"_{count}", None)
+    for name in ("_", "__", "___"):
+        if names.get(name) is what:
+            names[name] = ""
+        if getattr(hook, name, None) is what:
+            setattr(hook, name, "")
