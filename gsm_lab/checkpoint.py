@@ -157,7 +157,7 @@ def resume(
     knobs = {name: v for name, v in knobs.items() if name not in ("model", "data", *kind.means_nothing)}
     names = plain["knobs"]["model"], plain["knobs"]["data"]
     sources = model if model is not None else names[0], data if data is not None else names[1]
-    picks = {} if model is None else _picks(model, plain["history"]["layers"])
+    picks = plain.get("picks", {}) if model is None else _picks(model, plain["history"]["layers"])
     run = kind(*sources, loss=loss, output=output, **picks, **knobs, **own)
     if run.data.digest != plain["data_digest"]:
         raise CheckpointError(
@@ -202,6 +202,7 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "own_loss": own_loss,
         "own_output": None if run.output is None else getattr(run.output, "__name__", type(run.output).__name__),
         "given": run._given,
+        "picks": exactly(run.model, run.history.layers) if any(run._picks.values()) else {},
         "data_digest": run.data.digest,
         "history": history,
         "torch": torch.__version__,

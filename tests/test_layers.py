@@ -67,6 +67,9 @@ def test_a_list_of_kernels_is_called_as_the_list_is() -> None:
     model.tokens = nn.ParameterList([torch.ones(2, 3)])
     model.by_name = nn.ParameterDict({"weight": torch.ones(2, 3), "bias": torch.ones(3, 2)})
     assert list(prunable(model)) == ["weights.0", "by_name.weight"]
+    model.positions = TokenEmbedding()
+    model.positions.weights = nn.ParameterList([torch.ones(2, 3)])
+    assert list(prunable(model)) == ["weights.0", "by_name.weight"]
 
 
 def test_classes_derived_from_layers_and_scripted_ones() -> None:

@@ -47,17 +47,20 @@ def kernels(model: nn.Module) -> dict[str, nn.Parameter]:
     Raises:
         ValueError: a parameter is lazy: it has no shape yet.
     """
-    found, never = set[int](), set[int]()
-    for path, module in model.named_modules():
+    found, never, modules = set[int](), set[int](), dict(model.named_modules())
+    for path, module in modules.items():
         computed, kind = bool(computed_kernels(module)), type(module)
-        listed = path.rpartition(".")[2] + "_" if isinstance(module, nn.ParameterList | nn.ParameterDict) else ""
+        owner, listed = module, ""
+        if isinstance(module, nn.ParameterList | nn.ParameterDict):  # is to its owner what a tensor would be
+            above, _, listed = path.rpartition(".")
+            owner, listed = modules[above], f"{listed}_"
         for name, p in module.named_parameters(recurse=False):
             if is_lazy(p):
                 raise ValueError(
                     f"model has a lazy parameter, {'.'.join(filter(None, (path, name)))!r} of a {kind.__name__}, whose "
                     "shape is known once the model has seen a batch: call model(x) first"
                 )
-            if _embeds_or_normalises(module):
+            if _embeds_or_normalises(owner):
                 never.add(id(p))
             elif not computed and (_is_kernel(module, name) or _is_called_kernel(listed + name, p)):
                 found.add(id(p))

@@ -53,12 +53,13 @@ def _computed(model: nn.Module) -> dict[str, Computed]:
 
 
 def _refuse_computed(computed: dict[str, Computed], competing: set[int]) -> None:
-    for name, c in computed.items():
-        if any(id(p) in competing for p in c.sources):
-            raise ValueError(
-                f"kernel {name!r} is no parameter but computed from others at each pass, and cannot be pruned so: "
-                f"{c.way_out}, or leave it out, exclude={name!r}"
-            )
+    refused = [name for name, c in computed.items() if any(id(p) in competing for p in c.sources)]
+    if refused:
+        name, more = refused[0], f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise ValueError(
+            f"kernel {name!r}{more} is no parameter but computed from others at each pass, and cannot be pruned so: "
+            f"{computed[name].way_out}, or leave it out, exclude={name!r}"
+        )
 
 
 def _module(model: object) -> nn.Module:
