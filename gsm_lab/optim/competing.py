@@ -16,7 +16,7 @@ from gsm_lab.optim.device import Watch
 from gsm_lab.optim.gate import Gate
 from gsm_lab.optim.ranks import is_distributed
 from gsm_lab.optim.selection import budget
-from gsm_lab.optim.sgd import checked, first_non_finite, refuse_settings
+from gsm_lab.optim.sgd import as_pythons, checked, first_non_finite, refuse_settings
 from gsm_lab.optim.sharded import ShardedGate
 from gsm_lab.optim.standstill import Standstill
 
@@ -197,7 +197,7 @@ class Competing(torch.optim.SGD):
         for name, other in (("compression", "nonzeros"), ("nonzeros", "compression")):
             if given.get(name) is not None:
                 given.setdefault(other, None)
-        own = {**self._own_now, **given}
+        own = {name: as_pythons(value) for name, value in {**self._own_now, **given}.items()}
         self._budget_of(own)
         own["smoothing"] = checked(own["smoothing"])
         if not (own["smoothing"] and self._own_now["smoothing"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -25,9 +25,17 @@ _PLAIN_NUMBERS = frozenset(NUMBERS)
 
 def checked(smoothing: float) -> float:
     """`smoothing`, if it is valid. Raises ValueError."""
+    smoothing = as_pythons(smoothing)
     if isinstance(smoothing, bool) or not isinstance(smoothing, NUMBERS) or not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must be a number from 0 (the paper's gate) to below 1, got {smoothing!r}")
     return float(smoothing)
+
+
+def as_pythons(x: Any) -> Any:
+    """A number of numpy's as one of Python's, which a `state_dict()` needs that is to be loaded with `weights_only`."""
+    if type(x) in NUMBERS or isinstance(x, bool) or not isinstance(x, Real):
+        return x
+    return int(x) if isinstance(x, Integral) else float(x)
 
 
 def refuse_settings(given: Mapping[str, Any], where: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Optuna looks for settings: of a loop of one's own, and of a `Run`; and numbers in numpy's types, which searches hand on."""
+"""Optuna looks for settings of a loop and of a `Run`; and numbers in numpy's types, which a search may hand on."""
 
 import json
 
@@ -76,7 +76,8 @@ def test_numbers_in_numpys_types_are_numbers(kind, tmp_path):
     optimizer = plain.gsm(model, compression=kind(20))
     seen = plain.train(model, optimizer)
     seen.same_as(plain.train(twin, plain.gsm(twin, compression=20)))
-    optimizer.compression = kind(7)
+    assert gl.cut(twin, compression=kind(7)) == 720 // 7
+    optimizer.compression, optimizer.smoothing = kind(7), kind(0)
     torch.save(optimizer.state_dict(), tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)
     other = plain.gsm(plain.network())
