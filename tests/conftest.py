@@ -119,6 +119,7 @@ class Lab:
     url: str
     token: str
     folder: Path
+    log: Path  # what the server and its kernels say, and where they have gone wrong
 
     def address(self, path: str = "") -> str:
         """The address of a notebook (relative to `folder`) in JupyterLab, token included."""
@@ -135,14 +136,14 @@ def lab(request, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(24), folder)
+    server = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(24), folder, home / "log")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", *(["--allow-root"] if AS_ROOT else [])]
     command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     command += [f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
     environ = _environ(home, server.token)
     if request.config.option.markexpr != "bench":
         environ["OMP_NUM_THREADS"] = "1"
-    with _running(command, environ, server, home / "log"):
+    with _running(command, environ, server):
         yield server
 
 
@@ -165,14 +166,14 @@ def _environ(home: Path, token: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], environ: dict[str, str], server: Lab, log: Path, seconds: float = 120):
+def _running(command: list[str], environ: dict[str, str], server: Lab, seconds: float = 120):
     """Start a Jupyter server, wait until it answers, and end it with all it started."""
-    with log.open("w") as file:
+    with server.log.open("w") as file:
         process = subprocess.Popen(
             command, env=environ, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
         )
     try:
-        assert _answers(process, server, seconds), "JupyterLab did not start:\n" + log.read_text()
+        assert _answers(process, server, seconds), "JupyterLab did not start:\n" + server.log.read_text()
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -15,6 +15,7 @@ import pytest
 SECONDS = 40  # that something may take before a test gives up on it
 START = 150  # until a kernel has begun and the page shows what it made: on a busy machine more than a minute
 PATIENCE = 6.0  # seconds without a viewer until the player of these tests pauses
+TRACEBACK = "Traceback (most recent call last)"
 SHOTS = os.environ.get("GSM_LAB_SHOTS")  # a folder to put pictures in, to be looked at
 
 # The kernel says how it is doing through a file, so that it can be asked also when no page is open.
@@ -78,6 +79,7 @@ class Place:
     address: str
     said: Path
     requests: list[str]
+    tracebacks: list[str]
 
     def kernel(self) -> dict[str, Any]:
         return json.loads(self.said.read_text())
@@ -123,18 +125,33 @@ class Place:
         self.page.keyboard.press("Enter")
 
 
-def new_page(browser: Any, requests: list[str]) -> Any:
+def new_page(browser: Any, requests: list[str], tracebacks: list[str] | None = None) -> Any:
+    """A page; `requests` takes what it asks for, `tracebacks` the errors that kernels report to it.
+
+    What goes wrong where a widget's message is taken is shown nowhere but in JupyterLab's own log.
+    """
     page = browser.new_page(viewport={"width": 1500, "height": 1250})
     page.on("request", lambda request: requests.append(request.url))
-    page.on("websocket", lambda socket: requests.append(socket.url))
+
+    def heard(frame: str | bytes) -> None:
+        text = frame if isinstance(frame, str) else frame.decode(errors="replace")
+        if tracebacks is not None and TRACEBACK in text:
+            tracebacks.append(text[-4000:])
+
+    def connected(socket: Any) -> None:
+        requests.append(socket.url)
+        socket.on("framereceived", heard)
+
+    page.on("websocket", connected)
     return page
 
 
 @pytest.fixture(scope="module")
 def place(chromium: Any, lab: Any) -> Iterator[Place]:
     write_notebook(lab.folder / "board.ipynb", TELL)
-    requests: list[str] = []
-    place = Place(new_page(chromium, requests), lab.address("board.ipynb"), lab.folder / "said.json", requests)
+    requests, tracebacks = [], []
+    page = new_page(chromium, requests, tracebacks)
+    place = Place(page, lab.address("board.ipynb"), lab.folder / "said.json", requests, tracebacks)
     open_notebook(place.page, place.address)
     command(place.page, "application:toggle-left-area")
     command(place.page, "notebook:run-all-cells")
@@ -298,7 +315,9 @@ def test_page_opened_again_shows_what_is(place: Place, chromium: Any) -> None:
     assert min(lines) > 1
     command(page, "docmanager:save")
     wait_for(lambda: "widget-view" in (place.said.parent / "board.ipynb").read_text(), page)
-    place.page = other = new_page(chromium, place.requests)  # a second page on the same kernel, which stays as it is
+    place.page = other = new_page(
+        chromium, place.requests, place.tracebacks
+    )  # a second page on the same kernel, which stays as it is
     try:
         other.goto(place.address)
         other.wait_for_selector(".gsm-playground .main-svg", timeout=1000 * START)
@@ -337,3 +356,8 @@ def test_no_request_left_the_machine(place: Place) -> None:
     local = re.compile(r"(https?|wss?)://127\.0\.0\.1:\d+/|(data|blob|about):")
     assert len(place.requests) > 20
     assert not [url for url in place.requests if not local.match(url)]
+
+
+def test_nothing_went_wrong_behind_the_page(place: Place, lab: Any) -> None:
+    assert not place.tracebacks
+    assert TRACEBACK not in lab.log.read_text()

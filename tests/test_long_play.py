@@ -1,0 +1,139 @@
+"""A playground that plays on and on in a real browser: nothing goes wrong behind the page, whatever is done to it."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_browser import (
+    PATIENCE,
+    SECONDS,
+    START,
+    TELL,
+    TRACEBACK,
+    Place,
+    command,
+    new_page,
+    open_notebook,
+    wait_for,
+    write_notebook,
+)
+
+STEPS = 3000  # 60,000 in tests/soak
+# A small network on small batches, of which a slow machine does hundreds of steps a second.
+SMALL = (
+    "gl.Playground(gl.Run(__import__('torch').nn.Sequential(__import__('torch').nn.Flatten(), "
+    "__import__('torch').nn.Linear(784, 10)), 'digits', hold=1.0, pretrain=0, batch_size=8))"
+)
+LONG_TELL = TELL.replace(f"UNWATCHED = {PATIENCE}", "UNWATCHED = 120.0")
+
+
+def opened(chromium: Any, lab: Any, name: str, board: str = SMALL, code: str = LONG_TELL) -> Place:
+    """A notebook in a folder of its own, its cells run."""
+    (lab.folder / name).mkdir()
+    write_notebook(lab.folder / name / "play.ipynb", code, board)
+    address = lab.address(f"{name}/play.ipynb").replace("/lab/", f"/lab/workspaces/{name}/")
+    requests, tracebacks = [], []
+    place = Place(
+        new_page(chromium, requests, tracebacks), address, lab.folder / name / "said.json", requests, tracebacks
+    )
+    open_notebook(place.page, place.address)
+    command(place.page, "application:toggle-left-area")
+    command(place.page, "notebook:run-all-cells")
+    place.page.wait_for_selector(".gsm-playground .main-svg", timeout=1000 * START)
+    wait_for(place.said.exists, place.page, START)
+    return place
+
+
+def press(place: Place, button: str) -> None:
+    place.page.click(f".gsm-button-{button}")
+
+
+def played(place: Place, steps: int, seconds: float) -> int:
+    """Play until so many steps are done and shown, pause, and do some more one by one; returns how many there are.
+
+    One by one, because the last stretch of a long line then grows: of some lines (the target) only x is another.
+    """
+    press(place, "play")
+    place.until(lambda said: said["steps"] >= steps, seconds)
+    press(place, "pause")
+    done = place.until(lambda said: not said["playing"])["steps"]
+    for _ in range(12):
+        press(place, "step")
+        done += 1
+        wait_for(lambda done=done: place.last_step() == done, place.page)
+    place.page.wait_for_timeout(500)  # for the page's answer to the last one
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(chromium: Any, lab: Any) -> Iterator[Place]:
+    place = opened(chromium, lab, "long")
+    yield place
+    place.page.close()
+
+
+def test_plays_on(place: Place, lab: Any) -> None:
+    done = played(place, STEPS, 120)
+    assert place.kernel()["error"] == "None" and place.kernel()["steps"] == done
+    assert not place.tracebacks and TRACEBACK not in lab.log.read_text()
+
+
+def test_a_page_loaded_again_while_it_plays(place: Place, chromium: Any, lab: Any) -> None:
+    """And a second page beside it, which is closed again."""
+    page = place.page
+    command(page, "docmanager:save")
+    wait_for(lambda: "widget-view" in (place.said.parent / "play.ipynb").read_text(), page)
+    press(place, "play")
+    other = new_page(chromium, place.requests, place.tracebacks)
+    other.goto(place.address)
+    other.wait_for_selector(".gsm-playground .main-svg", timeout=1000 * START)
+    page.reload()
+    page.wait_for_selector(".gsm-playground .main-svg", timeout=1000 * START)
+    steps = place.until(lambda said: said["playing"])["steps"]
+    wait_for(lambda: place.last_step() > steps, page)
+    other.close()
+    steps = place.kernel()["steps"]
+    wait_for(lambda: place.last_step() > steps, page)
+    press(place, "pause")
+    place.until(lambda said: not said["playing"])
+    assert not place.tracebacks and TRACEBACK not in lab.log.read_text()
+
+
+def kernel_request(place: Place, lab: Any, action: str) -> None:
+    """Ask the server to interrupt or restart the kernel of this notebook."""
+
+    def ask(path: str, method: str = "GET") -> Any:
+        request = urllib.request.Request(
+            f"{lab.url}/api/{path}", method=method, headers={"Authorization": f"token {lab.token}"}
+        )
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            return json.loads(answer.read() or "null")
+
+    path = str(Path(place.said.parent.name) / "play.ipynb")
+    (kernel,) = [s["kernel"]["id"] for s in ask("sessions") if s["path"] == path]
+    ask(f"kernels/{kernel}/{action}", "POST")
+
+
+def test_a_kernel_interrupted_and_started_anew_while_it_plays(place: Place, lab: Any) -> None:
+    page = place.page
+    press(place, "play")
+    steps = place.until(lambda said: said["playing"])["steps"]
+    kernel_request(place, lab, "interrupt")
+    place.until(lambda said: said["steps"] > steps + 20 or not said["playing"])
+    press(place, "play")
+    steps = place.kernel()["steps"]
+    place.until(lambda said: said["steps"] > steps)
+    kernel_request(place, lab, "restart")
+    began = time.time()
+    page.wait_for_timeout(2000)
+    command(page, "notebook:run-all-cells")
+    place.until(lambda said: said["at"] > began and said["steps"] == 0, START)
+    press(place, "play")
+    place.until(lambda said: said["steps"] > 20)
+    wait_for(lambda: place.last_step() > 20, page)
+    assert not place.tracebacks and TRACEBACK not in lab.log.read_text()
