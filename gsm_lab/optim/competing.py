@@ -179,13 +179,13 @@ class Competing(torch.optim.SGD):
         counts, and goes to all of them. Raises ValueError where groups say different things, or it is out of range.
         """
         now, new = self._own_now, {}
-        for i, group in enumerate(self.param_groups):
+        for group in self.param_groups:
             for name in OWN:
                 if group[name] is now[name] or group[name] == now[name]:
                     continue
                 if name in new and new[name] is not group[name] and new[name] != group[name]:
                     raise ValueError(
-                        f"{name} is one for the whole model, got {group[name]!r} in group {i} and {new[name]!r} in another"
+                        f"{name} is one for the whole model, got {new[name]!r} and {group[name]!r} in groups"
                     )
                 new[name] = group[name]
         if new:

@@ -41,8 +41,10 @@ class GSM(Competing):
     Args:
         params: what any optimizer takes; `param_groups(model)` is the usual choice. In a plain list every tensor of two
             or more dimensions competes; a group with `prunable=False` gets plain SGD.
-        lr, momentum, weight_decay, and all else: as in `torch.optim.SGD`. (With `differentiable`, the gate is a constant.)
-        compression: C = N / Q, at least 1; at 1 this is SGD, bit for bit. Can be changed at any step, here or in a group.
+        lr, momentum, weight_decay, and all else: as in `torch.optim.SGD`. (To `differentiable`, the gate is a
+            constant.)
+        compression: C = N / Q, at least 1; at 1 this is SGD, bit for bit. Can be changed at any step, here or in any
+            of the groups.
         nonzeros: Q itself; give one of the two (without either, compression is 1).
         smoothing: 0, as in the paper; or s below 1, an option of this project: the gate then ranks |w| * m instead of
             T, with m <- s m + (1 - s) |gradient|. Batches then agree on who stays, so that the cut takes nothing away;
@@ -92,11 +94,11 @@ class GSM(Competing):
         self._own_now = {"compression": 1.0, "nonzeros": None, "smoothing": checked(smoothing), **given}
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **sgd)
         self._start_fresh()
+        self._budget_of(self._own_now)
         own = self._own()
         for name, value in {**given, "smoothing": smoothing or own["smoothing"]}.items():
             if own[name] != value:
                 raise ValueError(f"{name} is one for the whole model, got {value!r} and in a group {own[name]!r}")
-        self._budget_of(own)
 
     # -- the step --------------------------------------------------------------------------------------------------
 
@@ -133,7 +135,11 @@ class GSM(Competing):
         """Find out what this step is to do, where that has changed since the last one. Raises ValueError."""
         gate, groups = self._gate(), self.param_groups
         asked = [tuple(map(g.get, ASKED)) for g in groups]
-        if asked == self._asked:  # to look at them costs more than to compare them
+        try:
+            same = asked == self._asked  # to look at them costs more than to compare them
+        except (RuntimeError, ValueError):  # a tensor or an array of several values has no truth
+            same = False
+        if same:
             if self._rates:
                 self._refuse_settings()
             return

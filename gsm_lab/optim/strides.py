@@ -14,40 +14,44 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _HALVES = (torch.float16, torch.bfloat16)
+_NOTHING: dict[str, Any] = {}
 
 
 def misread(optimizer: torch.optim.SGD) -> bool:
     """Whether the fused kernel would read something of this step wrong."""
-    return any(group["fused"] and _is_misread(optimizer, group) for group in optimizer.param_groups)
+    for group in optimizer.param_groups:
+        if group["fused"]:
+            its, momenta = _taking_part(optimizer, group)
+            known = [z for z in momenta if z is not None]
+            if _must_be_alone(optimizer, its, len(known)) or not all(
+                map(_is_row_major, [*its, *[p.grad for p in its], *known])
+            ):
+                return True
+    return False
 
 
-def _is_misread(optimizer: torch.optim.SGD, group: dict[str, Any]) -> bool:
-    its = [p for p in group["params"] if p.grad is not None]
-    momenta = _momenta(optimizer, its)
-    known = [z for z in momenta if z is not None]
-    all_of_them = [*its, *[p.grad for p in its], *known]
-    return _must_be_alone(optimizer, group, its, momenta) or not all(map(_is_row_major, all_of_them))
+def _taking_part(optimizer: torch.optim.SGD, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The tensors of a group that have a gradient, and their momenta."""
+    its, get = [p for p in group["params"] if p.grad is not None], optimizer.state.get
+    return its, [get(p, _NOTHING).get("momentum_buffer") for p in its] if group["momentum"] else []
 
 
-def _must_be_alone(optimizer: torch.optim.SGD, group: dict[str, Any], its: list[Tensor], momenta: list[Any]) -> bool:
-    """Whether the kernel cannot do this group, however it is laid out."""
+def _must_be_alone(optimizer: torch.optim.SGD, its: list[Tensor], known: int) -> bool:
+    """Whether the kernel cannot do a group, `known` momenta of which there are, however it is laid out."""
     if hasattr(optimizer, "found_inf"):  # which only the fused kernel knows
         return False
     return (
-        bool(group["momentum"] and None in momenta and any(z is not None for z in momenta))
+        0 < known < len(its)
         or any(p.dtype in _HALVES and p.is_cpu and not moves_halves(p.dtype) for p in its)
         or any(not p.is_contiguous() and _has_gaps(p) for p in its)
     )
-
-
-def _momenta(optimizer: torch.optim.SGD, its: list[Tensor]) -> list[Tensor | None]:
-    return [optimizer.state[p].get("momentum_buffer") if p in optimizer.state else None for p in its]
 
 
 @contextmanager
@@ -60,13 +64,12 @@ def as_fused_reads(optimizer: torch.optim.SGD) -> Iterator[None]:
     alone: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:
         for group in filter(lambda group: group["fused"], optimizer.param_groups):
-            its = [p for p in group["params"] if p.grad is not None]
-            momenta = _momenta(optimizer, its)
-            if _must_be_alone(optimizer, group, its, momenta):
+            its, momenta = _taking_part(optimizer, group)
+            if _must_be_alone(optimizer, its, sum(z is not None for z in momenta)):
                 alone.append((group, {name: group[name] for name in ("fused", "foreach")}))
                 group["fused"] = group["foreach"] = False
                 continue
-            for p, z in zip(its, momenta, strict=True):
+            for p, z in zip_longest(its, momenta):
                 if _lies_unlike(p, p.grad):
                     held.append((p, p.grad))
                     p.grad = _like(p, p.grad)
