@@ -8,27 +8,35 @@ alike, are made once for a network and a seed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
+import math
 import shutil
+import sys
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from safetensors import torch as safetensors
 
-from gsm_lab import __version__, methods
+from gsm_lab import __version__, methods, tensor_files
 from gsm_lab import data as datasets
-from gsm_lab.checkpoint import FILE, fill, write_atomically
+from gsm_lab.checkpoint import FILE, CheckpointError, note_of
+from gsm_lab.checkpoint import save as save_run
+from gsm_lab.files import must_be_writable, write_atomically
 from gsm_lab.methods import tickets
 from gsm_lab.methods.rival import OF_THE_GATE
+from gsm_lab.model_state import fill, whole_state
 from gsm_lab.results import KEY, SEEDS, SHELF, add, claimed, has, key_of, name_of, provenance, read, unfinished
 from gsm_lab.run import Run
 from gsm_lab.tables import Entry, entries
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 SAVE_EVERY = 60.0  # seconds of training
 _PIECE = 20  # steps between two looks at the clock
@@ -65,7 +73,8 @@ def reproduce(
         knobs and options of the run (for a ticket of the search and the ticket) as JSON.
 
     Raises:
-        ValueError: an unknown table, no seeds, nothing in it to do, or an `out` that is no such CSV.
+        ValueError: an unknown table, no seeds, nothing in it to do, or an `out` that is no such CSV, or damaged.
+        OSError: `out` cannot be written; said before a run is begun.
         FloatingPointError: at the end, runs broke down; it names them. All other rows are in `out`.
         KeyboardInterrupt: at an interrupt, when the run in hand has been saved.
     """
@@ -88,6 +97,7 @@ def reproduce(
             parts = {name: _settings(run) for name, run in runs.items()} | ({"by": entry.by} if entry.by else {})
             settings = json.dumps(parts, sort_keys=True)
             if not has(out, key, settings):
+                must_be_writable(out.parent)
                 folder = unfinished(out) / name_of(key, settings)
                 with claimed(folder, wait) as mine:
                     if not mine:
@@ -109,8 +119,7 @@ def reproduce(
             there(entry, seed, wait=True)
     if broken:
         raise FloatingPointError("\n".join(broken))
-    for path in unfinished(out).glob("dense-*"):
-        path.unlink(missing_ok=True)
+    _remove_dense(unfinished(out))
     made = read(out)
     wanted = {tuple(key_of(table, entry, data, seed).values()) for entry, seed in jobs}
     return made[[tuple(key) in wanted for key in made[KEY].itertuples(index=False)]].reset_index(drop=True)
@@ -187,17 +196,11 @@ def _trained(run: Run, folder: Path, progress: bool, until: int | None = None) -
     """
     from tqdm.auto import tqdm
 
-    clock = folder / "seconds.json"
-    if (folder / FILE).exists() and clock.exists():
-        before = json.loads(clock.read_text())
-        run = type(run).resume(folder, data=run.data)
-    else:
-        before = _take_over(run, folder)
+    run, before = _as_it_was_left(run, folder)
     start = saved = time.monotonic()
 
     def save() -> None:
-        run.save(folder)
-        write_atomically(clock, json.dumps(before + time.monotonic() - start).encode())
+        save_run(run, folder, note={"seconds": before + time.monotonic() - start})
 
     end = run.planned if until is None else until
     total = run.dense_left + max(0, end - run.steps)
@@ -212,7 +215,10 @@ def _trained(run: Run, folder: Path, progress: bool, until: int | None = None) -
                     run.step(min(_PIECE, end - run.steps))
                 bar.update(run.dense_steps + run.steps - done)
                 if time.monotonic() - saved >= SAVE_EVERY:
-                    save()
+                    try:
+                        save()
+                    except OSError as error:  # there is another one to come
+                        tqdm.write(f"gsm-lab: {error}; training goes on, and it is tried again", file=sys.stderr)
                     saved = time.monotonic()
         except KeyboardInterrupt:
             save()
@@ -220,6 +226,17 @@ def _trained(run: Run, folder: Path, progress: bool, until: int | None = None) -
     if until:
         save()
     return run, before
+
+
+def _as_it_was_left(run: Run, folder: Path) -> tuple[Run, float]:
+    """The run that is kept in `folder`, else `run` after its dense epochs if another row has made them; the seconds."""
+    if (folder / FILE).exists():
+        try:
+            seconds = note_of(folder).get("seconds", math.nan)  # as older ones kept them elsewhere: not known
+            return type(run).resume(folder, data=run.data), seconds
+        except CheckpointError as error:
+            print(f"gsm-lab: {error}: it is made anew", file=sys.stderr)
+    return run, _take_over(run, folder)
 
 
 def _dense_file(run: Run, folder: Path) -> Path:
@@ -234,23 +251,41 @@ def _dense_file(run: Run, folder: Path) -> Path:
 
 def _hand_over(run: Run, folder: Path, seconds: float) -> None:
     """Keep what the dense epochs led to, for other rows; nothing has been trained since."""
-    state = {name: t.contiguous() for name, t in run.model.state_dict().items()}
-    state |= {"/random": run.random_state, "/seconds": torch.tensor(seconds)}
+    state = whole_state(run.model)[0] | {"/random": run.random_state, "/seconds": torch.tensor(seconds)}
     path = _dense_file(run, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, safetensors.save(state))
+    with contextlib.suppress(OSError), _dense_lock(path.parent):  # another row then makes them for itself
+        write_atomically(path, tensor_files.content_of(state, {"dense": path.name}))
 
 
 def _take_over(run: Run, folder: Path) -> float:
     """Do the dense epochs of a fresh run by taking what another row has kept, if one has: the seconds that took."""
     if not run.dense_left:
         return 0.0
+    path = _dense_file(run, folder)
     try:
-        state = safetensors.load(_dense_file(run, folder).read_bytes())
+        state, _ = tensor_files.checked(path)
     except FileNotFoundError:
+        return 0.0
+    except tensor_files.Damaged:  # made anew
+        path.unlink(missing_ok=True)
         return 0.0
     run.random_state, seconds = state.pop("/random"), state.pop("/seconds")
     fill(run.model, state)
     run.dense_steps += run.dense_left
     run.pretrain()  # closes the gate
     return seconds.item()
+
+
+def _remove_dense(shelf: Path) -> None:
+    """Remove what `_hand_over` kept, and what it left where it was killed."""
+    if shelf.is_dir():
+        with _dense_lock(shelf):
+            for path in [*shelf.glob("dense-*"), *shelf.glob(".dense-*")]:
+                path.unlink(missing_ok=True)
+
+
+def _dense_lock(shelf: Path) -> FileLock:
+    from filelock import FileLock
+
+    return FileLock(shelf / "dense.lock")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import datetime
 import hashlib
+import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,16 @@ import pandas as pd
 import torch
 
 from gsm_lab import __version__
-from gsm_lab.checkpoint import write_atomically
+from gsm_lab.files import remove_leftovers, sha256, write_atomically, writing
 from gsm_lab.tables import Entry
 
 SEEDS = 3  # runs a row, unless told otherwise
 KEY = ["table", "label", "model", "data", "compression", "seed"]
+CHECKSUM = "sha256"  # of the other columns of its row; the first CSVs have none
 SHELF = "-unfinished"  # how the folder's name ends in which a CSV's runs are kept while they are made
 COLUMNS = (
     *KEY, "method", "weights", "nonzeros", "base", "live", "cut", "published", "epochs", "seconds", "settings",
-    "command", "gsm_lab", "torch", "python", "machine", "threads", "date",
+    "command", "gsm_lab", "torch", "python", "machine", "threads", "date", CHECKSUM,
 )  # fmt: skip
 
 
@@ -36,13 +39,48 @@ def key_of(table: str, entry: Entry, data: str, seed: int) -> dict[str, Any]:
 
 
 def read(out: Path) -> pd.DataFrame:
-    """The rows there are. Raises ValueError for a file that is no such CSV."""
+    """The rows there are. Raises ValueError for a file that is no such CSV, and where a row is damaged."""
     if not out.exists():
         return pd.DataFrame(columns=list(COLUMNS))
+    _must_be_whole(out)
     found = pd.read_csv(out, dtype={"compression": float, "gsm_lab": str, "python": str, "torch": str})
-    if missing := [name for name in COLUMNS if name not in found]:
+    return found if CHECKSUM in found else found.assign(**{CHECKSUM: None})
+
+
+def _must_be_whole(out: Path) -> None:
+    try:
+        head, *rows = list(csv.reader(io.StringIO(out.read_bytes().decode(), newline=""), strict=True)) or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{out} is damaged ({error}): move it away, and it is made again") from None
+    if missing := [name for name in COLUMNS if name not in head and name != CHECKSUM]:
         raise ValueError(f"{out} is no CSV of `gsm-lab reproduce`: it has no column {', '.join(missing)}")
-    return found
+    if CHECKSUM not in head and (unknown := [name for name in head if name not in COLUMNS]):
+        raise ValueError(
+            f"{out} has no checksums, but columns that are not known here, {', '.join(unknown)}: rename it"
+        )
+    for line, row in enumerate(rows, 2):
+        fields = dict(zip(head, row, strict=False))
+        if len(row) != len(head) or fields.get(CHECKSUM) not in (None, _checksum(fields)):
+            which = ", ".join(fields.get(name, "") for name in ("label", "model", "compression", "seed"))
+            raise ValueError(
+                f"row {line} of {out} ({which}) does not match its checksum, as it was damaged or changed: take it "
+                "out, and it is made again"
+            )
+
+
+def _checksum(fields: Mapping[str, str]) -> str:
+    return sha256(json.dumps([fields[name] for name in COLUMNS if name != CHECKSUM]).encode())
+
+
+def _with_checksums(rows: pd.DataFrame) -> bytes:
+    """The rows as CSV, each with the checksum of its other columns, as they are written."""
+    lines = csv.reader(io.StringIO(rows.drop(columns=CHECKSUM).to_csv(index=False, float_format="%.6g"), newline=""))
+    head = next(lines)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*head, CHECKSUM])
+    writer.writerows([*line, _checksum(dict(zip(head, line, strict=True)))] for line in lines)
+    return text.getvalue().encode()
 
 
 def _of(rows: pd.DataFrame, key: dict[str, Any]) -> pd.Series:
@@ -63,13 +101,14 @@ def add(out: Path, row: dict[str, Any]) -> None:
     from filelock import FileLock
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.with_name(f".{out.name}.lock")):
+    with writing(out), FileLock(out.with_name(f".{out.name}.lock")):
+        remove_leftovers(out.parent, [out.name])
         rows = read(out)
         rows = rows[~_of(rows, {name: row[name] for name in KEY})]
-        new = pd.DataFrame([row])[list(COLUMNS)]
+        new = pd.DataFrame([{**row, CHECKSUM: None}])[list(COLUMNS)]
         rows = new if rows.empty else pd.concat([rows, new])
         rows = rows.sort_values(KEY, kind="stable")
-        write_atomically(out, rows.to_csv(index=False, float_format="%.6g").encode())
+        write_atomically(out, _with_checksums(rows))
 
 
 def unfinished(out: Path) -> Path:

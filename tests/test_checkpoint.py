@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickletools
+import signal
 import stat
 import struct
 import subprocess
@@ -330,7 +331,7 @@ def test_a_save_that_fails_leaves_the_old_run_and_no_rubbish(
     run.step(3)
     before = {path: path.read_bytes() for path in saved.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(f"gsm_lab.checkpoint.os.{where}", full)
+        patch.setattr(f"gsm_lab.files.os.{where}", full)
         with pytest.raises(OSError, match="No space left"):
             run.save(saved)
     assert {path: path.read_bytes() for path in saved.iterdir()} == before
@@ -516,3 +517,234 @@ def test_a_named_model_may_be_given_as_a_module(tmp_path: Path) -> None:
         r.step(4)
     assert differs(everything(run), everything(again), ignore=("knobs",)) == []
     again.reset()
+
+
+# ------------------------------------------------------------------------------------------------ not as expected
+
+
+def written(folder: Path, plain: object, tensors: dict[str, Tensor]) -> None:
+    """A checkpoint with the right checksum, whatever is in it."""
+    text = plain if isinstance(plain, str) else json.dumps(plain)
+    save_file(tensors, folder / FILE, {"gsm_lab": text, "sha256": checkpoint._digest(tensors, text)})
+
+
+def without(plain: dict, name: str) -> dict:
+    return {key: value for key, value in plain.items() if key != name}
+
+
+PLAIN = {
+    "null": lambda p: "null",
+    "a list": lambda p: [p],
+    "no JSON": lambda p: "{",
+    "deep": lambda p: "[" * 100_000,
+    "NaN": lambda p: json.dumps(p | {"base": math.nan}),
+    "infinite": lambda p: json.dumps(p | {"magnitude": math.inf}),
+    "accuracy of 7": lambda p: p | {"base": 7.0},
+    "steps a list": lambda p: p | {"steps": [1]},
+    "steps true": lambda p: p | {"steps": True},
+    "steps beyond all": lambda p: p | {"steps": 10**400},
+    "a number of 5,000 digits": lambda p: json.dumps(p).replace('"steps": 12', '"steps": ' + "1" * 5000),
+    "steps below 0": lambda p: p | {"dense_steps": -1},
+    "steps half": lambda p: p | {"steps": 1.5},
+    "given null": lambda p: p | {"given": None},
+    "given what is no knob": lambda p: p | {"given": {"wings": 2}},
+    "knobs without lr's sense": lambda p: p | {"knobs": p["knobs"] | {"lr": "fast"}},
+    "a knob that is not known": lambda p: p | {"knobs": p["knobs"] | {"wings": 2}},
+    "knobs without a model": lambda p: p | {"knobs": without(p["knobs"], "model")},
+    "another model by name": lambda p: p | {"own_model": None, "knobs": p["knobs"] | {"model": "vgg"}},
+    "options": lambda p: p | {"options": {"wings": 2}},
+    "options a list": lambda p: p | {"options": [1]},
+    "method a number": lambda p: p | {"method": 3},
+    "layers a list": lambda p: p | {"history": p["history"] | {"layers": [1]}},
+    "events null": lambda p: p | {"history": p["history"] | {"events": None}},
+    "an event that is none": lambda p: p | {"history": p["history"] | {"events": [{"step": 0}]}},
+    "a knob moved to text": lambda p: (
+        p | {"history": p["history"] | {"events": [{"step": 0, "knob": "lr", "old": None, "new": "x"}]}}
+    ),
+    "every 0": lambda p: p | {"history": p["history"] | {"steps": {"every": 0, "seen": 12}}},
+    "seen too little": lambda p: p | {"history": p["history"] | {"steps": {"every": 1, "seen": 3}}},
+} | {f"no {name}": lambda p, name=name: without(p, name) for name in ("knobs", "given", "history", "steps", "base")}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_a_header_that_is_not_as_expected_is_refused(saved: Path, case: str) -> None:
+    tensors, plain = checkpoint._read(saved / FILE)
+    written(saved, PLAIN[case](plain), tensors)
+    model = net(4)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        Run.resume(saved, None if "by name" in case else model, mine())
+    assert str(saved) in str(error.value) and len(str(error.value)) < 500
+    assert all(map(torch.equal, before.values(), model.state_dict().values())), "refused before anything changed"
+
+
+TENSORS = {
+    "history/steps/loss missing": lambda t: without(t, "history/steps/loss"),
+    "a row too few": lambda t: t | {"history/steps/loss": t["history/steps/loss"][:-1]},
+    "history in float64": lambda t: t | {"history/steps/loss": t["history/steps/loss"].double()},
+    "before too short": lambda t: t | {"history/before": t["history/before"][:-1]},
+    "momentum/99": lambda t: t | {"momentum/99": torch.zeros(3)},
+    "momentum/x": lambda t: t | {"momentum/x": torch.zeros(3)},
+    "momentum of another shape": lambda t: t | {"momentum/0": torch.zeros(3)},
+    "momentum in whole numbers": lambda t: t | {"momentum/0": t["momentum/0"].int()},
+    "another room": lambda t: t | {"attic/0": torch.zeros(3)},
+    "no room": lambda t: t | {"attic": torch.zeros(3)},
+    "gate": lambda t: t | {"gate/candidates": torch.ones(3, dtype=torch.bool)},
+    "gate in numbers": lambda t: t | {"gate/candidates": torch.ones(368)},
+    "no generator": lambda t: without(t, "random/run"),
+    "a generator's half": lambda t: t | {"random/run": t["random/run"][:40]},
+    "a weight missing": lambda t: without(t, "model/head.weight"),
+    "a weight too many": lambda t: t | {"model/tail.weight": torch.zeros(3)},
+    "weights in float64": lambda t: t | {"model/head.weight": t["model/head.weight"].double()},
+    "initial weights of another shape": lambda t: t | {"initial/head.weight": torch.zeros(3)},
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_that_are_not_as_expected_are_refused(saved: Path, case: str) -> None:
+    tensors, plain = checkpoint._read(saved / FILE)
+    written(saved, plain, TENSORS[case](tensors))
+    model = net(4)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        Run.resume(saved, model, mine())
+    assert str(saved) in str(error.value)
+    assert all(map(torch.equal, before.values(), model.state_dict().values())), "refused before anything changed"
+
+
+@pytest.mark.parametrize("method", ["dns", "gates", "admm"])
+def test_what_a_method_keeps_is_not_as_expected(tmp_path: Path, method: str) -> None:
+    run = gsm_lab.methods.build(method, model=net(), data=mine(), batch_size=8, pretrain=0, compression=4)
+    run.step(2)
+    run.save(tmp_path)
+    tensors, plain = checkpoint._read(tmp_path / FILE)
+    for broken in (
+        {name: t for name, t in tensors.items() if not name.startswith("method/")},
+        tensors | {name: t[..., :1] for name, t in tensors.items() if name.startswith("method/")},
+    ):
+        written(tmp_path, plain, broken)
+        with pytest.raises(CheckpointError, match="is not as expected"):
+            type(run).resume(tmp_path, net(), mine())
+
+
+def test_a_file_without_what_came_later_is_resumed(saved: Path) -> None:
+    """As the first versions wrote it."""
+    tensors, plain = checkpoint._read(saved / FILE)
+    for name in ("method", "options", "shorn", "beside", "finished"):
+        plain = without(plain, name)
+    plain["knobs"] = without(plain["knobs"], "cut_at")
+    written(saved, plain, tensors)
+    assert Run.resume(saved, net(), mine()).steps == 12
+
+
+# ------------------------------------------------------------------------------------------------ what else is kept
+
+
+class Versioned(Net):
+    """Keeps something that is no tensor in its state."""
+
+    kept: object = {"version": 3, "names": ["a", None, 0.5, True]}
+
+    def get_extra_state(self) -> object:
+        return self.kept
+
+    def set_extra_state(self, state: object) -> None:
+        self.kept = state
+
+
+def test_extra_state_of_a_module_is_kept(tmp_path: Path) -> None:
+    run = tiny(Versioned())
+    run.step(3)
+    run.model.kept = {"version": 4}
+    other = Versioned()
+    again = Run.resume(run.save(tmp_path), other, mine())
+    assert other.kept == {"version": 4}
+    assert_same(run, again)
+    again.reset()
+    assert other.kept == Versioned.kept, "as it came"
+
+
+@pytest.mark.parametrize("kept", [{1: 2}, (1, 2), {"a": object()}, math.nan, {"s": {1}}, b"bytes"])
+def test_extra_state_that_json_cannot_hold_is_refused_by_name(tmp_path: Path, kept: object) -> None:
+    run = tiny(Versioned())
+    run.model.kept = kept
+    with pytest.raises(ValueError, match=r"model keeps '_extra_state', a .* that a checkpoint cannot hold; valid"):
+        run.save(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_weights_are_loaded_and_checked(tmp_path: Path) -> None:
+    from gsm_lab import folder
+
+    run = tiny(Tied(), compression=3)
+    run.train(progress=False)
+    run.save(tmp_path)
+    folder._write_weights(run, tmp_path)
+    path = tmp_path / checkpoint.WEIGHTS
+    for place in (path, str(tmp_path)):
+        found = checkpoint.load_weights(place)
+        model = Tied()
+        model.load_state_dict(found)
+        assert sum(int(p.count_nonzero()) for p in gsm_lab.models.prunable(model).values()) == run.nonzeros
+    content, plain = path.read_bytes(), load_file(path)
+    for place in range(0, len(content), 97):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"weights.safetensors is damaged, .*`gsm-lab report .*` makes it"):
+            checkpoint.load_weights(path)
+    save_file(plain, path)
+    with pytest.raises(CheckpointError, match="was not written by gsm_lab"):
+        checkpoint.load_weights(path)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load_weights(tmp_path / "nothing")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings as on Linux")
+def test_a_resumed_run_does_not_read_from_the_file_any_more(saved: Path) -> None:
+    run = Run.resume(saved, net(), mine())
+    assert str(saved) not in Path("/proc/self/maps").read_text()
+    (saved / FILE).write_bytes(b"")  # as cp and rsync --inplace do on their way
+    run.reset()
+    straight = tiny(net())
+    for r in (run, straight):
+        r.step(3)
+    assert differs(everything(run), everything(straight)) == []
+
+
+def test_what_a_kill_left_half_written_goes_with_the_next_save(saved: Path) -> None:
+    names = [f".{name}.ab12_xyz" for name in checkpoint.KEPT]
+    others = [".checkpoint.safetensors.old", ".bashrc", "checkpoint.safetensors.ab12_xyz", ".mine.ab12_xyz"]
+    for name in names + others:
+        (saved / name).write_text("")
+    Run.resume(saved, net(), mine()).save(saved)
+    left = {path.name for path in saved.iterdir()}
+    assert left == {FILE, "history.csv", "knobs.json", *others}
+
+
+def test_a_save_does_not_replace_files_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds history\.csv, but no run .*: save to another folder"):
+        tiny(net()).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_an_interrupt_in_a_save_is_raised_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, write = tiny(net()), checkpoint.write_atomically
+    run.step(2)
+
+    def interrupted(path: Path, content: bytes) -> None:
+        if path.name == FILE:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", interrupted)
+    for times in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run.save(tmp_path / str(times))
+        assert sorted(path.name for path in (tmp_path / str(times)).iterdir()) == [FILE, "history.csv", "knobs.json"]
+        assert Run.resume(tmp_path / str(times), net(), mine()).steps == 2
+    times = 3
+    with pytest.raises(KeyboardInterrupt):
+        run.save(tmp_path / "3")
+    assert not (tmp_path / "3").exists(), "who asks three times does not want to wait"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

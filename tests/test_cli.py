@@ -1,9 +1,11 @@
 """The command line as a user meets it: real processes, real interrupts; what goes wrong is one sentence."""
 
+import errno
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 import gsm_lab as gl
-from gsm_lab import arguments, cli, doctor, knobs
+from gsm_lab import arguments, checkpoint, cli, doctor, files, knobs
 from gsm_lab import folder as run_folder
 from gsm_lab.data.sources import FILES
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--pretrain", "1", "--epochs", "2", "--threads", "1"]
+ALL = ("checkpoint.safetensors", "knobs.json", "history.csv", "weights.safetensors", "report.html")  # in a folder
 STEPS = 22  # an epoch of the digits at batch 64
 COMMANDS = ("run", "resume", "report", "data", "lab", "knobs", "doctor")
 
@@ -198,6 +201,64 @@ def test_what_a_finished_run_left_goes_when_the_run_goes_on(tmp_path, monkeypatc
     assert gl.Run.resume(tmp_path).steps == 2 * STEPS
 
 
+def at_step(monkeypatch, number: int, does) -> None:
+    """After so many gated steps of any run something happens, once."""
+    real = gl.Run._gated_step
+
+    def step(run: gl.Run) -> None:
+        real(run)
+        if run.steps == number:
+            monkeypatch.setattr(gl.Run, "_gated_step", real)
+            does()
+
+    monkeypatch.setattr(gl.Run, "_gated_step", step)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_asks_to_end_stops_between_two_steps_and_keeps_all(tmp_path, monkeypatch, capsys, number):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), number))
+    assert cli.main(["run", *SHORT, "--out", str(tmp_path / "a")]) == 128 + number
+    out, err = capsys.readouterr()
+    assert "Stopped after 22 dense and 7 of 44 gated steps; all is kept." in out and "Traceback" not in err
+    assert gl.Run.resume(tmp_path / "a").steps == 7
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    at_step(monkeypatch, 12, lambda: os.kill(os.getpid(), number))
+    assert cli.main(["resume", str(tmp_path / "a")]) == 128 + number
+    assert gl.Run.resume(tmp_path / "a").steps == 12
+    assert not (tmp_path / "a/.lock").exists()
+
+
+def test_a_hangup_that_is_ignored_stays_so(tmp_path, monkeypatch):
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert cli.main(["run", *SHORT, "--out", str(tmp_path)]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("when", ["after the first", "in the last"])
+def test_an_interrupt_in_a_save_lets_it_finish(tmp_path, monkeypatch, when, straight):
+    if when == "after the first":
+        at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    write, once = checkpoint.write_atomically, iter([signal.SIGINT])
+
+    def interrupted(path: Path, content: bytes) -> None:
+        for number in once:
+            os.kill(os.getpid(), number)
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", interrupted)
+    assert cli.main(["run", *SHORT, "--out", str(tmp_path)]) == 130
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.safetensors", "history.csv", "knobs.json"}
+    assert gl.Run.resume(tmp_path).steps == (7 if when == "after the first" else 44)
+    assert cli.main(["resume", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == set(ALL)
+    same_state(gl.Run.resume(tmp_path), straight)
+
+
 def test_interrupt_before_training_is_no_stack_trace(monkeypatch, capsys):
     def stop(self: gl.Run, **_: object) -> None:
         raise KeyboardInterrupt
@@ -232,6 +293,126 @@ def test_divergence_leaves_the_last_saved_state(tmp_path, monkeypatch, capsys):
         run.step()
 
 
+# ------------------------------------------------------------------------------------------------ disks and writers
+
+
+def failing(monkeypatch, which, number: int) -> list[int]:
+    """The n-th write fails where `which(n)`; how many there were, as a list."""
+    write, n = checkpoint.write_atomically, [0]
+
+    def fails(path: Path, content: bytes) -> None:
+        n[0] += 1
+        if which(n[0]):
+            raise OSError(number, os.strerror(number))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", fails)
+    return n
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_save_that_fails_is_said_and_tried_again(tmp_path, monkeypatch, capsys, straight, number):
+    monkeypatch.setattr(run_folder, "SAVE_EVERY", 0.0)
+    failing(monkeypatch, lambda n: n in (4, 5), number)
+    assert cli.main(["run", *SHORT, "--out", str(tmp_path)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gsm-lab:")]
+    assert len(said) == 2
+    for line in said:
+        assert f"{tmp_path} cannot be written ({os.strerror(number)})" in line
+        assert line.endswith(f"the state after 20 dense steps is in {tmp_path}")
+    same_state(gl.Run.resume(tmp_path), straight)
+    assert {path.name for path in tmp_path.iterdir()} == set(ALL)
+
+
+def test_a_disk_that_stays_full_is_one_sentence_with_what_is_kept(tmp_path, monkeypatch, capsys):
+    assert cli.main(["run", *SHORT, "--out", str(tmp_path)]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    failing(monkeypatch, lambda n: True, errno.ENOSPC)
+    capsys.readouterr()
+    assert cli.main(["resume", str(tmp_path), "--epochs", "3"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        f"gsm-lab: {tmp_path} cannot be written (No space left on device): make room there or name another place; "
+        f"the state after 44 steps is in {tmp_path}"
+    )
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before, "all of the old state"
+
+
+def test_a_disk_that_is_full_at_the_very_end_leaves_the_run(tmp_path, monkeypatch, capsys):
+    n = failing(monkeypatch, lambda n: n > 3, errno.ENOSPC)
+    assert cli.main(["run", *SHORT, "--out", str(tmp_path)]) == 1
+    assert f"the run is safe, and `gsm-lab resume {tmp_path}` makes the rest" in capsys.readouterr().err and n[0] == 4
+    monkeypatch.undo()
+    assert cli.main(["resume", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == set(ALL)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(tmp_path, monkeypatch, capsys, number):
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(gl.Run, "step", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(gl.Run, "pretrain", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(files.os, "fsync", refused)
+    assert cli.main(["run", *SHORT, "--out", str(tmp_path / "a")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"gsm-lab: {tmp_path / 'a'} cannot be written ({os.strerror(number)}): ")
+    assert said.endswith("or name another place\n") and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "file/b", "n" * 300])
+def test_a_folder_that_cannot_be(tmp_path, capsys, name):
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["run", *SHORT, "--out", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("gsm-lab: ") and said.count("\n") == 1 and "cannot be written" in said
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_files_of_ones_own_are_not_replaced_unasked(tmp_path, capsys, name):
+    (tmp_path / name).write_text("my own")
+    assert cli.main(["run", *SHORT, "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said and "--overwrite" in said and "--out" in said
+    assert (tmp_path / name).read_text() == "my own" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_they_are_where_that_is_asked_for(tmp_path):
+    for name in ALL[1:]:
+        (tmp_path / name).write_text("my own")
+    assert cli.main(["run", *SHORT, "--out", str(tmp_path), "--overwrite"]) == 0
+    assert not [name for name in ALL if (tmp_path / name).read_bytes() == b"my own"]
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from gsm_lab.files import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_by_name_until_the_first_has_ended(whole, capsys):
+    line = [sys.executable, "-c", HOLDS, whole]
+    with subprocess.Popen(line, env=environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        run = gl.Run.resume(whole)
+        before = {path.name: path.read_bytes() for path in whole.iterdir() if path.name in ALL}
+        for second in (["run", *SHORT, "--overwrite", "--out"], ["resume", "--epochs", "3"], ["report"]):
+            assert cli.main([*second, str(whole)]) == 2
+            said = capsys.readouterr().err
+            assert said.startswith(f"gsm-lab: {whole} is in use: process {first.pid} on ") and said.count("\n") == 1
+        with pytest.raises(OSError, match=f"is in use: process {first.pid} on"):
+            run.save(whole)
+        assert {path.name: path.read_bytes() for path in whole.iterdir() if path.name in ALL} == before
+        first.kill()
+    assert cli.main(["report", str(whole)]) == 0, "a lock does not outlive its process"
+    assert {path.name for path in whole.iterdir()} == set(ALL)
+
+
 # ------------------------------------------------------------------------------------------------ resume, report
 
 
@@ -251,6 +432,61 @@ def test_resume_extends(tmp_path, capsys):
     oracle.set(epochs=4)
     oracle.train(progress=False)
     same_state(extended, oracle)
+
+
+@pytest.fixture
+def whole(finished, tmp_path):
+    """A copy of the finished run's folder."""
+    return Path(shutil.copytree(folder_of(finished[0]), tmp_path / "whole"))
+
+
+def looked_at(folder: Path, capsys) -> dict[str, str]:
+    """What the doctor finds, by file."""
+    capsys.readouterr()
+    status = cli.main(["doctor", str(folder)])
+    found = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert status == int(any(state != "ok" for state, _ in found))
+    return {next(name for name in ALL if name in text): state for state, text in found}
+
+
+def test_the_doctor_finds_a_finished_folder_whole(whole, capsys):
+    assert looked_at(whole, capsys) == dict.fromkeys(ALL, "ok")
+
+
+@pytest.mark.parametrize(("name", "command"), zip(ALL[1:], ["report", "resume"] * 2, strict=True))
+def test_what_is_damaged_or_gone_is_made_again(whole, name, command, capsys):
+    good = {path.name: path.read_bytes() for path in whole.iterdir()}
+    bad = bytearray(good[name])
+    bad[len(bad) // 2] ^= 1
+    (whole / name).write_bytes(bad)
+    assert looked_at(whole, capsys) == dict.fromkeys(ALL, "ok") | {name: "wrong"}
+    assert cli.main([command, str(whole)]) == 0
+    assert looked_at(whole, capsys) == dict.fromkeys(ALL, "ok")
+    (whole / name).unlink()
+    assert cli.main([command, str(whole)]) == 0
+    if command == "resume":
+        assert f"Written again, as it was missing, damaged or of another state: {name}." in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == good
+
+
+def test_what_belongs_to_another_state_is_noticed(whole, capsys):
+    """As a kill leaves it between a new checkpoint and the removal of what belonged to the old one."""
+    run = gl.Run.resume(whole)
+    run.step()
+    run.save(whole)
+    derived = dict.fromkeys(("weights.safetensors", "report.html"), "wrong")
+    assert looked_at(whole, capsys) == dict.fromkeys(ALL, "ok") | derived
+    assert cli.main(["report", str(whole)]) == 0
+    assert looked_at(whole, capsys) == dict.fromkeys(ALL, "ok")
+
+
+def test_the_doctor_on_a_damaged_checkpoint_and_on_nothing(whole, capsys):
+    (whole / "checkpoint.safetensors").write_bytes(b"cut short")
+    assert cli.main(["doctor", str(whole)]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("wrong ") and "is damaged" in out and out.count("\n") == 1
+    assert cli.main(["doctor", str(whole / "nowhere")]) == 1
+    assert "there is no run in" in capsys.readouterr().out
 
 
 def test_report_is_made_again(finished, capsys):

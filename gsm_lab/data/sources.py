@@ -1,10 +1,12 @@
 """`load` and `fetch`: digits from scikit-learn, MNIST and Fashion-MNIST from a folder, the cache or a mirror."""
 
+import contextlib
 import gzip
 import hashlib
 import math
 import os
 import struct
+import time
 import uuid
 import zlib
 from dataclasses import dataclass
@@ -16,10 +18,12 @@ import numpy as np
 
 from gsm_lab.checks import shown
 from gsm_lab.data.dataset import Dataset
+from gsm_lab.data.mirrors import MirrorFailed, get
 
 ENVIRONMENT = "GSM_LAB_DATA"
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _SIZE_LIMIT = 1 << 26  # bytes of content; the largest file has 47,040,016: a forged .gz must not fill the memory
+_ABANDONED = 3600  # seconds after which nobody writes to a part of a download any more
 _TIMEOUT = 10  # seconds without a sign of life from a mirror
 
 
@@ -211,25 +215,21 @@ def _verified(name: str, i: int, path: Path) -> bytes:
 
 def _download(name: str, i: int, folder: Path) -> bytes:
     """Content of file `i`, from the first mirror that has the right one; in `folder` only once it is checked."""
-    import pooch
-    import requests
-    from tqdm.auto import tqdm
-
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f".{FILES[i]}.*.part"):  # by a process that was killed
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
     part = folder / f".{FILES[i]}.{uuid.uuid4().hex[:8]}.part"
     problems = []
     for mirror in SOURCES[name].mirrors:
         try:
-            # total: pooch sets the true one, but takes a bar without any for "no bar". disable: no bar in a log file.
-            with tqdm(desc=f"{name} {FILES[i]}", total=1, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-                # A redirect could lead to plain HTTP; no mirror of ours needs one.
-                get = pooch.HTTPDownloader(bar, chunk_size=1 << 16, timeout=_TIMEOUT, allow_redirects=False)
-                get(f"{mirror}{FILES[i]}.gz", str(part), None)
+            get(f"{mirror}{FILES[i]}.gz", part, f"{name} {FILES[i]}", _SIZE_LIMIT, _TIMEOUT)
             content = _verified(name, i, part)
             os.replace(part, folder / f"{FILES[i]}.gz")
             return content
-        except requests.RequestException as error:
-            problems.append(f"{urlsplit(mirror).netloc}: {type(error).__name__}")
+        except MirrorFailed as error:
+            problems.append(f"{urlsplit(mirror).netloc}: {error}")
         except DataCorrupted:
             problems.append(f"{urlsplit(mirror).netloc}: wrong content")
         finally:
