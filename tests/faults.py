@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 
 import gsm_lab as gl
-from gsm_lab import cli, data, kept, reproduce, results, tensor_files
+from gsm_lab import cli, data, kept, outcome, report, reproduce, results, tensor_files
 from gsm_lab import folder as run_folder
 from gsm_lab.checkpoint import FILE, KEPT, WEIGHTS, CheckpointError, load_weights
 from gsm_lab.tables import TABLES, Entry
@@ -140,6 +140,10 @@ def prepare() -> None:
     whole = data.load("digits")
     few = data.Dataset(whole.train_x[:160], whole.train_y[:160], whole.test_x[:50], whole.test_y[:50], "digits")
     reproduce.datasets = types.SimpleNamespace(load=lambda name: few)  # for that module alone
+    page = "<!doctype html>\n<title>what came out</title>\n"  # the real one takes as long as all else
+    report.report = lambda run: (
+        page + "".join(f"<p>{what} {value}</p>\n" for what, value in outcome.results(run).rows())
+    )
     step, fsync = Training._forward_backward, os.fsync
 
     def told(run: Training, batch: int) -> float:

@@ -1,6 +1,7 @@
 """Data sets, their sources and the order of batches, against sklearn, torch, gzip and published counts as oracles."""
 
 import dataclasses
+import contextlib
 import gzip
 import hashlib
 import io
@@ -391,6 +392,13 @@ SMALL = {
 }
 DIGESTS = tuple(hashlib.sha256(content).hexdigest() for content in SMALL.values())
 BOMB = gzip.compress(bytes((1 << 26) + 2), compresslevel=1)  # longer than the reader's limit
+ENDLESS = 1 << 28
+NONSENSE = {  # headers of a mirror
+    "words": {"Content-Length": "abc"},
+    "below-zero": {"Content-Length": "-5"},
+    "packed": {"Content-Encoding": "gzip"},
+    "chunks": {"Transfer-Encoding": "chunked"},
+}
 HTTPS_MIRRORS = {name: source.mirrors for name, source in sources.SOURCES.items()}
 
 
@@ -399,6 +407,7 @@ class Server:
 
     def __init__(self) -> None:
         self.requests: list[str] = []
+        self.sent = 0  # bytes of what is endless
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -431,6 +440,10 @@ class Server:
         elif mirror == "bomb":
             body = BOMB
             length = len(body)
+        elif mirror == "endless":
+            headers = {"Content-Length": str(10 * ENDLESS)}
+        elif mirror in NONSENSE:
+            headers, body = NONSENSE[mirror], b"what the headers say does not hold"
         elif mirror == "unpacked":
             headers = {"Content-Encoding": "gzip"}
         elif mirror == "moved":
@@ -440,7 +453,10 @@ class Server:
         for key, value in ({"Content-Length": str(length)} | headers).items():
             request.send_header(key, value)
         request.end_headers()
-        request.wfile.write(body)
+        with contextlib.suppress(OSError):  # nobody listens any more
+            request.wfile.write(body)
+            while mirror == "endless" and self.sent < ENDLESS:
+                self.sent += request.wfile.write(bytes(1 << 16))
 
 
 @pytest.fixture(scope="module")
@@ -528,7 +544,7 @@ def test_a_good_mirror_fills_the_cache_once(mirrors, cache: Path) -> None:
     assert len(server.requests) == 4
 
 
-@pytest.mark.parametrize("bad", ["absent", "forged", "page", "cut", "short", "bomb", "moved"])
+@pytest.mark.parametrize("bad", ["absent", "forged", "page", "cut", "short", "bomb", "moved", *NONSENSE])
 def test_the_next_mirror_is_tried_and_a_bad_file_never_arrives(mirrors, cache: Path, bad: str) -> None:
     server = mirrors(bad, "good")
     assert fetch("mnist") == cache
@@ -541,6 +557,25 @@ def test_the_next_mirror_is_tried_and_a_bad_file_never_arrives(mirrors, cache: P
         fetch("mnist")
     assert list(cache.iterdir()) == []  # no partial file, under no name
     assert len(server.requests) == 2
+
+
+def test_no_more_is_taken_than_a_file_can_have(mirrors, cache: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sources, "_SIZE_LIMIT", 1 << 20)
+    server = mirrors("endless", "absent")
+    with pytest.raises(DataNotFound, match=r"127\.0\.0\.1:\d+: more than 1,048,576 bytes; .*: HTTPError"):
+        fetch("mnist")
+    assert server.sent < ENDLESS // 4 and list(cache.iterdir()) == []
+
+
+def test_what_a_killed_download_left_goes_when_nobody_writes_to_it_any_more(mirrors, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    old, new = (cache / f".{sources.FILES[0]}.{name}.part" for name in ("0123abcd", "4567abcd"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    mirrors("good")
+    fetch("mnist")
+    assert new.exists() and not old.exists(), "the other one may be under way"
 
 
 def test_a_mirror_that_unpacks_on_the_way_is_understood(mirrors) -> None:

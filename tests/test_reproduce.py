@@ -5,6 +5,8 @@ import re
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import gsm_lab.reproduce as module
 from gsm_lab import cli, data, methods, tables
@@ -196,6 +198,106 @@ def test_dense_epochs_are_made_once_a_seed(small, tmp_path, monkeypatch):
     columns = ["label", "base", "live", "cut"]
     assert rows[columns].sort_values("label").values.tolist() == sorted(pd.concat(alone)[columns].values.tolist())
     assert (rows["seconds"] > 0).all() and not list(tmp_path.rglob("dense-*"))
+
+
+def weights(run) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in run.model.parameters()])
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut short", "nothing left", "no checksum"])
+def test_a_damaged_dense_network_is_made_anew(small, tmp_path, damage):
+    folder = tmp_path / ".a-unfinished" / "row"
+    make = lambda: methods.build("gsm", model="lenet300", data=small, pretrain=1)  # noqa: E731
+    run = make()
+    run.pretrain()
+    module._hand_over(run, folder, 2.5)
+    taken = make()
+    assert module._take_over(taken, folder) == 2.5
+    assert torch.equal(weights(taken), weights(run)) and torch.equal(taken.random_state, run.random_state)
+    (path,) = tmp_path.rglob("dense-*.safetensors")
+    content = path.read_bytes()
+    if damage == "no checksum":
+        save_file(load_file(path), path)
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
+        path.write_bytes({"a bit": flipped, "cut short": content[:middle], "nothing left": b""}[damage])
+    other = make()
+    assert module._take_over(other, folder) == 0.0 and other.dense_left == run.batches.batches_per_epoch
+    assert not path.exists()
+
+
+def test_a_damaged_row_is_refused_by_line(small, tmp_path, capsys):
+    out = tmp_path / "small.csv"
+    reproduce("small", out, "digits", seeds=(0,), only=["DNS", "GSM"], epochs=1, progress=False)
+    good = out.read_text()
+    lines = good.splitlines(keepends=True)
+    assert lines[0].endswith(",sha256\n")
+    for old, new in ((",lenet300,", ",lenet308,"), (",266200,", ",266201,"), (",digits,", ",ligits,")):
+        out.write_text(lines[0] + lines[1] + lines[2].replace(old, new))
+        with pytest.raises(ValueError, match=r"^row 3 of .*small.csv \(GSM, .*\) does not match its checksum"):
+            reproduce("small", out, "digits", seeds=(0,), only="DNS", epochs=1, progress=False)
+    for bad in (good[:-30], good.replace("label", "lapel"), good.replace("sha256", "shb256"), "\xff", good + '"', ""):
+        out.write_bytes(bad.encode("latin-1"))
+        assert cli.main(["reproduce", "small", "--data", "digits", "--only", "DNS", "--out", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("gsm-lab: ") and str(out) in said and said.count("\n") == 1
+    out.write_text(lines[0] + lines[2])  # the way out
+    made = reproduce("small", out, "digits", seeds=(0,), only=["DNS", "GSM"], epochs=1, progress=False)
+    assert list(made["label"]) == ["DNS", "GSM"]
+
+
+def test_a_csv_from_before_there_were_checksums_is_read_and_gets_them(small, tmp_path):
+    out = tmp_path / "small.csv"
+    before = reproduce("small", out, "digits", seeds=(0,), only="GSM", epochs=1, progress=False)
+    pd.read_csv(out).drop(columns="sha256").to_csv(out, index=False)
+    made = reproduce("small", out, "digits", seeds=(0,), only=["GSM", "DNS"], epochs=1, progress=False)
+    columns = ["label", "live", "cut", "seconds", "date"]
+    assert made[made["label"] == "GSM"][columns].values.tolist() == before[columns].values.tolist()
+    assert made["sha256"].str.fullmatch("[0-9a-f]{64}").all()
+
+
+def test_a_damaged_run_on_the_shelf_is_made_anew(small, tmp_path, monkeypatch, capsys):
+    whole = reproduce("small", tmp_path / "a.csv", "digits", seeds=(0,), only="DNS", epochs=2, progress=False)
+    out = tmp_path / "b.csv"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce("small", out, "digits", seeds=(0,), only="DNS", epochs=2, progress=False)
+    (path,) = tmp_path.rglob("checkpoint.safetensors")
+    path.write_bytes(path.read_bytes()[:-5])
+    made = reproduce("small", out, "digits", seeds=(0,), only="DNS", epochs=2, progress=False)
+    assert made["cut"].equals(whole["cut"])
+    said = capsys.readouterr().err
+    assert str(path) in said and "is damaged" in said and said.strip().endswith("it is made anew")
+
+
+def test_a_save_that_fails_is_tried_again(small, tmp_path, monkeypatch, capsys):
+    saves, real = [], module.save_run
+
+    def full(run, folder, note):
+        saves.append(run.steps)
+        if len(saves) in (2, 3):
+            raise OSError(28, "No space left on device")
+        return real(run, folder, note)
+
+    monkeypatch.setattr(module, "save_run", full)
+    monkeypatch.setattr(module, "_PIECE", 1)
+    monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
+    made = reproduce("small", tmp_path / "a.csv", "digits", seeds=(0,), only="DNS", epochs=2, progress=False)
+    assert len(made) == 1 and len(saves) > 3
+    assert capsys.readouterr().err.count("No space left on device; training goes on, and it is tried again") == 2
+
+
+def test_a_csv_that_cannot_be_written_is_said_before_a_run(small, tmp_path, monkeypatch, capsys):
+    def refused(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(module, "_made", lambda *_: pytest.fail("a run was made"))
+    monkeypatch.setattr("gsm_lab.files.os.fsync", refused)
+    out = tmp_path / "a.csv"
+    assert cli.main(["reproduce", "small", "--data", "digits", "--only", "DNS", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"gsm-lab: {tmp_path} cannot be written (Read-only file system): ")
 
 
 def test_what_another_command_has_in_hand_comes_last(small, tmp_path, monkeypatch):
