@@ -1,7 +1,7 @@
 """Data sets, their sources and the order of batches, against sklearn, torch, gzip and published counts as oracles."""
 
-import dataclasses
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import io
