@@ -62,7 +62,7 @@ def save(run: Run, folder: Path, note: dict[str, Any] | None = None) -> Path:
     Raises:
         FolderInUse: another process trains into that folder.
         FileExistsError: there is no run in it, but a file of a name that a run writes: somebody's own.
-        NotWritten: it cannot be written. What an earlier save left is whole. (All three are OSErrors.)
+        OSError: it cannot be written. What an earlier save left is whole. (The two above are OSErrors as well.)
         ValueError: the model keeps something that cannot be kept here, see `gsm_lab.model_state.whole_state`.
     """
     with uninterrupted():

@@ -45,10 +45,6 @@ class _Hold:
 _held: dict[Path, _Hold] = {}  # what this process holds
 
 
-class NotWritten(OSError):
-    """Something cannot be written; the message says where, why, and what can be done about it."""
-
-
 class FolderInUse(OSError):
     """Another process writes to the folder; the message says which."""
 
@@ -91,27 +87,25 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
                 path.unlink()
 
 
-def not_written(place: Path, error: OSError) -> NotWritten:
-    """The sentence about what went wrong in writing to `place`, a file or a folder."""
-    way = f"{out} or " if (out := _WAYS_OUT.get(error.errno or 0)) else ""
-    sentence = NotWritten(f"{place} cannot be written ({error.strerror or error}): {way}name another place")
-    sentence.errno = error.errno
-    return sentence
-
-
 @contextlib.contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """An OSError in the block is about writing to `place`, and becomes `NotWritten`."""
+    """An OSError in the block is about writing to `place`, and gets a message that says so, and what can be done."""
     try:
         yield
-    except (NotWritten, FolderInUse):
+    except FolderInUse:
         raise
     except OSError as error:
-        raise not_written(place, error) from None
+        if getattr(error, "place_named", False):  # by a block inside this one
+            raise
+        kind = type(error) if type(error).__module__ == "builtins" else OSError
+        way = f"{out} or " if (out := _WAYS_OUT.get(error.errno or 0)) else ""
+        sentence = kind(f"{place} cannot be written ({error.strerror or error}): {way}name another place")
+        sentence.errno, sentence.place_named = error.errno, True
+        raise sentence from None
 
 
 def must_be_writable(folder: Path) -> None:
-    """Try it, making the folder if need be. Raises NotWritten."""
+    """Try it, making the folder if need be. Raises OSError, as `writing` has it."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{_PROBE}.") as file:
@@ -128,7 +122,7 @@ def held(folder: Path) -> Iterator[bool]:
     holds between computers where the server keeps locks; where there are none a warning says so.) Of ranks only rank 0
     may ask for it.
 
-    Raises FolderInUse where another process holds the folder, NotWritten where it cannot be written.
+    Raises FolderInUse where another process holds the folder, OSError where it cannot be written.
     """
     with writing(folder), _guard:
         made = not folder.exists()

@@ -42,7 +42,7 @@ def train(run: Run, folder: Path, resumed: bool = False) -> int:
 
     What cannot be saved on the way is said, and tried again a minute later. Returns the exit status: 0, that of an
     interrupt, or `UNSAVED` where what was reached in the end cannot be written. Raises what ends training
-    (`Run.breakdowns`), with what was saved; and NotWritten, before the first step, where the folder is not writable.
+    (`Run.breakdowns`), with what was saved; and OSError, before the first step, where the folder is not writable.
     """
     from gsm_lab.checkpoint import DERIVED
     from gsm_lab.files import must_be_writable
