@@ -8,13 +8,14 @@ from torch import nn
 
 
 class Anatomy:
-    """The modules and parameters of a model as they are when this is made. To ask whether they still are costs little."""
+    """The modules and parameters of a model as they are when this is made; to ask for changes costs little."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._look()
+        self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """From now on, what is there now is as it should be."""
         self._places = [place for m in self.model.modules() for place in (m._modules, m._parameters)]
         self._parts = [part for place in self._places for part in place.values()]  # held: an id may come back else
         self._ids = [*map(id, self._parts)]
@@ -22,22 +23,20 @@ class Anatomy:
         self._first = next(iter(self._named.values()))
         self._kind = self._first.dtype, self._first.device
 
-    def exchanged(self) -> dict[nn.Parameter, nn.Parameter]:
-        """The parameters that have been exchanged since this was last asked: old -> the one that is there now.
+    def exchanged(self) -> dict[nn.Parameter, nn.Parameter] | None:
+        """None where nothing has changed; else parameters that were exchanged: old -> the one that is there now.
 
         Raises RuntimeError, naming it, for one that does not fit in the place of the one that was there.
         """
-        found: dict[nn.Parameter, nn.Parameter] = {}
         if [*map(id, chain.from_iterable(map(dict.values, self._places)))] != self._ids:
-            found = self._compared()
-            self._look()
+            return self._compared()
         if (self._first.dtype, self._first.device) != self._kind:
             dtype, device = self._kind
             raise RuntimeError(
                 f"run.model was moved to {self._first.dtype} on {self._first.device} after the run was made, on "
                 f"{dtype} on {device}: move it before that, or move it back"
             )
-        return found
+        return None
 
     def _compared(self) -> dict[nn.Parameter, nn.Parameter]:
         now = dict(self.model.named_parameters())
@@ -47,8 +46,8 @@ class Anatomy:
             before, after = self._named.get(name), now.get(name)
             if before is None or after is None or _laid_out(before) != _laid_out(after):
                 raise RuntimeError(
-                    f"{name!r} of run.model was {_described(before)} when the run was made, and is {_described(after)}: "
-                    "that cannot go on with the optimizer and history there are; make a new Run"
+                    f"{name!r} of run.model was {_described(before)} when the run was made, and is "
+                    f"{_described(after)}: optimizer and history cannot go on with that; make a new Run"
                 )
         return {p: now[name] for name, p in self._named.items() if now[name] is not p}
 

@@ -125,7 +125,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Afterwards its modules are in the modes they were in, and its buffers (running statistics) hold what they held."""
+    """Afterwards its modules are in the modes they were in, and its buffers (running statistics) as they were."""
     buffers = [
         (module._buffers, name, b, b._version, b.clone())
         for module in model.modules()

@@ -151,7 +151,10 @@ _ALL = (
         "trained with the decay of the dense epochs; until a reset (1: never)", True,
         "cut at", "of the run", "linear", 0, 1, most=1,
     ),
-    Knob("epochs", 150, "gated epochs the schedule is laid out for", True, "epochs", "epochs", "log", 1, 500, least=1, most=_MOST),
+    Knob(
+        "epochs", 150, "gated epochs the schedule is laid out for", True,
+        "epochs", "epochs", "log", 1, 500, least=1, most=_MOST,
+    ),
     Knob(
         "evaluate_every", 50, "steps from one look at the test accuracy, live and cut, to the next", True,
         "evaluate every", "steps", "log", 1, 1000, least=1, most=_MOST,

@@ -55,7 +55,8 @@ class Run(Training):
         model, data, opt, history: as they are now. source_model, source_data: as they were given.
         lock: whatever steps, reads or changes the run has it meanwhile, so that another thread, like a notebook's cell
             beside a playing playground, waits for the end of a step. `with run.lock:` to read several things of one
-            step. (`step`, `pretrain` and `train` have a playground that plays the run pause first.) It is one lock for all runs of a process, which share PyTorch's generator of random numbers.
+            step. (`step`, `pretrain` and `train` have a playground that plays the run pause first.) It is one lock for
+            all runs of a process, which share PyTorch's generator of random numbers.
         steps: gated steps so far. knobs: every setting in force. base: test accuracy of the dense model when the gate
         closed, None before; magnitude: what it scored cut to Q without GSM.
         recorders: called after every gated step with (step, active: bool [N], weights: the layers' values, float32
@@ -63,8 +64,8 @@ class Run(Training):
         reset empties the list; it is not saved.
 
     Raises:
-        ValueError, TypeError: a knob or argument out of range, with its name, the value and what is valid; a model, data
-            and loss that do not fit together, as two rows have shown that pass through them when the run is made.
+        ValueError, TypeError: a knob or argument out of range, with its name, the value and what is valid; a model,
+            data and loss that do not fit together: two rows pass through them when the run is made.
         FloatingPointError: from `step` and `train`, when a gradient is not finite; no weight has changed.
         RuntimeError: from `step`, `pretrain` and `train` when a layer of `model` has been exchanged since the run was
             made for one that does not fit in its place; from these, `reset`, `save` and copies, in the middle of a

@@ -87,7 +87,7 @@ class Training(Shared):
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _repeat(self, one_step: Callable[[], None], n: int, interrupted: list[int]) -> int:
-        """Do `n` steps, fewer where interrupted; returns how many. Between two of them other threads have their turn."""
+        """Do `n` steps, fewer where interrupted; returns how many. Between two, other threads have a turn."""
         for done in range(n):
             if interrupted:
                 return done
@@ -111,8 +111,11 @@ class Training(Shared):
 
     def _must_be_whole(self) -> None:
         """Train what stands in the place of a parameter that was exchanged. Raises RuntimeError where it cannot be."""
-        if new := self._anatomy.exchanged():
-            self._take_in(new)
+        new = self._anatomy.exchanged()
+        if new is not None:
+            if new:
+                self._take_in(new)
+            self._anatomy.look()
 
     def _take_in(self, new: dict[nn.Parameter, nn.Parameter]) -> None:
         """Parameters in the places of others, without momentum, as in the optimizer of a new run."""

@@ -12,6 +12,7 @@ import torch
 
 from gsm_lab import Run, player
 from gsm_lab.player import Player
+from gsm_lab.turns import Turns
 
 SECONDS = 20  # that something may take before a test gives up on it
 
@@ -25,7 +26,7 @@ class Fake:
         self.threads: set[int] = set()
         self.changed = threading.Condition()
         self.at: Callable[[int], object] = lambda steps: None  # called in each step
-        self._busy = threading.Lock()
+        self.lock, self._busy = Turns(), threading.Lock()
 
     @property
     def finished(self) -> bool:

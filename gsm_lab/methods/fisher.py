@@ -22,7 +22,11 @@ class Fisher(Rival):
     """Rounds of taking out the weights of smallest w^2 F / 2, and fine-tuning."""
 
     method = "fisher"
-    options = (Knob("samples", 500, "training samples that a round looks at", False, least=1, most=10**9), ROUNDS, UNTIL)
+    options = (
+        Knob("samples", 500, "training samples that a round looks at", False, least=1, most=10**9),
+        ROUNDS,
+        UNTIL,
+    )
 
     def before(self) -> None:
         """In a round, take weights out."""
