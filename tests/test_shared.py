@@ -18,6 +18,9 @@ from gsm_lab.studies import taylor
 from tests.test_run import differs, everything, mine, net, tiny
 
 
+SECONDS = 60  # that something may take before a test gives up on it
+
+
 class Drawing(nn.Module):
     """Batch norm, which a forward pass in the wrong mode spoils, and dropout, whose numbers anybody may take."""
 
@@ -45,7 +48,7 @@ def played() -> Iterator[Callable[..., tuple[Run, Player]]]:
         reached = threading.Event()
         run.recorders.append(lambda step, *_: step >= 3 and reached.set())
         players[-1].play(steps)
-        assert reached.wait(20)
+        assert reached.wait(SECONDS)
         return run, players[-1]
 
     yield start
@@ -120,7 +123,9 @@ def test_another_runs_first_weights_are_its_own_while_one_is_played(
     wanted = Run("lenet300", "digits", pretrain=0, seed=3).model.state_dict()
     torch.manual_seed(11)
     stream = torch.rand(3)
-    _, player = played(Run("lenet300", "digits", pretrain=0, hold=1.0, batch_size=8), None)
+    run, player = played(Run("lenet300", "digits", pretrain=0, hold=1.0, batch_size=8), None)
+    with run.lock:
+        run.recorders.clear()
     torch.manual_seed(11)
     made = [Run("lenet300", "digits", pretrain=0, seed=3).model.state_dict() for _ in range(3)]
     assert torch.equal(torch.rand(3), stream)  # and a network that draws nothing leaves the program's numbers alone
