@@ -6,6 +6,7 @@ is all one needs to classify an image. Any other `nn.Module` works everywhere th
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from gsm_lab.optim.prunable import prunable
 from gsm_lab.turns import turn
 
-__all__ = ["MODELS", "LeNet5", "LeNet300", "ResNet56", "build", "lenet5", "lenet300", "prunable", "resnet56"]
+__all__ = ["MODELS", "LeNet5", "LeNet300", "ResNet56", "build", "copied", "lenet5", "lenet300", "prunable", "resnet56"]
 
 
 class _Standardised(nn.Module):
@@ -136,3 +137,25 @@ def build(name: str, shape: tuple[int, ...], classes: int, mean: float, std: flo
     with turn, torch.random.fork_rng(devices=[]):  # no run that is trained in another thread draws meanwhile
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every accelerator, too
         return MODELS[name](shape, classes, mean, std)
+
+
+def copied(model: nn.Module, what: object = None) -> tuple[nn.Module, object]:
+    """A copy of a module, and of `what` belongs to it (a loss): what they share is shared by the copies.
+
+    Tensors that a module has computed and keeps (the `weight` of `torch.nn.utils.weight_norm` or of a pruning mask,
+    which `copy.deepcopy` refuses) are copied as they are; their hooks compute them again.
+
+    Raises ValueError for a module that cannot be copied.
+    """
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo), copy.deepcopy(what, memo)
+    except Exception as error:
+        raise ValueError(
+            f"model {type(model).__name__} must be one that copy.deepcopy can copy, and it cannot "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})"
+        ) from error

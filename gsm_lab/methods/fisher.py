@@ -10,12 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gsm_lab.derivatives import sample_gradients
+from gsm_lab.derivatives import squared_gradients
 from gsm_lab.fitting import evaluating
 from gsm_lab.knobs import Knob
 from gsm_lab.methods.rival import ROUNDS, UNTIL, Rival
 
 _STREAM = 0xF15E
+_TRIED = 4  # samples that tell whether there are gradients of single ones
 
 
 class Fisher(Rival):
@@ -28,6 +29,10 @@ class Fisher(Rival):
         UNTIL,
     )
 
+    def begin(self) -> None:
+        """Raises ValueError where the loss has no gradients of single samples, before any step is done."""
+        self.information(most=_TRIED)
+
     def before(self) -> None:
         """In a round, take weights out."""
         if q := self.round_due():
@@ -38,15 +43,15 @@ class Fisher(Rival):
         w = self.flat()
         return 0.5 * w.square() * self.information()
 
-    def information(self) -> Tensor:
-        """Mean over some training samples of each one's squared gradient: float32 [N]."""
+    def information(self, most: int | None = None) -> Tensor:
+        """Mean over some training samples of each one's squared gradient, weighted as the loss does: float32 [N].
+
+        `most`: take no more samples than that. Raises ValueError where the loss has no gradients of single samples.
+        """
         drawn = torch.Generator().manual_seed(self.knobs["seed"] ^ _STREAM)
-        rows = torch.randperm(len(self.data.train_y), generator=drawn)[: self.own["samples"]]
+        rows = torch.randperm(len(self.data.train_y), generator=drawn)[: self.own["samples"]][:most]
         rows = rows.to(self.data.train_y.device)
-        weights = {name: p.detach() for name, p in zip(self.history.layers, self._layers, strict=True)}
-        total = torch.zeros(self.opt.weights, device=self.inside.device)
+        weights = dict(zip(self.history.layers, self._layers, strict=True))
         x, y = self.data.train_x[rows], self.data.train_y[rows]
         with evaluating(self.model):
-            for gradients in sample_gradients(self.model, self.loss, weights, x, y):
-                total += gradients.float().square().sum(0)
-        return total / len(rows)
+            return squared_gradients(self.model, self.loss, weights, x, y, self.output).float()

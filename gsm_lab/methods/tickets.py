@@ -5,7 +5,6 @@ train dense -> find the mask (by magnitude, by GSM, or at random) -> back to the
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gsm_lab.methods.rival import OF_THE_GATE, Rival
+from gsm_lab.models import copied
 from gsm_lab.optim.prunable import keep_masks
 from gsm_lab.run import Run
 
@@ -119,13 +119,13 @@ def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | Non
     """
     own = {}
     if isinstance(model := settings.get("model"), nn.Module):
-        own = {"model": copy.deepcopy(model)}
+        own = {"model": copied(model)[0]}
     for name in {"model"} if own else {"model", "seed"}:
         if name in (retrain or {}):
             raise ValueError(f"retrain must not set {name}: a ticket is trained from the first weights of its search")
     mask = find(Run(**{**settings, **own}), by, progress)
     again = {k: v for k, v in settings.items() if k not in OF_THE_GATE}
-    own = {k: copy.deepcopy(v) for k, v in {"model": model}.items() if isinstance(v, nn.Module)}
+    own = {k: copied(v)[0] for k, v in {"model": model}.items() if isinstance(v, nn.Module)}
     found = Ticket(**{**again, **own, "pretrain": 0, **(retrain or {})})
     found.wear(mask)
     return found

@@ -6,8 +6,9 @@ one pass of it serves all units at once; the next layer's pre-activations then c
 from there on the network is run, and only for the samples whose unit did change (a rectifier that stays shut hides the
 rest). Nothing is approximated.
 
-The structure is not assumed but probed on the model itself; layers without it, such as convolutions, are evaluated one
-weight at a time, in batches.
+The structure is not assumed but probed, on the model and the loss: that the tensor is used nowhere else, that units and
+samples do not see each other on the way, and that the loss is a sum over samples (weighted, if need be). Layers without
+it, such as convolutions, are evaluated one weight at a time, in batches.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from gsm_lab.studies.curvature import fully_connected, hooked
+from gsm_lab.derivatives import shares, single_losses
+from gsm_lab.outputs import answer
 from gsm_lab.studies.problem import Problem
+from gsm_lab.studies.structure import NoSuchStructure, close, fully_connected, hooked, passed, used_once
 
 _NUMBERS = 2_000_000  # moved units held at once: 16 MB in float64
 
@@ -44,6 +47,7 @@ def loss_changes(problem: Problem, layer: str, progress: bool = True) -> Tensor:
     with (
         torch.no_grad(),
         _one_thread(),
+        problem.computing(),
         tqdm(total=weight.numel(), unit="weight", desc=layer, disable=not progress) as bar,
     ):
         chain = _chain(problem, layer)
@@ -72,7 +76,8 @@ class _Chain:
 
     inputs [n, fan-in] and outputs z [n, units] of the layer; `between` from [m, units] to [m, units]; `matrix` and
     `after`, the next layer's weights and outputs [n, units of it], None where the layer is the last; `rest` from the
-    outputs of the next layer (or of this one) [m, ...] to those of the network.
+    outputs of the next layer (or of this one) [m, ...] to those of the network. shares [n]: what the loss makes of the
+    losses of single samples.
     """
 
     weight: Tensor
@@ -82,6 +87,7 @@ class _Chain:
     matrix: Tensor | None
     after: Tensor
     rest: Callable[[Tensor], Tensor]
+    shares: Tensor
 
 
 @contextmanager
@@ -99,20 +105,10 @@ class _Reached(Exception):
     pass
 
 
-def _seen(problem: Problem, module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Input and output of a module on the batch."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    with hooked(module.register_forward_hook(lambda _, a, z: seen.append((a[0], z)))):
-        problem.model(problem.x)
-    if len(seen) != 1:
-        raise _Reached  # a module that is used more than once has no single place in the network
-    return seen[0]
-
-
 def _with_output(problem: Problem, module: nn.Module, z: Tensor) -> Tensor:
     """What the network makes of `z` in place of the module's output; it is run on one sample up to there."""
     with hooked(module.register_forward_hook(lambda *_: z)):
-        return problem.model(problem.x[:1])
+        return _of_one(problem)
 
 
 def _between(problem: Problem, module: nn.Module, following: nn.Module, z: Tensor) -> Tensor:
@@ -125,10 +121,15 @@ def _between(problem: Problem, module: nn.Module, following: nn.Module, z: Tenso
 
     with hooked(module.register_forward_hook(lambda *_: z), following.register_forward_pre_hook(stop)):
         try:
-            problem.model(problem.x[:1])
+            _of_one(problem)
         except _Reached:
             return arrived[0]
-    raise _Reached
+    raise NoSuchStructure
+
+
+def _of_one(problem: Problem) -> Tensor:
+    """The answer to the first sample alone, which layers whose output is replaced do not see."""
+    return answer(problem.model, problem.x[:1].clone(), problem.output)
 
 
 def _chain(problem: Problem, layer: str) -> _Chain | None:
@@ -137,68 +138,80 @@ def _chain(problem: Problem, layer: str) -> _Chain | None:
     module = linear.get(layer)
     if module is None:
         return None
-    expected = problem.model(problem.x)
     try:
-        inputs, outputs = _seen(problem, module)
-        if inputs.ndim != 2:
+        expected = problem.answer()
+        inputs, outputs = passed(problem, module)
+        if inputs.ndim != 2 or len(inputs) != len(problem.x) or not used_once(problem, layer, module):
+            return None
+        parts = shares(problem.loss, expected, problem.y)
+        if parts is None or not _losses_hold(problem, expected, parts):
             return None
         following = _following(problem, module, list(linear.values()))
         if following is None:
-            chain = _Chain(
-                module.weight, inputs, outputs, None, None, outputs, lambda z: _with_output(problem, module, z)
-            )
+            end, after, between = module, outputs, None
         else:
-            chain = _Chain(
-                module.weight,
-                inputs,
-                outputs,
-                lambda z: _between(problem, module, following, z),
-                following.weight,
-                _seen(problem, following)[1],
-                lambda z: _with_output(problem, following, z),
-            )
+            end, after = following, passed(problem, following)[1]
+            between = partial(_between, problem, module, following)
+        matrix = None if following is None else following.weight
+        rest = partial(_with_output, problem, end)
+        chain = _Chain(module.weight, inputs, outputs, between, matrix, after, rest, parts)
         return chain if _holds(chain, expected) else None
-    except (_Reached, RuntimeError, ValueError, IndexError):  # the network does not take what a chain would
-        return None
+    except (_Reached, NoSuchStructure, TypeError, AttributeError, RuntimeError, ValueError, LookupError):
+        return None  # the network does not take what a chain would
+
+
+def _losses_hold(problem: Problem, answers: Tensor, parts: Tensor) -> bool:
+    """Whether the losses of single samples can be had for many at once, and add up to the loss."""
+    single = _sample_losses(problem, answers, torch.arange(len(answers)))
+    total = float(torch.where(parts != 0, parts * single, 0).sum())
+    return single.shape == parts.shape and abs(total - problem.value) <= problem.floor
 
 
 def _following(problem: Problem, module: nn.Module, linear: list[nn.Module]) -> nn.Module | None:
     """The fully-connected layer that is reached next after `module`."""
     order: list[nn.Module] = []
     with hooked(*(m.register_forward_hook(lambda m, *_: order.append(m)) for m in linear)):
-        problem.model(problem.x[:1])
+        _of_one(problem)
     place = order.index(module)
     return order[place + 1] if place + 1 < len(order) else None
 
 
 def _holds(chain: _Chain, expected: Tensor) -> bool:
-    """Whether the chain gives the network's own outputs, for the batch as it is and where single units are moved."""
+    """Whether the chain gives the network's own outputs, for the batch as it is and where single units are moved.
 
-    def close(a: Tensor, b: Tensor) -> bool:
-        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
-
-    if chain.rest(chain.after).shape[0] != len(expected) or not close(chain.rest(chain.after), expected):
+    Also for samples in another order and number, each of them as it would be by itself.
+    """
+    random = torch.Generator().manual_seed(0)
+    n = len(expected)
+    some = torch.randint(n, (n + n // 2 + 1,), generator=random).to(expected.device)
+    if not close(chain.rest(chain.after.clone()), expected) or not _by_rows(chain.rest, chain.after, some, random):
         return False
     if chain.between is None or chain.matrix is None:
         return True
-    random = torch.Generator().manual_seed(0)
     noise = torch.randn(chain.outputs.shape, generator=random).to(chain.outputs)
-    some = (torch.rand(chain.outputs.shape[1], generator=random) < 0.5).to(chain.outputs.device)
-    plain, moved = chain.between(chain.outputs), chain.between(chain.outputs + noise)
-    partly = chain.between(chain.outputs + noise * some)
-    alone = torch.equal(partly, torch.where(some, moved, plain))  # each unit depends on itself alone, sample by sample
+    units = (torch.rand(chain.outputs.shape[1], generator=random) < 0.5).to(chain.outputs.device)
+    plain, moved = chain.between(chain.outputs.clone()), chain.between(chain.outputs + noise)
+    partly = chain.between(chain.outputs + noise * units)
+    alone = torch.equal(partly, torch.where(units, moved, plain))  # each unit depends on itself alone
     bias = chain.after - plain @ chain.matrix.T
-    return alone and close(bias, bias[:1].expand_as(bias))
+    return alone and close(bias, bias[:1].expand_as(bias)) and _by_rows(chain.between, chain.outputs, some, random)
+
+
+def _by_rows(function: Callable[[Tensor], Tensor], rows: Tensor, some: Tensor, random: torch.Generator) -> bool:
+    """Whether what a function makes of each row depends on that row alone."""
+    moved = rows + torch.randn(rows.shape, generator=random).to(rows) * rows.std(correction=0)
+    whole, chosen = function(moved.clone()), function(moved[some])
+    return close(chosen, whole[some]) and close(function(moved[:1].clone()), whole[:1])
 
 
 # -- the evaluation ----------------------------------------------------------------------------------------------------
 
 
 def _by_units(problem: Problem, chain: _Chain, bar: tqdm) -> Tensor:
-    n = len(problem.x)
+    n, even = len(problem.x), bool((chain.shares == 1 / len(problem.x)).all())
     units, fan_in = chain.weight.shape
-    base = _sample_losses(problem, chain.rest(chain.after), torch.arange(n))
-    plain = chain.between(chain.outputs) if chain.between else chain.outputs
+    base = _sample_losses(problem, chain.rest(chain.after.clone()), torch.arange(n))
+    plain = chain.between(chain.outputs.clone()) if chain.between else chain.outputs
     total = torch.zeros_like(chain.weight)
     for columns in torch.arange(fan_in).split(max(1, _NUMBERS // (n * units))):
         # all units at once, each without its weight from input j: [columns, n, units]
@@ -215,14 +228,14 @@ def _by_units(problem: Problem, chain: _Chain, bar: tqdm) -> Tensor:
             else:
                 new.addcmul_(by[column, sample][:, None], chain.matrix[:, unit])
             change = _sample_losses(problem, chain.rest(new), sample) - base[sample]
+            if not even:
+                part = chain.shares[sample]
+                change = torch.where(part != 0, part * change, 0)  # the loss of an ignored sample alone may be nan
             total[unit].index_add_(0, columns[column], change)
         bar.update(len(columns) * units)
-    return total / n
+    return total / n if even else total
 
 
 def _sample_losses(problem: Problem, outputs: Tensor, sample: Tensor) -> Tensor:
     """The loss of each row of `outputs` with the label of its sample."""
-    labels = problem.y[sample]
-    if problem.loss is F.cross_entropy:
-        return F.cross_entropy(outputs, labels, reduction="none")
-    return torch.func.vmap(lambda a, b: problem.loss(a[None], b[None]))(outputs, labels)
+    return single_losses(problem.loss, outputs, problem.y[sample])

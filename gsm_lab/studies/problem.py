@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
-from gsm_lab.derivatives import AT_ONCE, sample_gradients
-from gsm_lab.models import prunable
+from gsm_lab.derivatives import (
+    AT_ONCE,
+    Loss,
+    differentiable_twice,
+    gradients,
+    joined,
+    leaves,
+    named,
+    not_compiled,
+    sample_gradients,
+    shares,
+    squared_gradients,
+)
+from gsm_lab.models import copied, prunable
 from gsm_lab.optim import param_groups
 from gsm_lab.optim.layers import kernels
+from gsm_lab.outputs import Output, answer, answer_with
 from gsm_lab.run import Run
+from gsm_lab.studies.precision import Raised
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+_ABOUT_PRECISION = ("dtype", "scalar type", "Double", "Float", "BFloat16")  # in what PyTorch says of two of them
 
 
 class Problem:
     """The loss of a copy of `model` on one batch, in evaluation mode (no dropout, batch statistics as trained).
 
     Args:
-        model: any `nn.Module`, or a `Run`, whose model and loss are taken.
+        model: any `nn.Module`, or a `Run`, whose model is taken, and whose loss and adapter unless given.
         x, y: the batch, inputs [n, ...] and labels [n].
-        loss: from (outputs, labels) to the mean over the samples; cross entropy unless given.
-        dtype: of all computation. Differences of losses cancel, so float64 unless given.
+        loss: from (outputs, labels) to a scalar; cross entropy unless given. One that is a module is copied with the
+            model, in `dtype` as that.
+        dtype: of all computation, also where the model or the loss casts to a lower one by itself. Differences of
+            losses cancel, so float64 unless given.
+        output: from (model, x) to what the loss takes, where that is not `model(x)`; see `gsm_lab.outputs`.
 
     Attributes:
-        weights: the prunable tensors by layer name. count: N. value: the loss.
+        weights: the prunable tensors by layer name. count: N. value: the loss. draws: whether random numbers
+        enter even in evaluation mode; they are then the same ones each time.
 
     Raises:
-        ValueError: no prunable weights, a batch of no samples, or one whose loss is not finite.
+        TypeError: an argument of another kind.
+        ValueError: no prunable weights, a batch of no samples, a loss that is not finite, no single number, or refers
+            to the model's weights itself, or a model that cannot be copied or computed in `dtype`.
     """
 
     def __init__(
@@ -41,33 +63,119 @@ class Problem:
         model: nn.Module | Run,
         x: Tensor,
         y: Tensor,
-        loss: Loss = F.cross_entropy,
+        loss: Loss | None = None,
         dtype: torch.dtype = torch.float64,
+        output: Output | None = None,
     ) -> None:
-        layers = None
+        self.seed, layers = 0, None
         if isinstance(model, Run):
-            layers, model, loss = list(model.history.layers), model.model, model.loss
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be an nn.Module or a Run, got {type(model).__name__}")
-        if len(x) == 0 or len(x) != len(y):
-            raise ValueError(f"the batch must hold as many inputs as labels, and some, got {len(x)} and {len(y)}")
+            run, model = model, model.model
+            layers, self.seed = list(run.history.layers), run.knobs["seed"]
+            loss, output = run.loss if loss is None else loss, run.output if output is None else output
+        loss = F.cross_entropy if loss is None else loss
+        _check(model, x, y, loss, dtype, output)
         if layers is None:  # a network that is frozen as a whole can be looked at, too
             layers = list(prunable(model) or kernels(model) or param_groups(model)[0]["names"])
-        self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        self.model, of_module = copied(model, loss if isinstance(loss, nn.Module) else None)
         device = next(self.model.parameters()).device
-        self.x, self.y = x.to(device, dtype) if x.is_floating_point() else x.to(device), y.to(device)
-        self.loss = loss
-        self.weights = {name: self.model.get_parameter(name) for name in layers}
+        self.model.to(dtype)
+        for p in self.model.parameters():
+            p.requires_grad_(False)
+        self.loss: Loss = loss if of_module is None else of_module.to(device, dtype).requires_grad_(False)
+        self.output, self.dtype = output, dtype
+        self.x, self.y = (t.to(device, dtype) if t.is_floating_point() else t.to(device) for t in (x, y))
+        own = {name: self.model.get_parameter(name) for name in layers}
+        before = {name: w.clone() for name, w in own.items()}
+        self.model.eval()
+        if any(not torch.equal(before[name], w) for name, w in own.items()):
+            raise ValueError(
+                f"model {type(model).__name__} must have the same weights in evaluation mode as in training"
+            )
+        self.weights = own
         self.sizes = [w.numel() for w in self.weights.values()]
         self.count = sum(self.sizes)
-        self.value = float(self())
+        self._raised: Raised | None = Raised(dtype)
+        self.draws = False
+        self._at_once: dict[str, bool] = {}  # layers whose tensor vmap can replace by many
+        with torch.random.fork_rng(devices=[]):
+            self._begin(x, model, loss)
+
+    def _begin(self, x: Tensor, model: nn.Module, loss: Loss) -> None:
+        """Find out what the model and the loss need, and their value."""
+        version = self.x._version
+        try:
+            with torch.no_grad(), self.computing():
+                found = answer(self.model, self.x, self.output)
+                value = self.loss(found, self.y)
+        except RuntimeError as error:
+            if not any(word in str(error) for word in _ABOUT_PRECISION):
+                raise
+            raise ValueError(self._other_dtype(loss, str(error).splitlines()[0])) from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            seen = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"loss must give one number, a tensor of one entry; {named(loss)} gives {seen}")
+        low = [t.dtype for t in (*tree_leaves(found), value) if isinstance(t, Tensor) and t.is_floating_point()]
+        if any(torch.finfo(d).bits < torch.finfo(self.dtype).bits for d in low):
+            raise ValueError(self._other_dtype(loss, f"they return {min(low, key=lambda d: torch.finfo(d).bits)}"))
+        if not self._raised.used:
+            self._raised = None
+        self._refuse_hidden_weights(model, loss, found)
+        written = self.x._version != version
+        if written:  # a model that writes into its input gets a fresh one each time
+            self.x, adapter = x.to(self.x), self.output
+            self.output = lambda model, x: answer(model, x.clone(), adapter)
+        self.value = float(value if self._raised is None and not written else self())
+        self.draws = self.value != float(self())
+        if self.draws:
+            self.value = float(self())
         if not math.isfinite(self.value):
             raise ValueError(f"the loss of this batch is {self.value}: no change of it can be measured")
+
+    def _other_dtype(self, loss: Loss, why: str) -> str:
+        return (
+            f"dtype must be one that model {type(self.model).__name__} and loss {named(loss)} can be computed in, got "
+            f"{self.dtype} ({why}); dtype=torch.float32 may be one"
+        )
+
+    def _refuse_hidden_weights(self, model: nn.Module, loss: Loss, found: Any) -> None:
+        """A loss that takes weights from elsewhere than the answer is a constant there, whatever the copy is."""
+        if isinstance(loss, nn.Module):  # copied together with the model
+            return
+        of = {id(p): name for name, p in model.named_parameters()}
+        with torch.enable_grad(), self.computing():
+            value = self.loss(found, self.y)
+        nodes, seen = [value.grad_fn] if value.grad_fn is not None else [], set()
+        while nodes:
+            node = nodes.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if (name := of.get(id(getattr(node, "variable", None)))) is not None:
+                raise ValueError(
+                    f"loss {named(loss)} must depend on weights through the model's answer only, and takes {name!r} by "
+                    "itself: leave such a penalty out (weight_decay is one), or make the loss a module that has it"
+                )
+            nodes += [n for n, _ in node.next_functions if n is not None]
+
+    @contextlib.contextmanager
+    def computing(self, as_written: bool = False) -> Iterator[None]:
+        """What a forward pass needs here: differentiable kernels, one precision, the same random numbers each time.
+
+        `as_written`: with the kernels and checkpoints that the model has by itself.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(not_compiled() if as_written else differentiable_twice(self.model))
+            if self._raised is not None:
+                stack.enter_context(self._raised)
+            if self.draws:
+                stack.enter_context(torch.random.fork_rng(devices=[]))
+                torch.default_generator.manual_seed(self.seed)
+            yield
 
     @property
     def floor(self) -> float:
         """The smallest change of the loss that is more than rounding: a thousand units in its last place."""
-        return 1e3 * torch.finfo(next(iter(self.weights.values())).dtype).eps * max(abs(self.value), 1e-3)
+        return 1e3 * torch.finfo(self.dtype).eps * max(abs(self.value), 1e-3)
 
     @torch.no_grad()
     def __call__(self, **replaced: Tensor) -> Tensor:
@@ -76,13 +184,21 @@ class Problem:
 
     def of(self, replaced: dict[str, Tensor]) -> Tensor:
         """The loss as a differentiable function of the tensors that replace the model's."""
-        return self.loss(torch.func.functional_call(self.model, replaced, (self.x,)), self.y)
+        with self.computing():
+            return self._loss(answer_with(self.model, replaced, self.x, self.output) if replaced else self.answer())
+
+    def answer(self) -> Any:
+        """What the model answers on the batch: what the loss takes."""
+        return answer(self.model, self.x, self.output)
+
+    def _loss(self, found: Any) -> Tensor:
+        return self.loss(found, self.y).reshape(())
 
     # -- flat vectors over all prunable weights, in the order of the layers ------------------------------------------
 
     def flat(self) -> Tensor:
         """All prunable weights [N]."""
-        return torch.cat([w.reshape(-1) for w in self.weights.values()])
+        return joined(self.weights.values()).detach()
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:
         """A flat vector [N] (or a stack of them, [k, N]) cut into the shapes of the layers."""
@@ -104,57 +220,106 @@ class Problem:
 
     # -- derivatives -------------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def graph(self, names: Sequence[str] | None = None, twice: bool = False) -> Iterator[tuple[list, tuple]]:
+        """Parameters of the model as leaves, the prunable ones unless named, and the gradient of the loss there."""
+        with leaves(self.model, self.weights if names is None else names) as tensors:
+            yield tensors, gradients(self.of({}), tensors, create_graph=twice)
+
     def gradient(self) -> Tensor:
         """dL/dw [N]."""
-        leaves = self._leaves()
-        return _joined(torch.autograd.grad(self.of(leaves), list(leaves.values())))
+        with self.graph() as (_, gradient):
+            return joined(gradient)
+
+    def plain_gradient(self, values: Mapping[str, Tensor] | None = None) -> Tensor:
+        """dL/dw [N] by `backward()` through the model as it is written, with other values of some parameters or none.
+
+        To check `gradient` by.
+        """
+        with self._holding(values or {}), leaves(self.model, self.weights) as tensors:
+            for p in tensors:
+                p.grad = None
+            with self.computing(as_written=True):
+                value = self._loss(self.answer())
+                if value.requires_grad:
+                    value.backward()
+            found = joined(torch.zeros_like(p) if p.grad is None else p.grad for p in tensors).detach()
+            for p in tensors:
+                p.grad = None
+        return found
 
     def hessian_vector(self, vectors: Tensor) -> Tensor:
         """H v for one vector [N], or for each of a stack [k, N], with H the second derivatives over all N weights."""
-        leaves = self._leaves()
-        tensors = list(leaves.values())
-        gradient = torch.autograd.grad(self.of(leaves), tensors, create_graph=True)
-        products = [self._backward(gradient, tensors, v) for v in torch.atleast_2d(vectors)]
+        with self.graph(twice=True) as (tensors, gradient):
+            products = [
+                joined(products_with(gradient, tensors, list(self.parts(v).values())))
+                for v in torch.atleast_2d(vectors)
+            ]
         return torch.stack(products).reshape(vectors.shape)
-
-    def _backward(self, gradient: Sequence[Tensor], tensors: list[Tensor], vector: Tensor) -> Tensor:
-        parts = list(self.parts(vector).values())
-        return _joined(torch.autograd.grad(gradient, tensors, parts, retain_graph=True, materialize_grads=True))
 
     def hessian_diagonal(self, indices: Sequence[int]) -> Tensor:
         """d2L/dw2 of single weights at flat positions `indices` [k], exact: one product with H each."""
-        leaves = self._leaves()
-        tensors = list(leaves.values())
-        gradient = torch.autograd.grad(self.of(leaves), tensors, create_graph=True)
         entries = []
-        for i in indices:
-            name, at = self.place(int(i))
-            of = list(leaves).index(name)
-            (row,) = torch.autograd.grad(gradient[of].reshape(-1)[at], tensors[of], retain_graph=True)
-            entries.append(row.reshape(-1)[at])
+        with self.graph(twice=True) as (tensors, gradient):
+            for i in indices:
+                name, at = self.place(int(i))
+                of = list(self.weights).index(name)
+                slope = gradient[of].reshape(-1)[at]
+                entries.append(products_with([slope], tensors[of : of + 1])[0].reshape(-1)[at])
         return torch.stack(entries) if entries else self.flat()[:0]
 
     @cached_property
     def squared_gradients(self) -> Tensor:
-        """Mean over the samples of the square of each sample's gradient [N]: the empirical Fisher diagonal."""
-        total = torch.zeros_like(self.flat())
-        for gradients in self.sample_gradients():
-            total += gradients.square().sum(0)
-        return total / len(self.x)
+        """Mean over the samples of the square of each sample's gradient [N]: the empirical Fisher diagonal.
+
+        For a loss that is a weighted sum over samples, the sum of weight times squared gradient. Raises ValueError
+        where there are no gradients of single samples, see `gsm_lab.derivatives.squared_gradients`.
+        """
+        with self.computing():
+            return squared_gradients(self.model, self.loss, self.weights, self.x, self.y, self.output)
 
     def sample_gradients(self) -> Iterator[Tensor]:
-        """The gradients of single samples, [k, N] at a time; their mean over all samples is `gradient()`."""
-        return sample_gradients(self.model, self.loss, self.weights, self.x, self.y)
+        """The gradients of single samples, [k, N] at a time; their mean over all samples is `gradient()`.
 
-    def _leaves(self) -> dict[str, Tensor]:
-        return {name: w.detach().clone().requires_grad_() for name, w in self.weights.items()}
+        Raises ValueError where they have no such mean.
+        """
+        _ = self.squared_gradients  # tells whether they have
+        with self.computing():
+            found = self.answer()
+            c = shares(self.loss, found, self.y) if isinstance(found, Tensor) and len(found) == len(self.y) else None
+        scale = torch.ones(len(self.y), dtype=self.dtype) if c is None else (len(self.y) * c).cpu()
+        start = 0
+        with self.computing():
+            for rows in sample_gradients(self.model, self.loss, self.weights, self.x, self.y, self.output):
+                k = scale[start : start + len(rows), None].to(rows)
+                yield torch.where(k != 0, k * rows, 0)
+                start += len(rows)
 
     # -- the truth ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def loss_at(self, values: Mapping[str, Tensor]) -> float:
+        """The loss with other values of some parameters, put into the model and taken out again."""
+        with self._holding(values):
+            return float(self.of({}))
+
+    @contextlib.contextmanager
+    def _holding(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        before = {name: self.model.get_parameter(name).detach().clone() for name in values}
+        try:
+            self._put(values)
+            yield
+        finally:
+            self._put(before)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.model.get_parameter(name).copy_(value)
+
     def change(self, delta: Tensor) -> float:
         """L(w + delta) - L(w) for a change [N] of all weights."""
-        return float(self.of(self.parts(self.flat() + delta))) - self.value
+        return self.loss_at(self.parts(self.flat() + delta)) - self.value
 
     @torch.no_grad()
     def changes_without(self, indices: Sequence[int]) -> Tensor:
@@ -167,18 +332,60 @@ class Problem:
         for name, places in by_layer.items():
             for start in range(0, len(places), AT_ONCE):
                 ks, at = zip(*places[start : start + AT_ONCE], strict=True)
-                stack = self.weights[name].expand(len(at), *self.weights[name].shape).clone()
+                stack = (
+                    self.weights[name]
+                    .expand(len(at), *self.weights[name].shape)
+                    .clone(memory_format=torch.contiguous_format)
+                )
                 stack.view(len(at), -1)[range(len(at)), at] = 0.0
                 result[list(ks)] = self._losses(name, stack).cpu() - self.value
         return result
 
     def _losses(self, name: str, stack: Tensor) -> Tensor:
         """The losses with one layer's tensor replaced by each of a stack."""
-        try:
-            return torch.func.vmap(lambda w: self.of({name: w}), randomness="same")(stack)
-        except RuntimeError:  # models that vmap cannot take, such as those that branch on their values
-            return torch.stack([self.of({name: w}) for w in stack])
+        if self._at_once.get(name, True):
+            try:
+                found = torch.func.vmap(lambda w: self.of({name: w}), randomness="same")(stack)
+                if name not in self._at_once:  # where a tensor is used behind the model's back, replacing it shows less
+                    alone = self.loss_at({name: stack[0]})
+                    self._at_once[name] = float(found[0]) == alone or abs(float(found[0]) - alone) <= self.floor
+                if self._at_once[name]:
+                    return found
+            except Exception:  # branches on values, hooks, functions without a rule for vmap, recurrent layers
+                self._at_once[name] = False
+        return torch.tensor([self.loss_at({name: w}) for w in stack], dtype=stack.dtype, device=stack.device)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat([part.reshape(-1) for part in parts])
+def products_with(
+    gradient: Sequence[Tensor], tensors: Sequence[Tensor], vector: Sequence[Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """H v from a gradient that has a graph, with respect to `tensors`; v is 1 unless given."""
+    vector = [torch.ones_like(g) for g in gradient] if vector is None else vector
+    with_graph = [(g, v) for g, v in zip(gradient, vector, strict=True) if g.requires_grad]
+    if not with_graph:  # a loss that is linear in all of them
+        return tuple(torch.zeros_like(t) for t in tensors)
+    slopes, along = zip(*with_graph, strict=True)
+    return torch.autograd.grad(slopes, tensors, along, retain_graph=True, materialize_grads=True)
+
+
+def _check(model: object, x: object, y: object, loss: object, dtype: object, output: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module or a Run, got {type(model).__name__}")
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor of one row a sample, got {type(value).__name__}")
+    if x.ndim == 0 or y.ndim == 0 or len(x) == 0 or len(x) != len(y):
+        sizes = [len(t) if t.ndim else "none" for t in (x, y)]
+        raise ValueError(f"the batch must hold as many inputs as labels, and some, got {sizes[0]} and {sizes[1]}")
+    if not callable(loss) or isinstance(loss, type):
+        raise TypeError(f"loss must be a function from (outputs, labels) to a scalar, got {loss!r}")
+    if output is not None and not callable(output):
+        raise TypeError(f"output must be a function from (model, x) to what the loss takes, got {output!r}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point dtype such as torch.float64, got {dtype!r}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            f"model must be as it is written in Python, got {type(model).__name__}, compiled to TorchScript"
+        )
+    if any(p.is_complex() for p in model.parameters()):
+        raise ValueError(f"model {type(model).__name__} must have real parameters, got complex ones")

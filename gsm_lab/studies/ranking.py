@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from gsm_lab.optim import budget
+from gsm_lab.studies.checks import check, some
 from gsm_lab.studies.exhaustive import loss_changes
 from gsm_lab.studies.problem import Problem
 
@@ -20,21 +22,33 @@ def exhaustive(problem: Problem, layers: Iterable[str] | None = None, progress: 
     take some ten seconds. `layers`: names of prunable tensors, all unless given.
 
     Returns:
-        One row a weight: layer, index (flat, in the layer), weight, metric (T), true.
+        One row a weight: layer, index (flat, in the layer), weight, metric (T), true. `attrs["check"]`: see
+        `gsm_lab.studies.checks`.
+
+    Raises:
+        ValueError: no layers, or one that there is not.
+        ArithmeticError: the check failed.
     """
     names = list(problem.weights) if layers is None else list(layers)
     if not names:
         raise ValueError(f"layers must name at least one of {', '.join(problem.weights)}")
-    gradients = problem.parts(problem.gradient())
-    parts = []
+    for name in names:
+        if name not in problem.weights:
+            raise ValueError(f"layers must be of {', '.join(problem.weights)}, got {name!r}")
+    gradient = problem.gradient()
+    gradients = problem.parts(gradient)
+    parts, changes = [], torch.full_like(gradient, torch.nan)
     for name in names:
         true = loss_changes(problem, name, progress)
         w = problem.weights[name].reshape(-1)
+        problem.parts(changes)[name].copy_(true)
         metric = (w * gradients[name].reshape(-1)).abs()
         columns = {"index": range(len(w)), "weight": w, "metric": metric, "true": true.reshape(-1)}
         parts.append(table_of(problem, {"layer": pd.Categorical([name] * len(w), names), **columns}))
     table = pd.concat(parts, ignore_index=True)
-    table.attrs = parts[0].attrs
+    at = some(torch.isfinite(changes).nonzero()[:, 0].tolist())
+    first = -(gradient * problem.flat())[at]
+    table.attrs = parts[0].attrs | {"check": check(problem, at, first=first, true=changes[at])}
     return table
 
 
@@ -99,7 +113,7 @@ def missed_by_input(table: pd.DataFrame, layer: str, shape: tuple[int, int], com
 def table_of(problem: Problem, columns: dict | list[dict]) -> pd.DataFrame:
     """A table from columns or rows, tensors as numbers, with the problem's floor in `attrs`."""
     if isinstance(columns, dict):
-        columns = {k: v.double().cpu().numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}
+        columns = {k: v.detach().double().cpu().numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}
     table = pd.DataFrame(columns)
     table.attrs["floor"] = problem.floor
     return table

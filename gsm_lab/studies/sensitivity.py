@@ -12,7 +12,6 @@ layer pruned by magnitude to a grid of ratios, all else as it is, and the loss o
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -22,11 +21,16 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from gsm_lab.data import Dataset
+from gsm_lab.fitting import evaluating
 from gsm_lab.methods.rival import Rival
+from gsm_lab.models import copied
 from gsm_lab.optim.prunable import exactly, keep_masks
+from gsm_lab.outputs import answer
 from gsm_lab.run import Run
 from gsm_lab.studies.trainings import bar_over, fresh, some, to_the_end
 
@@ -70,7 +74,7 @@ def densities(
 
     Also `live` and `cut`, the run's accuracy on `data.test_x` at its end. Arguments and errors as in `sensitivity`.
     """
-    runs = {seed: fresh({"model": model, "data": data, **settings}, seed=seed) for seed in some("seeds", seeds)}
+    runs = {seed: _fresh(model, data, settings, seed) for seed in some("seeds", seeds)}
     rows = []
     with bar_over(runs.values(), progress) as bar:
         for seed, run in runs.items():
@@ -82,6 +86,16 @@ def densities(
                 row = {"seed": seed, "layer": _short(name), "weights": mask.numel(), "kept": kept}
                 rows.append(row | {"density": kept / mask.numel()} | reached)
     return pd.DataFrame(rows)
+
+
+def _fresh(model: str | nn.Module, data: str | Dataset, settings: dict[str, Any], seed: int) -> Run:
+    run = fresh({"model": model, "data": data, **settings}, seed=seed)
+    for name, count in run.history.layers.items():
+        if not count:
+            raise ValueError(
+                f"model must have weights in every layer, {name!r} has none: leave it out, exclude={name!r}"
+            )
+    return run
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +148,7 @@ def alone(
     for epochs in lengths:
         if not (0 <= epochs < math.inf):
             raise ValueError(f"finetune must hold numbers of epochs >= 0, got {epochs!r}")
-    dense = {seed: fresh({"model": model, "data": data, **settings}, seed=seed) for seed in seeds}
+    dense = {seed: _fresh(model, data, settings, seed) for seed in seeds}
     first = next(iter(dense.values()))
     cases = [(None, 0.0), *itertools.product(first.history.layers, ratios)]
     rows = []
@@ -226,11 +240,11 @@ class _Alone(Rival):
 
 def _measured(run: Run, layer: str | None, ratio: float, epochs: float) -> tuple[float, float]:
     """Loss and accuracy on the held-out data of a copy of the dense network, one layer of it pruned, fine-tuned."""
-    model = copy.deepcopy(run.model)
+    model = copied(run.model)[0]
     settings = {**{k: run.knobs[k] for k in ("batch_size", "seed")}, "lr": run.knobs["pretrain_lr"] / 10, "hold": 1.0}
     settings |= {"weight_decay": run.knobs["pretrain_decay"], "momentum": 0.9, "pretrain": 0}
     settings |= exactly(model, run.history.layers)
-    tuned = _Alone(model, run.data, loss=run.loss, **settings, compression=1, evaluate_every=10**9)
+    tuned = _Alone(model, run.data, loss=run.loss, output=run.output, **settings, compression=1, evaluate_every=10**9)
     tuned.keep(_mask(tuned, layer, ratio))
     tuned.step(round(epochs * tuned.epoch_steps))
     return _loss(tuned), tuned.evaluate()
@@ -251,12 +265,14 @@ def _mask(run: Run, layer: str | None, ratio: float) -> Tensor:
 
 @torch.no_grad()
 def _loss(run: Run) -> float:
-    training = run.model.training
-    run.model.eval()
-    x, y = run.data.test_x, run.data.test_y
-    total = sum(float(run.loss(run.model(a), b)) * len(b) for a, b in zip(x.split(2000), y.split(2000), strict=True))
-    run.model.train(training)
-    return total / len(y)
+    with evaluating(run.model):
+        pieces = run.data.test_x.split(2000)
+        answers = [answer(run.model, x, run.output) for x in pieces]
+        y = run.data.test_y
+        if run.loss is F.cross_entropy and not (y == -100).any():
+            values = zip(answers, y.split(2000), strict=True)
+            return sum(float(run.loss(a, b)) * len(b) for a, b in values) / len(y)
+        return float(run.loss(tree_map(lambda *parts: torch.cat(parts), *answers), y))
 
 
 def _short(name: str) -> str:

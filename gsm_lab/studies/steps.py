@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from gsm_lab.run import Run
-from gsm_lab.studies.problem import Problem
+from gsm_lab.studies.checks import check, some
+from gsm_lab.studies.problem import Problem, products_with
 
 ORDERS = ("first", "second")
+_CHECKED = 3  # weights
 
 
 class Before:
@@ -61,8 +63,8 @@ class Before:
 
     def change(self, dw: dict[str, Tensor]) -> float:
         """L(w + dw) - L(w)."""
-        with self.repeatable(), torch.no_grad():
-            return float(self.problem.of({name: p + dw[name] for name, p in self.parameters.items()})) - self.value
+        with self.repeatable():
+            return self.problem.loss_at({name: p + dw[name] for name, p in self.parameters.items()}) - self.value
 
     @property
     def value(self) -> float:
@@ -71,20 +73,21 @@ class Before:
 
     def predicted(self, dw: dict[str, Tensor], second_order: bool = True) -> tuple[float, float]:
         """g.dw, and g.dw + dw'H dw / 2 (NaN without `second_order`)."""
-        leaves = {name: p.detach().clone().requires_grad_() for name, p in self.parameters.items()}
-        tensors, along = list(leaves.values()), [dw[name] for name in leaves]
+        along = list(dw.values())
+        with self.repeatable(), self.problem.graph(list(dw), twice=second_order) as (tensors, gradient):
+            slope = _dot(gradient, along)
+            first = float(slope.detach())
+            if not second_order:
+                return first, math.nan
+            return first, first + 0.5 * float(_dot(products_with([slope], tensors), along))
+
+    def check(self, second_order: bool = True) -> dict[str, float]:
+        """The check of `gsm_lab.studies.checks` at a few weights. Raises ArithmeticError."""
+        at = some(range(self.problem.count), _CHECKED)
         with self.repeatable():
-            gradient = torch.autograd.grad(
-                self.problem.of(leaves), tensors, create_graph=second_order, materialize_grads=True
-            )
-        slope = _dot(gradient, along)
-        first = float(slope.detach())
-        if not second_order:
-            return first, math.nan
-        if not slope.requires_grad:  # a loss that is linear in all parameters
-            return first, first
-        curved = torch.autograd.grad(slope, tensors, materialize_grads=True)
-        return first, first + 0.5 * float(_dot(curved, along))
+            w = self.problem.flat()[at]
+            second = self.problem.hessian_diagonal(at) * w.square() / 2 if second_order else None
+            return check(self.problem, at, first=-self.problem.gradient()[at] * w, second=second)
 
     def at_threshold(self) -> tuple[float, float]:
         """For the weight at which the gate closed: its T = |g w|, and the true change of the loss without it.
@@ -141,12 +144,14 @@ def steps(run: Run, n: int, second_order: bool = True) -> pd.DataFrame:
         One row a step: step (its number), loss (of its batch, before it), true (the change of that loss by the step;
         inf or NaN where the step blew it up), first (g.dw), second (g.dw + dw'H dw / 2), and "error of first", "error
         of second": |estimate - true| / |true|, NaN below the floor. Losses in the loss function's units.
-        `attrs["floor"]`: where the floor of these rows is highest; `attrs["below_floor"]`: how many are below theirs.
+        `attrs["floor"]`: where the floor of these rows is highest; `attrs["below_floor"]`: how many are below theirs;
+        `attrs["check"]`: of the derivatives at the first of these steps, see `gsm_lab.studies.checks`.
 
     Raises:
         TypeError: `run` is no Run.
         ValueError: `n` is no whole number >= 1, or the loss of a batch is not finite (the steps before it are done).
         FloatingPointError: from the step, as in `Run.step`.
+        ArithmeticError: the check failed; no gated step was done.
     """
     if not isinstance(run, Run):
         raise TypeError(f"run must be a Run, got {type(run).__name__}")
@@ -154,9 +159,10 @@ def steps(run: Run, n: int, second_order: bool = True) -> pd.DataFrame:
         raise ValueError(f"n must be a whole number of steps >= 1, got {n!r}")
     orders = ORDERS if second_order else ORDERS[:1]
     run.pretrain()
-    rows, below, floors = [], 0, []
+    rows, below, floors, checked = [], 0, [], {}
     for _ in range(n):
         before = Before(run)
+        checked = checked or before.check(second_order)
         run.step(1)
         dw = before.moved()
         true, floor = before.change(dw), before.problem.floor
@@ -165,5 +171,5 @@ def steps(run: Run, n: int, second_order: bool = True) -> pd.DataFrame:
         below += abs(true) < floor
         floors.append(floor)
     table = pd.DataFrame(rows, columns=["step", "loss", "true", *orders, *(f"error of {order}" for order in orders)])
-    table.attrs = {"floor": max(floors), "below_floor": int(below)}
+    table.attrs = {"floor": max(floors), "below_floor": int(below), "check": checked}
     return table

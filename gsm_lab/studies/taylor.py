@@ -8,11 +8,13 @@ Setting the weights S to zero changes them by d (d = -w on S, 0 elsewhere) and t
     second order           g.d + d.H d / 2       with all of H, by one Hessian-vector product
 
 Relative errors are |estimate - truth| / |truth|. Where |truth| is below `Problem.floor`, a thousand units of rounding,
-they mean nothing: they are NaN, and counted.
+they mean nothing: they are NaN, and counted. Each table was checked on a few weights against brute force and plain
+autograd: `attrs["check"]`, see `gsm_lab.studies.checks`; where they differ an ArithmeticError is raised instead.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -21,7 +23,9 @@ import torch
 from tqdm.auto import tqdm
 
 from gsm_lab.optim import budget
+from gsm_lab.outputs import Output
 from gsm_lab.run import Run
+from gsm_lab.studies.checks import check, some, worst
 from gsm_lab.studies.curvature import diagonal
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.ranking import exhaustive, misranked, missed_by_input, rank_map, table_of
@@ -37,12 +41,17 @@ REGIONS = ("top", "around Q", "middle", "bottom", "random")
 STAGES = {"start": 0.0, "middle": 0.5, "end": 1.0}
 
 
-def of_run(run: Run, samples: int = 256, dtype: torch.dtype = torch.float64) -> Problem:
-    """The problem of a run's model as it is now, on the first `samples` of its training set."""
-    if not 1 <= samples <= len(run.data.train_x):
-        raise ValueError(f"samples must be from 1 to {len(run.data.train_x):,}, all there are, got {samples}")
+def of_run(run: Run, samples: int = 256, dtype: torch.dtype = torch.float64, output: Output | None = None) -> Problem:
+    """The problem of a run's model as it is now, on the first `samples` of its training set.
+
+    `output`: the adapter of `gsm_lab.outputs`, the run's unless given.
+    """
+    if not isinstance(run, Run):
+        raise TypeError(f"run must be a Run, got {type(run).__name__}")
+    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= len(run.data.train_x):
+        raise ValueError(f"samples must be from 1 to {len(run.data.train_x):,}, all there are, got {samples!r}")
     with run.lock:  # a whole step, also while the run is played
-        return Problem(run, run.data.train_x[:samples], run.data.train_y[:samples], dtype=dtype)
+        return Problem(run, run.data.train_x[:samples], run.data.train_y[:samples], dtype=dtype, output=output)
 
 
 # -- single weights ----------------------------------------------------------------------------------------------------
@@ -64,9 +73,12 @@ def singles(problem: Problem, per_region: int = 100, compression: float = 60, se
 
     Raises:
         ValueError: `per_region` below 1, or a compression out of range.
+        ArithmeticError: the check failed.
+
+    Where the loss has no gradients of single samples, "Fisher" is NaN and a warning says why.
     """
-    if per_region < 1:
-        raise ValueError(f"per_region must be at least 1, got {per_region}")
+    if isinstance(per_region, bool) or not isinstance(per_region, int) or per_region < 1:
+        raise ValueError(f"per_region must be at least 1, got {per_region!r}: a whole number of weights")
     n, q = problem.count, budget(problem.count, compression=compression)
     w, g = problem.flat(), problem.gradient()
     order = torch.argsort((g * w).abs(), descending=True, stable=True)
@@ -85,8 +97,9 @@ def singles(problem: Problem, per_region: int = 100, compression: float = 60, se
     indices = order[[rank for _, rank in drawn]].tolist()
     places = [problem.place(i) for i in indices]
     w, g = w[indices], g[indices]
-    half = w.square() / 2
-    return table_of(
+    half, fisher = w.square() / 2, _fisher(problem)
+    true, second = problem.changes_without(indices), half * problem.hessian_diagonal(indices)
+    table = table_of(
         problem,
         {
             "region": [region for region, _ in drawn],
@@ -95,13 +108,26 @@ def singles(problem: Problem, per_region: int = 100, compression: float = 60, se
             "rank": [rank for _, rank in drawn],
             "weight": w,
             "gradient": g,
-            "true": problem.changes_without(indices),
+            "true": true,
             "first order": -g * w,
             "|g w|": (g * w).abs(),
-            "Fisher": half * problem.squared_gradients[indices],
-            "first + diagonal": -g * w + half * problem.hessian_diagonal(indices),
+            "Fisher": half * fisher[indices],
+            "first + diagonal": -g * w + second,
         },
     )
+    few = some(range(len(indices)))
+    at = [indices[k] for k in few]
+    table.attrs["check"] = check(problem, at, first=(-g * w)[few], true=true[few], second=second[few])
+    return table
+
+
+def _fisher(problem: Problem) -> torch.Tensor:
+    """The squared gradients of single samples [N]; NaN, and a warning, where there is no such thing."""
+    try:
+        return problem.squared_gradients
+    except ValueError as error:
+        warnings.warn(f"the column Fisher is empty: {error}", stacklevel=3)
+        return torch.full_like(problem.flat(), np.nan)
 
 
 def agreement(table: pd.DataFrame, by: str | Sequence[str] = "region") -> pd.DataFrame:
@@ -155,12 +181,15 @@ def sets(
 
     Raises:
         ValueError: no shares, or one out of range.
+        ArithmeticError: the check failed.
+
+    Where the loss has no gradients of single samples, "Fisher" is NaN and a warning says why.
     """
     shares = list(shares)
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"shares must be some numbers above 0 and up to 1, got {shares}")
     n = problem.count
-    w, g, fisher = problem.flat(), problem.gradient(), problem.squared_gradients
+    w, g, fisher = problem.flat(), problem.gradient(), _fisher(problem)
     curvature = diagonal(problem, all_layers=bool(hessian_diagonal)) if hessian_diagonal is not False else None
     by_metric = torch.argsort((g * w).abs(), descending=True, stable=True)
     by_size = torch.argsort(w.abs(), descending=True, stable=True)
@@ -189,11 +218,22 @@ def sets(
             }
         )
     table = table_of(problem, rows)
+    table.attrs["check"] = _checked(problem, w, g, curvature)
     for estimate in ESTIMATES:
         truth = table["true"].abs() if estimate == "|g w|" else table["true"]
         error = (table[estimate] - truth).abs() / table["true"].abs()
         table[f"error of {estimate}"] = error.where(table["true"].abs() >= problem.floor)
     return table
+
+
+def _checked(problem: Problem, w: torch.Tensor, g: torch.Tensor, curvature: torch.Tensor | None) -> dict[str, float]:
+    """The check of a gradient, of second derivatives, and of diag(H) if it is there, at a few weights."""
+    at = some(range(problem.count))
+    half = w[at].square() / 2
+    found = [check(problem, at, first=-(g * w)[at], second=half * problem.hessian_diagonal(at))]
+    if curvature is not None:
+        found.append(check(problem, at, first=-(g * w)[at], second=half * curvature[at]))
+    return worst(found) | {"weights": len(at)}
 
 
 # -- over momenta and stages -------------------------------------------------------------------------------------------
@@ -244,5 +284,8 @@ def stages(
     make.reset(lr=before[0], momentum=before[1])
     joined = [pd.concat(tables, ignore_index=True) for tables in found]
     for table, tables in zip(joined, found, strict=True):
-        table.attrs["floor"] = max(t.attrs["floor"] for t in tables)
+        table.attrs = {
+            "floor": max(t.attrs["floor"] for t in tables),
+            "check": worst([t.attrs["check"] for t in tables]),
+        }
     return joined[0], joined[1]

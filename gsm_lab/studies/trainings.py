@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
 
+from gsm_lab.models import copied
 from gsm_lab.run import Run
 
 _STEPS_A_LOOK = 25  # of the progress bar
@@ -17,7 +17,7 @@ _STEPS_A_LOOK = 25  # of the progress bar
 def fresh(settings: Mapping[str, Any], **more: Any) -> Run:
     """A run of its own: a model that came as a module is not shared with other runs."""
     model = settings.get("model", "lenet300")
-    own = {"model": copy.deepcopy(model)} if isinstance(model, nn.Module) else {}
+    own = {"model": copied(model)[0]} if isinstance(model, nn.Module) else {}
     return Run(**{**settings, **own, **more})
 
 

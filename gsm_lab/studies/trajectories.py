@@ -11,7 +11,6 @@ and data a `Run` takes. Decay of single weights: `gsm_lab.studies.decay`; record
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
@@ -22,6 +21,7 @@ from torch import nn
 
 from gsm_lab.history import History
 from gsm_lab.knobs import knob
+from gsm_lab.models import copied
 from gsm_lab.run import Run
 from gsm_lab.studies.decay import (
     MOMENTA,
@@ -67,7 +67,7 @@ def per_momentum(
     for momentum in momenta:
         own = dict(settings)
         if isinstance(own.get("model"), nn.Module):
-            own["model"] = copy.deepcopy(own["model"])
+            own["model"] = copied(own["model"])[0]
         run = Run(**own)
         lr = run.knobs["lr"]
         if matched:
