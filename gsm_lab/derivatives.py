@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from gsm_lab.outputs import Output, answer, answer_with
@@ -39,6 +42,8 @@ def differentiable_twice(model: nn.Module) -> Iterator[None]:
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if any(is_parametrized(module) or module._forward_pre_hooks for module in model.modules()):
+            stack.enter_context(_PlainWeightNorm())
         stack.enter_context(not_compiled())
         torch.backends.mha.set_fastpath_enabled(False)
         checkpoint.CheckpointFunction = _Straight
@@ -54,6 +59,16 @@ def not_compiled() -> contextlib.AbstractContextManager[object]:
     if "torch._dynamo" not in sys.modules:  # then nothing is
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Weight normalisation as products and sums: the second derivatives of PyTorch's fused one are wrong (2.13)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm:
+            v, g, dim = (*args, *(kwargs or {}).values(), 0)[:3]
+            return v * (g / torch.norm_except_dim(v, 2, dim))
+        return func(*args, **(kwargs or {}))
 
 
 _Checkpoint = checkpoint.CheckpointFunction

@@ -136,7 +136,7 @@ def _chain(problem: Problem, layer: str) -> _Chain | None:
     """The chain that begins at `layer`, if the model, probed, behaves as one there."""
     linear = fully_connected(problem)
     module = linear.get(layer)
-    if module is None:
+    if module is None or problem.draws:
         return None
     try:
         expected = problem.answer()
