@@ -1,8 +1,4 @@
-"""Derivatives, by plain autograd at the model's own parameters: of the loss, and of the losses of single samples.
-
-Many at once (`torch.func`) is quicker and fits fewer models: where it fails, or its answers do not add up to those of
-plain autograd, samples are taken one at a time.
-"""
+"""Derivatives by plain autograd at a model's own parameters, first and second, for models as people write them."""
 
 from __future__ import annotations
 
@@ -13,15 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from gsm_lab.outputs import Output, answer, answer_with
-
-AT_ONCE = 32  # samples that are batched; bounds memory
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -98,159 +90,41 @@ def leaves(model: nn.Module, names: Iterable[str]) -> Iterator[list[nn.Parameter
 
 
 def gradients(value: Tensor, tensors: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """D value / d tensors; zeros for those that it does not depend on."""
+    """The gradient of a value at some tensors; zeros for those that it does not depend on."""
     if not value.requires_grad:
         return tuple(torch.zeros_like(t) for t in tensors)
     return torch.autograd.grad(value, tensors, create_graph=create_graph, materialize_grads=True)
 
 
+def products_with(
+    gradient: Sequence[Tensor], tensors: Sequence[Tensor], vector: Sequence[Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """H v from a gradient that has a graph, with respect to `tensors`; v is 1 unless given.
+
+    Raises NotTwiceDifferentiable where PyTorch has no second derivative of something on the way.
+    """
+    vector = [torch.ones_like(g) for g in gradient] if vector is None else vector
+    with_graph = [(g, v) for g, v in zip(gradient, vector, strict=True) if g.requires_grad]
+    if not with_graph:  # a loss that is linear in all of them
+        return tuple(torch.zeros_like(t) for t in tensors)
+    slopes, along = zip(*with_graph, strict=True)
+    try:
+        return torch.autograd.grad(slopes, tensors, along, retain_graph=True, materialize_grads=True)
+    except RuntimeError as error:  # of a derivative that nobody has written, or that a function forbids
+        if not any(words in str(error) for words in ("not implemented", "differentiate twice", "double backward")):
+            raise
+        raise NotTwiceDifferentiable(
+            f"model and loss must have second derivatives in PyTorch, and have not: {str(error).splitlines()[0]}"
+        ) from error
+
+
+class NotTwiceDifferentiable(ValueError):
+    """Something has a gradient, and no gradient of it."""
+
+
 def joined(parts: Iterable[Tensor]) -> Tensor:
     """All entries of some tensors, row by row: [N]."""
     return torch.cat([part.reshape(-1) for part in parts])
-
-
-# -- single samples ----------------------------------------------------------------------------------------------------
-
-
-def single_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
-    """The loss of each sample by itself [n], of the rows of `outputs` [n, ...] and `y` [n, ...]."""
-    if loss is F.cross_entropy and outputs.ndim == 2:
-        return F.cross_entropy(outputs, y, reduction="none")
-    return torch.func.vmap(lambda a, b: loss(a[None], b[None]))(outputs, y)
-
-
-def shares(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
-    """What the loss makes of the losses of single samples: c [n] with loss(outputs, y) = sum of c_s loss(sample s).
-
-    1/n each for a mean, 1 for a sum, w_s / sum of w with class weights, 0 for an ignored label. None where the loss is
-    no such sum: found out on the outputs as they are, and moved at random.
-    """
-    n = len(y)
-    even = torch.full((n,), 1 / n, dtype=outputs.dtype, device=outputs.device)
-    if loss is F.cross_entropy and outputs.ndim == 2 and (y.is_floating_point() or not (y == -100).any()):
-        return even
-    close = torch.finfo(outputs.dtype).eps ** 0.5
-
-    def singly(rows: Tensor) -> Tensor:
-        return torch.stack([loss(rows[i : i + 1], y[i : i + 1]).reshape(()) for i in range(n)])
-
-    try:
-        with torch.enable_grad():
-            at = outputs.detach().clone().requires_grad_()
-            value, single = loss(at, y), singly(at)
-            slope, own = (gradients(v, [at])[0].reshape(n, -1) for v in (value, single.sum()))
-            counts = own.isfinite().all(1) & single.detach().isfinite() & (own != 0).any(1)
-            own = torch.where(counts[:, None], own, 0)
-            c = (slope * own).sum(1) / torch.where(counts, own.square().sum(1), 1)
-            if not _close(c[:, None] * own, slope, close):
-                return None
-            random = torch.Generator().manual_seed(0)
-            for moved in (torch.ones(n, dtype=torch.bool), torch.rand(n, generator=random) < 0.5):
-                noise = torch.randn(outputs.shape, generator=random).to(outputs) * moved.to(outputs).view(
-                    -1, *[1] * (outputs.ndim - 1)
-                )
-                there = outputs.detach() + noise * outputs.detach().std(correction=0).clamp_min(close)
-                parts = torch.where(counts, c * (singly(there) - single), 0)
-                if not _close(parts.sum(), loss(there, y) - value, close, float(parts.detach().abs().sum())):
-                    return None
-    except Exception:  # one sample alone is nothing that this loss takes
-        return None
-    c = c.detach()
-    return even if _close(c, even, close) else c
-
-
-def _close(a: Tensor, b: Tensor, relative: float, size: float = 0.0) -> bool:
-    a, b = a.detach(), b.detach()
-    return bool(torch.isfinite(a).all()) and float((a - b).abs().max()) <= relative * max(float(b.abs().max()), size)
-
-
-def sample_gradients(
-    model: nn.Module,
-    loss: Loss,
-    weights: dict[str, Tensor],
-    x: Tensor,
-    y: Tensor,
-    output: Output | None = None,
-    singly: bool = False,
-) -> Iterator[Tensor]:
-    """The gradients of the loss of single samples with respect to some parameters of the model.
-
-    Args:
-        model: in the mode (training or evaluation) it is wanted in.
-        loss: from (answer to one sample [1, ...], labels [1]) to a scalar.
-        weights: parameters of the model by name, N entries in all.
-        x, y: inputs [n, ...] and labels [n].
-        output: the adapter of `gsm_lab.outputs`, if there is one.
-        singly: one sample at a time by plain autograd; otherwise only where `torch.func` cannot take the model.
-
-    Yields [k, N] for some samples at a time, in their order, entries in the order of `weights`.
-    """
-
-    def one(replaced: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
-        return loss(answer_with(model, replaced, a[None], output), b[None]).reshape(())
-
-    each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0), randomness="different")
-    for a, b in zip(x.split(AT_ONCE), y.split(AT_ONCE), strict=True):
-        if not singly:
-            try:
-                parts = each({name: w.detach() for name, w in weights.items()}, a, b)
-                yield torch.cat([parts[name].reshape(len(a), -1) for name in weights], dim=1)
-                continue
-            except Exception:  # branches on values, hooks, functions without a rule for vmap, recurrent layers
-                singly = True
-        with leaves(model, weights) as tensors:
-            values = (loss(answer(model, c[None], output), d[None]) for c, d in zip(a, b, strict=True))
-            found = torch.stack([joined(gradients(value, tensors)) for value in values])
-        yield found
-
-
-def squared_gradients(
-    model: nn.Module, loss: Loss, weights: dict[str, Tensor], x: Tensor, y: Tensor, output: Output | None = None
-) -> Tensor:
-    """The sum of c_s g_s^2 [N], g_s the gradient of the loss of sample s and c_s its share: empirical Fisher diagonal.
-
-    For a loss that is a mean, the mean squared gradient. Arguments are those of `sample_gradients`.
-
-    Raises:
-        ValueError: the gradients of single samples do not add up to that of the loss, so that they mean nothing: the
-            loss is no sum over samples, or samples see each other in the model.
-    """
-    with differentiable_twice(model):
-        with leaves(model, weights) as tensors:
-            outputs = answer(model, x, output)
-            whole = joined(gradients(loss(outputs, y), tensors))
-        even = whole.new_full((len(y),), 1 / len(y))
-        parts = shares(loss, outputs.detach(), y) if isinstance(outputs, Tensor) and len(outputs) == len(y) else even
-        for singly in (False, True) if parts is not None else ():
-            try:
-                squares, total = _summed(parts, sample_gradients(model, loss, weights, x, y, output, singly))
-            except Exception:
-                if singly:
-                    raise
-                continue
-            if _close(total, whole, torch.finfo(whole.dtype).eps ** 0.5, float(squares.max()) ** 0.5):
-                return squares
-    raise ValueError(
-        f"loss {named(loss)} on model {type(model).__name__} has no gradients of single samples that add up to it: "
-        "it is no sum over samples, or samples see each other in the model (batch statistics, attention over a batch)"
-    )
-
-
-def _summed(parts: Tensor, rows: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-    """The sums of c_s g_s^2 and of c_s g_s, both [N]."""
-    n, start, squares, total = len(parts), 0, 0, 0
-    even = bool((parts == 1 / n).all()) or bool((parts == parts[0]).all())
-    for g in rows:
-        if even:
-            squares, total = squares + g.square().sum(0), total + g.sum(0)
-        else:
-            c = parts[start : start + len(g), None].to(g.dtype)
-            g = torch.where(c != 0, g, 0)  # the loss of an ignored sample alone may be nan
-            squares, total = squares + (c * g.square()).sum(0), total + (c * g).sum(0)
-        start += len(g)
-    if not even:
-        return squares, total
-    return (squares / n, total / n) if float(parts[0]) == 1 / n else (squares * parts[0], total * parts[0])
 
 
 def named(loss: object) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gsm_lab.derivatives import squared_gradients
 from gsm_lab.fitting import evaluating
 from gsm_lab.knobs import Knob
 from gsm_lab.methods.rival import ROUNDS, UNTIL, Rival
+from gsm_lab.sample_gradients import of_samples
 
 _STREAM = 0xF15E
 _TRIED = 4  # samples that tell whether there are gradients of single ones
@@ -54,4 +54,4 @@ class Fisher(Rival):
         weights = dict(zip(self.history.layers, self._layers, strict=True))
         x, y = self.data.train_x[rows], self.data.train_y[rows]
         with evaluating(self.model):
-            return squared_gradients(self.model, self.loss, weights, x, y, self.output).float()
+            return of_samples(self.model, self.loss, weights, x, y, self.output).squared.float()

@@ -65,7 +65,7 @@ def check(
         "tolerance": 10 * problem.floor + _relative("difference", problem) * size,
     }
     bent, allowed = math.nan, math.nan
-    if second is not None and problem.dtype is torch.float64:
+    if second is not None and problem.dtype is torch.float64 and bool(torch.isfinite(second).all()):
         differences = [
             _bent(problem, i, float(second[k])) for k, i in enumerate(indices) if _smooth(problem, i, float(plain[k]))
         ]
@@ -86,7 +86,7 @@ def check(
 
 def worst(checks: Sequence[dict[str, float]]) -> dict[str, float]:
     """Of several checks, as one: the largest differences, each with its tolerance."""
-    found = {"weights": sum(c["weights"] for c in checks)}
+    found = {"weights": max(c["weights"] for c in checks)}
     for what in ("", "curvature_"):
         one = max(checks, key=lambda c: np.nan_to_num(c[f"{what}difference"], nan=-1.0))
         found |= {f"{what}{name}": one[f"{what}{name}"] for name in ("difference", "tolerance")}
@@ -98,7 +98,9 @@ def _relative(what: str, problem: Problem) -> float:
 
 
 def _apart(found: Tensor, plainly: Tensor) -> float:
-    return float((found.cpu().double() - plainly.double()).abs().max()) if len(plainly) else 0.0
+    a, b = found.cpu().double(), plainly.double()
+    same = (a == b) | (a.isnan() & b.isnan())  # infinite, too
+    return float(torch.where(same, 0, (a - b).abs()).nan_to_num(nan=math.inf).max()) if len(b) else 0.0
 
 
 def _with(problem: Problem, index: int, value: float) -> dict[str, Tensor]:

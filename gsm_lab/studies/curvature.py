@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gsm_lab.derivatives import gradients
-from gsm_lab.studies.problem import Problem, products_with
+from gsm_lab.derivatives import gradients, products_with
+from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.structure import NoSuchStructure, close, fully_connected, hooked, used_once
 
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gsm_lab.derivatives import shares, single_losses
 from gsm_lab.outputs import answer
+from gsm_lab.sample_gradients import shares, single_losses
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.structure import NoSuchStructure, close, fully_connected, hooked, passed, used_once
 

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from gsm_lab.derivatives import (
-    AT_ONCE,
     Loss,
     differentiable_twice,
     gradients,
@@ -22,16 +21,16 @@ from gsm_lab.derivatives import (
     leaves,
     named,
     not_compiled,
-    sample_gradients,
-    shares,
-    squared_gradients,
+    products_with,
 )
 from gsm_lab.models import copied, prunable
 from gsm_lab.optim import param_groups
 from gsm_lab.optim.layers import kernels
 from gsm_lab.outputs import Output, answer, answer_with
 from gsm_lab.run import Run
+from gsm_lab.sample_gradients import AT_ONCE, OfSamples, of_samples, sample_gradients
 from gsm_lab.studies.precision import Raised
+from gsm_lab.studies.refusals import check_kinds, refuse_hidden_weights
 
 _ABOUT_PRECISION = ("dtype", "scalar type", "Double", "Float", "BFloat16")  # in what PyTorch says of two of them
 
@@ -73,7 +72,7 @@ class Problem:
             layers, self.seed = list(run.history.layers), run.knobs["seed"]
             loss, output = run.loss if loss is None else loss, run.output if output is None else output
         loss = F.cross_entropy if loss is None else loss
-        _check(model, x, y, loss, dtype, output)
+        check_kinds(model, x, y, loss, dtype, output)
         if layers is None:  # a network that is frozen as a whole can be looked at, too
             layers = list(prunable(model) or kernels(model) or param_groups(model)[0]["names"])
         self.model, of_module = copied(model, loss if isinstance(loss, nn.Module) else None)
@@ -119,7 +118,9 @@ class Problem:
             raise ValueError(self._other_dtype(loss, f"they return {min(low, key=lambda d: torch.finfo(d).bits)}"))
         if not self._raised.used:
             self._raised = None
-        self._refuse_hidden_weights(model, loss, found)
+        if not isinstance(loss, nn.Module):  # else it was copied together with the model
+            with torch.enable_grad(), self.computing():
+                refuse_hidden_weights(model, loss, self.loss(found, self.y))
         written = self.x._version != version
         if written:  # a model that writes into its input gets a fresh one each time
             self.x, adapter = x.to(self.x), self.output
@@ -136,26 +137,6 @@ class Problem:
             f"dtype must be one that model {type(self.model).__name__} and loss {named(loss)} can be computed in, got "
             f"{self.dtype} ({why}); dtype=torch.float32 may be one"
         )
-
-    def _refuse_hidden_weights(self, model: nn.Module, loss: Loss, found: Any) -> None:
-        """A loss that takes weights from elsewhere than the answer is a constant there, whatever the copy is."""
-        if isinstance(loss, nn.Module):  # copied together with the model
-            return
-        of = {id(p): name for name, p in model.named_parameters()}
-        with torch.enable_grad(), self.computing():
-            value = self.loss(found, self.y)
-        nodes, seen = [value.grad_fn] if value.grad_fn is not None else [], set()
-        while nodes:
-            node = nodes.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if (name := of.get(id(getattr(node, "variable", None)))) is not None:
-                raise ValueError(
-                    f"loss {named(loss)} must depend on weights through the model's answer only, and takes {name!r} by "
-                    "itself: leave such a penalty out (weight_decay is one), or make the loss a module that has it"
-                )
-            nodes += [n for n, _ in node.next_functions if n is not None]
 
     @contextlib.contextmanager
     def computing(self, as_written: bool = False) -> Iterator[None]:
@@ -269,31 +250,32 @@ class Problem:
         return torch.stack(entries) if entries else self.flat()[:0]
 
     @cached_property
+    def _of_samples(self) -> OfSamples:
+        with self.computing():
+            return of_samples(self.model, self.loss, self.weights, self.x, self.y, self.output)
+
+    @property
     def squared_gradients(self) -> Tensor:
         """Mean over the samples of the square of each sample's gradient [N]: the empirical Fisher diagonal.
 
         For a loss that is a weighted sum over samples, the sum of weight times squared gradient. Raises ValueError
-        where there are no gradients of single samples, see `gsm_lab.derivatives.squared_gradients`.
+        where there are no gradients of single samples, see `gsm_lab.derivatives.of_samples`.
         """
-        with self.computing():
-            return squared_gradients(self.model, self.loss, self.weights, self.x, self.y, self.output)
+        return self._of_samples.squared
 
     def sample_gradients(self) -> Iterator[Tensor]:
         """The gradients of single samples, [k, N] at a time; their mean over all samples is `gradient()`.
 
         Raises ValueError where they have no such mean.
         """
-        _ = self.squared_gradients  # tells whether they have
+        found, start = self._of_samples, 0
+        scale = len(self.y) * found.shares
         with self.computing():
-            found = self.answer()
-            c = shares(self.loss, found, self.y) if isinstance(found, Tensor) and len(found) == len(self.y) else None
-        scale = torch.ones(len(self.y), dtype=self.dtype) if c is None else (len(self.y) * c).cpu()
-        start = 0
-        with self.computing():
-            for rows in sample_gradients(self.model, self.loss, self.weights, self.x, self.y, self.output):
-                k = scale[start : start + len(rows), None].to(rows)
-                yield torch.where(k != 0, k * rows, 0)
-                start += len(rows)
+            rows = sample_gradients(self.model, self.loss, self.weights, self.x, self.y, self.output, found.singly)
+            for part in rows:
+                k = scale[start : start + len(part), None].to(part)
+                yield torch.where(k != 0, k * part, 0)
+                start += len(part)
 
     # -- the truth ---------------------------------------------------------------------------------------------------
 
@@ -354,38 +336,3 @@ class Problem:
             except Exception:  # branches on values, hooks, functions without a rule for vmap, recurrent layers
                 self._at_once[name] = False
         return torch.tensor([self.loss_at({name: w}) for w in stack], dtype=stack.dtype, device=stack.device)
-
-
-def products_with(
-    gradient: Sequence[Tensor], tensors: Sequence[Tensor], vector: Sequence[Tensor] | None = None
-) -> tuple[Tensor, ...]:
-    """H v from a gradient that has a graph, with respect to `tensors`; v is 1 unless given."""
-    vector = [torch.ones_like(g) for g in gradient] if vector is None else vector
-    with_graph = [(g, v) for g, v in zip(gradient, vector, strict=True) if g.requires_grad]
-    if not with_graph:  # a loss that is linear in all of them
-        return tuple(torch.zeros_like(t) for t in tensors)
-    slopes, along = zip(*with_graph, strict=True)
-    return torch.autograd.grad(slopes, tensors, along, retain_graph=True, materialize_grads=True)
-
-
-def _check(model: object, x: object, y: object, loss: object, dtype: object, output: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module or a Run, got {type(model).__name__}")
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor of one row a sample, got {type(value).__name__}")
-    if x.ndim == 0 or y.ndim == 0 or len(x) == 0 or len(x) != len(y):
-        sizes = [len(t) if t.ndim else "none" for t in (x, y)]
-        raise ValueError(f"the batch must hold as many inputs as labels, and some, got {sizes[0]} and {sizes[1]}")
-    if not callable(loss) or isinstance(loss, type):
-        raise TypeError(f"loss must be a function from (outputs, labels) to a scalar, got {loss!r}")
-    if output is not None and not callable(output):
-        raise TypeError(f"output must be a function from (model, x) to what the loss takes, got {output!r}")
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point dtype such as torch.float64, got {dtype!r}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            f"model must be as it is written in Python, got {type(model).__name__}, compiled to TorchScript"
-        )
-    if any(p.is_complex() for p in model.parameters()):
-        raise ValueError(f"model {type(model).__name__} must have real parameters, got complex ones")

@@ -22,9 +22,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from gsm_lab.derivatives import products_with
 from gsm_lab.run import Run
 from gsm_lab.studies.checks import check, some
-from gsm_lab.studies.problem import Problem, products_with
+from gsm_lab.studies.problem import Problem
 
 ORDERS = ("first", "second")
 _CHECKED = 3  # weights
@@ -145,24 +146,26 @@ def steps(run: Run, n: int, second_order: bool = True) -> pd.DataFrame:
         inf or NaN where the step blew it up), first (g.dw), second (g.dw + dw'H dw / 2), and "error of first", "error
         of second": |estimate - true| / |true|, NaN below the floor. Losses in the loss function's units.
         `attrs["floor"]`: where the floor of these rows is highest; `attrs["below_floor"]`: how many are below theirs;
-        `attrs["check"]`: of the derivatives at the first of these steps, see `gsm_lab.studies.checks`.
+        `attrs["check"]`: of the derivatives before all of this, see `gsm_lab.studies.checks`.
 
     Raises:
         TypeError: `run` is no Run.
-        ValueError: `n` is no whole number >= 1, or the loss of a batch is not finite (the steps before it are done).
+        ValueError: `n` is no whole number >= 1; `second_order` of a model or loss without second derivatives; or the
+            loss of a batch is not finite (the steps before it are done).
         FloatingPointError: from the step, as in `Run.step`.
-        ArithmeticError: the check failed; no gated step was done.
+        ArithmeticError: the check failed; nothing was trained.
     """
     if not isinstance(run, Run):
         raise TypeError(f"run must be a Run, got {type(run).__name__}")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a whole number of steps >= 1, got {n!r}")
     orders = ORDERS if second_order else ORDERS[:1]
+    with run.lock:
+        checked = Before(run).check(second_order)  # what cannot be looked at is said before any training
     run.pretrain()
-    rows, below, floors, checked = [], 0, [], {}
+    rows, below, floors = [], 0, []
     for _ in range(n):
         before = Before(run)
-        checked = checked or before.check(second_order)
         run.step(1)
         dw = before.moved()
         true, floor = before.change(dw), before.problem.floor

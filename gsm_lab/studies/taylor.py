@@ -15,7 +15,7 @@ autograd: `attrs["check"]`, see `gsm_lab.studies.checks`; where they differ an A
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -75,7 +75,8 @@ def singles(problem: Problem, per_region: int = 100, compression: float = 60, se
         ValueError: `per_region` below 1, or a compression out of range.
         ArithmeticError: the check failed.
 
-    Where the loss has no gradients of single samples, "Fisher" is NaN and a warning says why.
+    Where the loss has no gradients of single samples, "Fisher" is NaN and a warning says why; where PyTorch has no
+    second derivative of something in it, what takes one.
     """
     if isinstance(per_region, bool) or not isinstance(per_region, int) or per_region < 1:
         raise ValueError(f"per_region must be at least 1, got {per_region!r}: a whole number of weights")
@@ -97,8 +98,10 @@ def singles(problem: Problem, per_region: int = 100, compression: float = 60, se
     indices = order[[rank for _, rank in drawn]].tolist()
     places = [problem.place(i) for i in indices]
     w, g = w[indices], g[indices]
-    half, fisher = w.square() / 2, _fisher(problem)
-    true, second = problem.changes_without(indices), half * problem.hessian_diagonal(indices)
+    half, k = w.square() / 2, len(indices)
+    fisher = _or_nothing("Fisher", lambda: problem.squared_gradients[indices], k).to(w)
+    bent = _or_nothing("first + diagonal", lambda: problem.hessian_diagonal(indices), k).to(w)
+    true, second = problem.changes_without(indices), half * bent
     table = table_of(
         problem,
         {
@@ -111,7 +114,7 @@ def singles(problem: Problem, per_region: int = 100, compression: float = 60, se
             "true": true,
             "first order": -g * w,
             "|g w|": (g * w).abs(),
-            "Fisher": half * fisher[indices],
+            "Fisher": half * fisher,
             "first + diagonal": -g * w + second,
         },
     )
@@ -121,13 +124,13 @@ def singles(problem: Problem, per_region: int = 100, compression: float = 60, se
     return table
 
 
-def _fisher(problem: Problem) -> torch.Tensor:
-    """The squared gradients of single samples [N]; NaN, and a warning, where there is no such thing."""
+def _or_nothing(column: str, found: Callable[[], torch.Tensor], size: int) -> torch.Tensor:
+    """A column, or NaN [size], and a warning why, where there is no such thing for this model and loss."""
     try:
-        return problem.squared_gradients
+        return found()
     except ValueError as error:
-        warnings.warn(f"the column Fisher is empty: {error}", stacklevel=3)
-        return torch.full_like(problem.flat(), np.nan)
+        warnings.warn(f"the column {column} is empty: {error}", stacklevel=3)
+        return torch.full((size,), torch.nan, dtype=torch.float64)
 
 
 def agreement(table: pd.DataFrame, by: str | Sequence[str] = "region") -> pd.DataFrame:
@@ -183,14 +186,20 @@ def sets(
         ValueError: no shares, or one out of range.
         ArithmeticError: the check failed.
 
-    Where the loss has no gradients of single samples, "Fisher" is NaN and a warning says why.
+    Where the loss has no gradients of single samples, "Fisher" is NaN and a warning says why; where PyTorch has no
+    second derivative of something in it, what takes one.
     """
     shares = list(shares)
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"shares must be some numbers above 0 and up to 1, got {shares}")
     n = problem.count
-    w, g, fisher = problem.flat(), problem.gradient(), _fisher(problem)
-    curvature = diagonal(problem, all_layers=bool(hessian_diagonal)) if hessian_diagonal is not False else None
+    w, g = problem.flat(), problem.gradient()
+    fisher = _or_nothing("Fisher", lambda: problem.squared_gradients, n).to(w)
+    at = some(range(n))
+    bent = _or_nothing("second order", lambda: problem.hessian_diagonal(at), len(at)).to(w)
+    twice = bool(torch.isfinite(bent).all())
+    whole = twice and hessian_diagonal is not False
+    curvature = diagonal(problem, all_layers=bool(hessian_diagonal)) if whole else None
     by_metric = torch.argsort((g * w).abs(), descending=True, stable=True)
     by_size = torch.argsort(w.abs(), descending=True, stable=True)
     at_random = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(w.device)
@@ -214,26 +223,18 @@ def sets(
                 "|g w|": float((g * delta).abs().sum()),
                 "Fisher": float(fisher @ delta.square()) / 2,
                 "first + diagonal": np.nan if curvature is None else first + float(curvature @ delta.square()) / 2,
-                "second order": first + float(delta @ problem.hessian_vector(delta)) / 2,
+                "second order": first + float(delta @ problem.hessian_vector(delta)) / 2 if twice else np.nan,
             }
         )
     table = table_of(problem, rows)
-    table.attrs["check"] = _checked(problem, w, g, curvature)
+    found = [bent] if curvature is None else [bent, curvature[at]]
+    half, slopes = w[at].square() / 2, -(g * w)[at]
+    table.attrs["check"] = worst([check(problem, at, first=slopes, second=half * part) for part in found])
     for estimate in ESTIMATES:
         truth = table["true"].abs() if estimate == "|g w|" else table["true"]
         error = (table[estimate] - truth).abs() / table["true"].abs()
         table[f"error of {estimate}"] = error.where(table["true"].abs() >= problem.floor)
     return table
-
-
-def _checked(problem: Problem, w: torch.Tensor, g: torch.Tensor, curvature: torch.Tensor | None) -> dict[str, float]:
-    """The check of a gradient, of second derivatives, and of diag(H) if it is there, at a few weights."""
-    at = some(range(problem.count))
-    half = w[at].square() / 2
-    found = [check(problem, at, first=-(g * w)[at], second=half * problem.hessian_diagonal(at))]
-    if curvature is not None:
-        found.append(check(problem, at, first=-(g * w)[at], second=half * curvature[at]))
-    return worst(found) | {"weights": len(at)}
 
 
 # -- over momenta and stages -------------------------------------------------------------------------------------------
