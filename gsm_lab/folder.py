@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -207,10 +206,12 @@ def _write_weights(run: Run, folder: Path) -> None:
     from gsm_lab import tensor_files
     from gsm_lab.checkpoint import FILE, WEIGHTS
     from gsm_lab.model_state import whole_state
+    from gsm_lab.models import copied
     from gsm_lab.optim import cut
+    from gsm_lab.optim.prunable import exactly
 
-    network = copy.deepcopy(run.model)
-    stay = cut(network, nonzeros=run.nonzeros)
+    network, _ = copied(run.model)
+    stay = cut(network, nonzeros=run.nonzeros, **exactly(network, run.history.layers))
     about = {"format": "pt", "model": str(run.knobs["model"]), "data": run.data.name, "nonzeros": str(stay)}
     about["checkpoint"] = tensor_files.fingerprint(folder / FILE)
     _write(folder, WEIGHTS, tensor_files.content_of(whole_state(network)[0], about))

@@ -634,3 +634,13 @@ def test_doctor_says_what_is_missing_or_does_not_fit(capsys, monkeypatch, tmp_pa
     assert re.search(r"^missing +a Chromium or Chrome", text, re.MULTILINE)
     assert re.search(r"^missing +numba \(only for a faster step", text, re.MULTILINE)
     assert re.search(r"^missing +mnist \(`gsm-lab data mnist`", text, re.MULTILINE)
+
+
+def test_what_was_kept_out_of_the_competition_stays_whole_in_the_weights_that_are_left(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 12), torch.nn.ReLU(), torch.nn.Linear(12, 10))
+    run = gl.Run(model, "digits", exclude="3.weight", compression=50, pretrain=0, epochs=1)
+    run_folder.train(run, tmp_path / "a")
+    left = checkpoint.load_weights(tmp_path / "a")
+    assert int((left["1.weight"] != 0).sum()) == run.nonzeros == 784 * 12 // 50
+    assert torch.equal(left["3.weight"], model[3].weight)

@@ -31,7 +31,9 @@ from gsm_lab.run import Run
 # Options that several methods have.
 UNTIL = Knob("until", 0.6, "share of the run after which who is in the network is settled", False, most=1)
 OF_THE_GATE = ("smoothing", "ramp", "freeze", "cut_at")  # knobs that say something about GSM's gate, and nothing here
-ROUNDS = Knob("rounds", 15, "in how many rounds, by equal factors, weights are taken out", False, least=1, high=50, most=1000)
+ROUNDS = Knob(
+    "rounds", 15, "in how many rounds, by equal factors, weights are taken out", False, least=1, high=50, most=1000
+)
 
 # What is left of a network is trained like a network: with the decay of the dense epochs, not with GSM's.
 RECIPES: dict[tuple[str, str], dict[str, Any]] = {
