@@ -180,10 +180,10 @@ class Rival(Run):
 
     def cut(self) -> int:
         """As `Run.cut`; who is in the network is settled by it, so that further steps train what is left."""
-        masks = keep_masks(self.model, nonzeros=self.nonzeros, optimizer=self.opt)
-        with torch.no_grad():
+        with self.lock:
+            masks = keep_masks(self.model, nonzeros=self.nonzeros, optimizer=self.opt)
             self.keep(torch.cat([mask.reshape(-1) for mask in masks.values()]))
-        return int(self.inside.sum())
+            return int(self.inside.sum())
 
     def round_due(self) -> int | None:
         """How many weights are to stay, if there are more and one of the `rounds` is due; the last one leaves Q.

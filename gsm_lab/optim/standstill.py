@@ -6,15 +6,15 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     from gsm_lab.optim.competing import Competing
     from gsm_lab.optim.gate import Gate
 
 AT_ONCE = 10  # steps in a row in which nothing passed, after which that is said
-LOOK = 100  # steps between two counts of those that passed, which takes about a tenth of a step
+LOOK = 100  # steps to the next count of those that passed, after one that was too low; a count takes about a step
 LOOKS = 5  # counts in a row that were too low, after which that is said: some epochs of a small data set
+SELDOM = 10_000  # steps to the next count, at most, where all is well
 
 
 class Standstill:
@@ -26,28 +26,32 @@ class Standstill:
 
     def __init__(self) -> None:
         self._steps = self._still = self._short = 0
+        self._pause = self._next = LOOK
         self._said = False
 
     def after(self, optimizer: Competing) -> None:
         """To be called after each step; warns once. (On an accelerator it does not look, which would be to wait.)"""
         gate = optimizer._gate_now
-        if isinstance(gate.threshold, Tensor):
+        if type(gate.threshold) is not float:
             return
         self._steps += 1
         self._still = self._still + 1 if gate.threshold == 0.0 else 0  # also where the gate is open
         if self._still == AT_ONCE and optimizer.nonzeros < gate.count:
             self._say(f"no weight has had T = |gradient * weight| > 0 in {AT_ONCE} steps", optimizer)
-        if self._steps % LOOK == 0 and not self._said and (few := self._too_few(gate, optimizer.nonzeros)):
+        if self._steps >= self._next and not self._said and (few := self._too_few(gate, optimizer.nonzeros)):
             self._say(few, optimizer)
 
     def _too_few(self, gate: Gate, q: int) -> str:
         """What is to be said where it was so often enough, else nothing."""
         passed = int(gate.active().sum())
         self._short = self._short + 1 if passed < q < gate.count and gate.candidates is None else 0
-        if self._short < LOOKS:
+        enough = self._short == LOOKS
+        if enough and sum(int(p.count_nonzero()) for p in gate.weights) <= q and all(map(torch.any, gate.weights)):
+            self._short, enough = 0, False  # the network was cut, and what is left trains
+        self._pause = LOOK if self._short else min(2 * self._pause, SELDOM)
+        self._next = self._steps + self._pause
+        if not enough:
             return ""
-        if sum(int(p.count_nonzero()) for p in gate.weights) <= q and all(map(torch.any, gate.weights)):
-            return ""  # the network was cut, and what is left trains
         n = LOOK * LOOKS
         return f"for {n} steps fewer than Q = {q:,} weights have had T = |gradient * weight| > 0, now {passed:,}"
 
