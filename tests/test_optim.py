@@ -356,8 +356,10 @@ class Strided(nn.Module):
 def test_non_contiguous_parameters(kernel: str) -> None:
     a, b = Strided(), Strided()
     assert not any(p.is_contiguous() for p in matrices(b))
+    # torch's fused kernel takes no notice of strides: it would move entries that lie between those of the slice
+    oracle = KERNELS["loop" if kernel == "fused" else kernel]
     sgd, gsm = (
-        SGD(a.parameters(), **HYPER, **KERNELS[kernel]),
+        SGD(a.parameters(), **HYPER, **oracle),
         GSM(b.parameters(), **HYPER, **KERNELS[kernel], nonzeros=20),
     )
     for step in range(10):
