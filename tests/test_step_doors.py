@@ -415,6 +415,21 @@ def test_modes(fused: bool | None) -> None:
     assert_same(models[0], opts[0], models[2], opts[2])
 
 
+def test_weights_made_in_inference_mode_stay_as_they_are() -> None:
+    """As with SGD, which says why."""
+    with torch.inference_mode():
+        p = nn.Parameter(torch.ones(4, 4))
+    q = nn.Parameter(torch.ones(4, 4))
+    p.grad, q.grad = torch.ones(4, 4), torch.ones(4, 4)
+    opt = GSM([p, q], lr=0.1, momentum=0.9, compression=3, fused=True)
+    with pytest.raises(RuntimeError, match="inference"):
+        opt.step()
+    assert torch.equal(p, torch.ones(4, 4)) and torch.equal(q, torch.ones(4, 4))
+    with torch.inference_mode():
+        opt.step()
+    assert int((p != 1).sum() + (q != 1).sum()) == 10
+
+
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot flush denormals")
 def test_flushed_denormals_have_no_metric() -> None:
     p = nn.Parameter(torch.tensor([[1e-20, 2e-20, 3e-20, 1.0]]))

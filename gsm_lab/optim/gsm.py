@@ -169,9 +169,10 @@ class GSM(Competing):
         momenta = [get(p, _NOTHING).get("momentum_buffer") for p in self._in_turn]
         if new := [i for i, z in enumerate(momenta) if z is None]:
             settings = settings.copy()
-            for i in new:  # momentum begins with the gradient as it is
-                momenta[i] = torch.zeros_like(self._in_turn[i])
-                settings[i] = (*settings[i][:2], 0.0, settings[i][3])
+            with torch.inference_mode(False):  # else no step outside of that mode could change it
+                for i in new:  # momentum begins with the gradient as it is
+                    momenta[i] = torch.zeros_like(self._in_turn[i])
+                    settings[i] = (*settings[i][:2], 0.0, settings[i][3])
         if not self._gate_now.step(self._budget, self._others, momenta, settings):
             return False
         for i in new:

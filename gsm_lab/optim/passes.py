@@ -94,8 +94,8 @@ class Passes(ABC):
         if len(before) == len(tensors) and all(map(operator.is_, tensors, before)) and _still(tensors, places):
             return places
         self._seen.pop(kind, None)
-        if not all(map(simple, tensors, self.sizes)):
-            return None
+        if not all(map(simple, tensors, self.sizes)) or any(x.is_inference() for x in tensors):
+            return None  # (of what was made in inference mode, torch says who may change it)
         places = [x.data_ptr() for x in tensors]
         ends = sorted((place, place + 4 * n) for place, n in zip(places, self.sizes, strict=True) if n)
         if any(end > start for (_, end), (start, _) in pairwise(ends)):
