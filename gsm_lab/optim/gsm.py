@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsm_lab.optim.competing import Competing
+from gsm_lab.optim.competing import OWN, Competing
 from gsm_lab.optim.device import on_accelerator, refuse_capture
 from gsm_lab.optim.sgd import (
     ASKED,
@@ -143,19 +143,24 @@ class GSM(Competing):
             if self._rates:
                 self._refuse_settings()
             return
-        if not all(are_plain(its[: len(SETTINGS)]) for its in asked):
+        steps = [its[: len(SETTINGS)] for its in asked]
+        rates = []
+        if not all(map(are_plain, steps)):
             self._refuse_settings()
-        self._budget = self._budget_of(self._own())
-        self._rates = [x for its in asked for x in its[: len(SETTINGS)] if isinstance(x, Tensor) and x.is_cpu]
+            rates = [x for its in steps for x in its if isinstance(x, Tensor) and x.is_cpu]
+        # a schedule moves the learning rate at every step; what the gate is asked for stays
+        if not self._asked or [its[-len(OWN) :] for its in asked] != [its[-len(OWN) :] for its in self._asked]:
+            self._budget = self._budget_of(self._own())
+            gate, asked = self._gate_now, [tuple(map(g.get, ASKED)) for g in groups]
         # (SGD moves a tensor that is listed twice two times)
         self._plain = (
             all(map(is_plain, groups))
             and self._budget < gate.count
-            and not (self._listed_twice or self._lazy or self._sharded or self.smoothing)
+            and not (self._listed_twice or self._lazy or self._sharded or self._own_now["smoothing"])
             and gate.weights[0].is_cpu
         )
-        self._settings = [asked[i][: len(SETTINGS)] for i in self._groups_in_turn]
-        self._asked = [tuple(map(g.get, ASKED)) for g in groups]
+        self._settings = [steps[i] for i in self._groups_in_turn]
+        self._asked, self._rates = asked, rates
 
     def _refuse_settings(self) -> None:
         for i, group in enumerate(self.param_groups):
@@ -193,7 +198,7 @@ class GSM(Competing):
             )
         if (
             self._budget >= gate.count
-            or self.smoothing
+            or self._own_now["smoothing"]
             or not all("momentum_buffer" in self.state.get(p, ()) for p in gate.weights)
         ):
             return False  # in the first step, SGD would leave a momentum behind even if it leaves the step out
@@ -214,8 +219,10 @@ class GSM(Competing):
             gate = self._gate_now
             self._look()
         q, writes = self._budget, self._writes_gradients()
-        if self._sharded and self.smoothing:
-            raise ValueError(f"smoothing must be 0 where weights are spread over ranks, got {self.smoothing}")
+        if self._sharded and self._own_now["smoothing"]:
+            raise ValueError(
+                f"smoothing must be 0 where weights are spread over ranks, got {self._own_now['smoothing']}"
+            )
         if self._sharded:  # ranks raise together, so the gate looks at the other gradients too, and hands them back
             own = {name: self._own_now[name] for name in ("compression", "nonzeros")}
             return gate.close(q, writes, " and ".join(f"{k}={v}" for k, v in own.items() if v is not None))
@@ -244,7 +251,7 @@ class GSM(Competing):
 
     def _averages(self) -> list[Tensor] | None:
         """The smoothed |gradients| of the competing tensors, brought up to date; None without smoothing."""
-        if not (s := self.smoothing):
+        if not (s := self._own_now["smoothing"]):
             return None
         weights = self._gate().weights
         for p in weights:  # a gradient that is refused must not be in an average
