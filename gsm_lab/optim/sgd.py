@@ -46,6 +46,8 @@ def refuse_settings(given: Mapping[str, Any], where: str = "") -> None:
     """
     for name in SETTINGS:
         if name in given and not _is_finite(x := given[name]):
+            if isinstance(x, Tensor) and x.numel() != 1:  # in torch's words
+                raise ValueError(f"Tensor {name}{where} must be 1-element, got one of shape {tuple(x.shape)}")
             kind = "a finite number" if not isinstance(x, Tensor) else "a finite number, or a tensor of one"
             raise ValueError(f"{name}{where} must be {kind}, got {x!r}")
 
