@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 _LONGEST = 80  # characters of a value in an error
@@ -16,6 +18,15 @@ def shown(value: Any) -> str:
     except Exception:
         return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def path(name: str, value: Any) -> Path:
+    """`value` as a path, if it is one or text; else TypeError or ValueError naming it."""
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise TypeError(f"{name} must be a path, as text or a pathlib.Path, got {shown(value)}")
+    if "\0" in os.fspath(value):
+        raise ValueError(f"{name} must be a path without null characters, got {shown(value)}")
+    return Path(value)
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf) -> float:

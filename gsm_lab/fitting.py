@@ -27,6 +27,8 @@ def check_kinds(model: Any, data: Any, loss: Any, output: Any) -> None:
         raise TypeError(f"model must be one of {', '.join(models.MODELS)} or an nn.Module, got {shown(model)}")
     if not isinstance(data, str | datasets.Dataset):
         raise TypeError(f"data must be one of {', '.join(datasets.NAMES)} or a Dataset, got {type(data).__name__}")
+    if isinstance(data, str) and data not in datasets.NAMES:
+        raise ValueError(f"data must be one of {', '.join(datasets.NAMES)} or a Dataset, got {shown(data)}")
     if isinstance(loss, type):
         raise TypeError(f"loss must be a function of (logits, labels), got the class {loss.__name__}: make one of it")
     if not callable(loss):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsm_lab.checks import shown
 from gsm_lab.optim.prunable import prunable
 from gsm_lab.turns import turn
 
@@ -132,8 +133,8 @@ def build(name: str, shape: tuple[int, ...], classes: int, mean: float, std: flo
 
     The global random state is left as it was. Raises ValueError for an unknown name (the valid ones are listed).
     """
-    if name not in MODELS:
-        raise ValueError(f"model must be one of {', '.join(MODELS)} or an nn.Module, got {name!r}")
+    if not isinstance(name, str) or name not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)} or an nn.Module, got {shown(name)}")
     with turn, torch.random.fork_rng(devices=[]):  # no run that is trained in another thread draws meanwhile
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every accelerator, too
         return MODELS[name](shape, classes, mean, std)

@@ -18,7 +18,7 @@ from gsm_lab import checkpoint, fitting, models
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
 from gsm_lab.anatomy import Anatomy
-from gsm_lab.checks import number, shown
+from gsm_lab.checks import number, path, shown
 from gsm_lab.history import History
 from gsm_lab.interrupts import interruptible
 from gsm_lab.optim import GSM, cut, keep_masks, param_groups
@@ -166,6 +166,8 @@ class Run(Training):
         """Do `n` gated steps (and, before the first ever, the dense epochs)."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise ValueError(f"n must be a whole number of steps >= 0, got {shown(n)}")
+        if n > _MOST_STEPS - self.steps:
+            raise ValueError(f"n must be at most {_MOST_STEPS - self.steps:,}, {_MOST_STEPS:,} in all, got {shown(n)}")
         self._take_turn()
         with self._interruptible() as interrupted:
             if n:
@@ -314,7 +316,7 @@ class Run(Training):
     def save(self, folder: str | Path) -> Path:
         """Write all of the run to `folder`, atomically; returns the folder. See `gsm_lab.checkpoint`."""
         with self.between_steps():
-            return checkpoint.save(self, Path(folder))
+            return checkpoint.save(self, path("folder", folder))
 
     @classmethod
     def resume(
@@ -331,7 +333,7 @@ class Run(Training):
 
         Raises CheckpointError (a ValueError) when the folder holds no whole run, or model or data are not those it had.
         """
-        return checkpoint.resume(cls, Path(folder), model, data, loss, output)
+        return checkpoint.resume(cls, path("folder", folder), model, data, loss, output)
 
     # -- what is otherwise where ranks share the work, see `gsm_lab.parallel` ------------------------------------------
 

@@ -309,14 +309,22 @@ def at_random(z: Tensor, y: Tensor) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Callable[[], Run], type[Exception], str]] = {
-    "too few outputs": (lambda: Run(mlp(2), corners()), ValueError, r"loss does not take|model must give logits \[n, 3\]"),
+    "too few outputs": (
+        lambda: Run(mlp(2), corners()),
+        ValueError,
+        r"loss does not take|model must give logits \[n, 3\]",
+    ),
     "one output": (lambda: Run(mlp(1), corners(2)), ValueError, r"loss does not take what the model gives, \[3, 1\]"),
     "one output, three classes": (
         lambda: Run(mlp(1), corners(3), loss=lambda z, y: (z[:, 0] - y).square().mean()),
         ValueError,
         r"model must give logits \[n, 3\] for the 3 classes of 'corners', got \[2, 1\] of torch.float32 for n = 2",
     ),
-    "a logit of class 0": (lambda: Run(mlp(1), corners(2), loss=lambda z, y: on_logit(-z, y)), ValueError, "one output"),
+    "a logit of class 0": (
+        lambda: Run(mlp(1), corners(2), loss=lambda z, y: on_logit(-z, y)),
+        ValueError,
+        "one output",
+    ),
     "classes first": (
         lambda: Run(Shaped(mlp(), lambda z: z.T), corners(), loss=lambda z, y: F.cross_entropy(z.T, y)),
         ValueError,
@@ -328,13 +336,21 @@ REFUSED: dict[str, tuple[Callable[[], Run], type[Exception], str]] = {
         r"a tuple of \[2, 3\].*output=lambda model, x",
     ),
     "a tuple and cross entropy": (lambda: Run(Shaped(mlp(), lambda z: (z, z)), corners()), ValueError, "output=lambda"),
-    "another answer in training": (lambda: Run(Auxiliary(), corners()), ValueError, "loss does not take what .* a tuple"),
+    "another answer in training": (
+        lambda: Run(Auxiliary(), corners()),
+        ValueError,
+        "loss does not take what .* a tuple",
+    ),
     "labels as answer": (
         lambda: Run(Shaped(mlp(), lambda z: z.argmax(1)), corners(), loss=lambda z, y: z.float().mean()),
         ValueError,
         "loss must have a gradient",
     ),
-    "a model that fails": (lambda: Run(Complaining(), corners()), ValueError, r"for inputs \[2, 6\].*KeyError: 'what\?'"),
+    "a model that fails": (
+        lambda: Run(Complaining(), corners()),
+        ValueError,
+        r"for inputs \[2, 6\].*KeyError: 'what\?'",
+    ),
     "inputs of another size": (lambda: Run(nn.Linear(7, 3), corners()), ValueError, "model does not take the data"),
     "batch norm, one row": (
         lambda: Run(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)), corners(), batch_size=1),
@@ -368,7 +384,11 @@ REFUSED: dict[str, tuple[Callable[[], Run], type[Exception], str]] = {
         ValueError,
         r"output\(model, x\) fails.*logits",
     ),
-    "loss of a named model": (lambda: Run(loss=F.nll_loss, output=lambda model, x: 3), ValueError, "loss does not take"),
+    "loss of a named model": (
+        lambda: Run(loss=F.nll_loss, output=lambda model, x: 3),
+        ValueError,
+        "loss does not take",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from torch.nn import functional as F
 import gsm_lab as gl
 from gsm_lab import Dataset, Run
 from gsm_lab.data import Batches, DataNotFound
-from gsm_lab.knobs import KNOBS, RECIPES
+from gsm_lab.knobs import KNOBS, RECIPES, half_life, resolve
 from gsm_lab.optim import budget, keep_masks
+from gsm_lab.outcome import finding, results
 
 
 class Net(nn.Module):
@@ -938,3 +940,212 @@ def test_recorders_see_every_gated_step() -> None:
     np.testing.assert_array_equal(seen[-1][1], run.opt.active_mask().numpy())
     run.reset()
     assert run.recorders == []
+
+
+# ------------------------------------------------------------------------------------------------ exchanged layers
+
+
+def plain(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def assigned(run: Run) -> None:
+    run.model.load_state_dict({k: v.clone() for k, v in run.model.state_dict().items()}, assign=True)
+
+
+def new_head(run: Run) -> None:
+    run.model[2] = plain(5)[2]
+
+
+def new_tensor(run: Run) -> None:
+    run.model[0].weight = nn.Parameter(run.model[0].weight.detach().clone())
+
+
+@pytest.mark.parametrize("exchange", [assigned, new_head, new_tensor])
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_parameter_in_the_place_of_another_is_gated_as_in_a_new_optimizer(
+    exchange: Callable[[Run], None], dense: bool
+) -> None:
+    run = tiny(plain(), pretrain=1 if dense else 0)
+    run.pretrain(4)
+    if not dense:
+        run.step(4)
+    momenta = {p: run.opt.state[p]["momentum_buffer"].clone() for p in run.model.parameters()}
+    exchange(run)
+    model = copy.deepcopy(run.model)
+    opt = gl.GSM(gl.param_groups(model), 0.1, fused=True)
+    opt.load_state_dict(copy.deepcopy(run.opt.state_dict()) | {"state": {}})
+    for p, q in zip(run.model.parameters(), model.parameters(), strict=True):
+        if p in momenta:  # it is still the one that was there
+            opt.state[q]["momentum_buffer"] = momenta[p]
+    for group in opt.param_groups:
+        group["lr"] = run.knobs["pretrain_lr"] * cosine(0.4) if dense else run.lr
+    x, y = run.batches.batch(4)
+    F.cross_entropy(model(x), y).backward()
+    opt.step()
+    run.pretrain(1) if dense else run.step()
+    assert all(map(torch.equal, run.model.parameters(), model.parameters()))
+    run.step(3)
+    assert int(run.opt.active_mask().sum()) == run.nonzeros
+
+
+def wider(run: Run) -> None:
+    run.model[2] = nn.Linear(16, 7)
+
+
+def deeper(run: Run) -> None:
+    run.model.append(nn.Linear(4, 4))
+
+
+def gone(run: Run) -> None:
+    run.model[0].bias = None
+
+
+def doubled(run: Run) -> None:
+    run.model.double()
+
+
+@pytest.mark.parametrize(
+    ("exchange", "said"),
+    [
+        (wider, r"'2.weight' of run.model was \[4, 16\].*and is \[7, 16\]"),
+        (deeper, "'3.weight' of run.model was not there"),
+        (gone, "'0.bias' of run.model was .* and is not there"),
+        (doubled, "run.model was moved to torch.float64"),
+    ],
+)
+def test_a_model_that_became_another_is_refused_by_name_step_after_step(
+    exchange: Callable[[Run], None], said: str
+) -> None:
+    run = tiny(plain())
+    run.step(2)
+    exchange(run)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=said):
+            run.step()
+    assert run.steps == 2
+
+
+def test_what_is_put_around_layers_is_no_exchange() -> None:
+    run, other = tiny(plain()), tiny(plain())
+    for one in (run, other):
+        one.step(2)
+    run.model[1] = nn.Sequential(nn.ReLU(), nn.Identity())
+    for one in (run, other):
+        one.step(5)
+    assert all(map(torch.equal, run.model.parameters(), other.model.parameters()))
+
+
+def test_rivals_say_that_they_cannot_go_on() -> None:
+    run = gl.methods.kind("dns")(plain(), mine(), batch_size=8, pretrain=0, epochs=6, compression=4.0)
+    run.step(2)
+    assigned(run)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="dns goes on only with those it began with"):
+            run.step()
+
+
+# ------------------------------------------------------------------------------------------------ advice
+
+
+def test_a_blow_up_says_when_only_a_new_beginning_helps() -> None:
+    run = tiny(plain(), pretrain=0, hold=1.0)
+    run.step(2)
+    run.set(lr=100, weight_decay=1)
+    with pytest.raises(FloatingPointError, match=r"has grown to .*begin again, with reset\(lr"):
+        run.step(200)
+    run.set(lr=1e-3)
+    with pytest.raises(FloatingPointError, match="which no setting mends"):
+        run.step()
+    run.reset(lr=0.05, weight_decay=0)
+    run.step(5)
+    run.batches.dataset.train_x[:] = math.inf  # a gradient that is not finite, of weights as they should be
+    with pytest.raises(FloatingPointError) as error:
+        run.step()
+    assert "Lower the learning rate" in str(error.value) and "has grown" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"epochs": 1e308}, {"epochs": 10**400}, {"evaluate_every": 1e300}, {"momentum": 1.0}, {"lr": math.nan}]
+)
+def test_a_knob_is_refused_before_anything_moves(knobs: dict[str, float]) -> None:
+    run = tiny(plain())
+    run.step(2)
+    before = everything(run)
+    (name,) = knobs
+    for act in (run.set, run.reset):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            act(momentum=0.5, **knobs) if name != "momentum" else act(**knobs)
+    assert differs(everything(run), before) == []
+    run.step()
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda run: run.train("3"), "epochs must be .*'3'"),
+        (lambda run: run.train(10**400), "epochs must be"),
+        (lambda run: run.train(True), "epochs must be"),
+        (lambda run: run.step(10**400), "n must be at most"),
+        (lambda run: run.pretrain("x"), "most must be None or a whole number of steps >= 0, got 'x'"),
+        (lambda run: run.pretrain(-1), "most must be"),
+        (lambda run: run.evaluate("x"), "cut must be True or False, got 'x'"),
+        (lambda run: run.save(None), "folder must be a path"),
+        (lambda run: Run.resume(3), "folder must be a path"),
+        (lambda run: Run(lr=10**5000), "lr must be a number from 0 to 100, got int"),
+        (lambda run: Run(data="cifar"), "data must be one of digits, mnist, fashion_mnist or a Dataset, got 'cifar'"),
+    ],
+)
+def test_the_wrong_kind_of_argument_is_named(act: Callable[[Run], object], said: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        act(tiny(plain()))
+
+
+# ------------------------------------------------------------------------------------------------ too early
+
+
+def warned(run: Run, *epochs: float) -> list[str]:
+    said = []
+    for n in epochs:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.train(n, progress=False)
+        said += [str(w.message) for w in caught if w.category is UserWarning]
+    return said
+
+
+def test_a_run_that_ended_too_early_says_so_once_with_both_numbers() -> None:
+    run = tiny(net(), pretrain=5, compression=30.0, weight_decay=3e-3, momentum=0.9, lr=0.1)
+    said = warned(run, 5, 1)
+    assert run.evaluate(cut=True) < run.evaluate() - 0.1
+    assert len(said) == 1 and "there were 50 gated steps, and passive weights halve in 231" in said[0]
+    found = results(run)
+    assert "passive weights halve in 231" in found.early and "Too early to cut" in finding(run, found)
+    assert found.rows()[-1][0] == "too early to cut"
+
+
+def test_a_cut_that_is_worse_than_that_of_the_dense_network_is_said_with_both() -> None:
+    run = tiny(net(drop=0.0), pretrain=20, compression=2.0, lr=1.0, weight_decay=0.03, momentum=0.5)
+    run.pretrain()
+    assert run.magnitude > 0.5
+    run.magnitude = 1.0  # as if the dense network had been cut without loss
+    run.step(1)
+    (said,) = warned(run, 1) if run.evaluate(cut=True) < 0.9 else [""]
+    assert not said or ("of the dense network cut by magnitude" in said and "100.00%" in said)
+
+
+def test_nothing_is_said_where_the_cut_costs_nothing_or_another_method_decides() -> None:
+    assert warned(tiny(net(), compression=1.0), 2) == []
+    assert warned(tiny(net(), compression=30.0, pretrain=5), 0) == []
+    rival = gl.methods.kind("magnitude")(net(), mine(), batch_size=8, pretrain=1, epochs=6, compression=30.0)
+    assert warned(rival, 1) == []
+
+
+def test_the_recipes_have_the_steps_that_a_cut_takes() -> None:
+    samples = {"digits": 1437, "mnist": 60_000, "fashion_mnist": 60_000}
+    for data, model in {("digits", "lenet300"), *RECIPES} - {("digits", "lenet5")}:  # that one: see the next line
+        k = resolve({}, data, model)
+        life = half_life(k["lr"], k["momentum"], k["weight_decay"])
+        assert k["epochs"] * (samples[data] // k["batch_size"]) > 3 * life, (data, model)

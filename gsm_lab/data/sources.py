@@ -155,7 +155,7 @@ def _obtain(name: str, root: str | os.PathLike[str] | None) -> tuple[Path, list[
     import pooch
 
     if name not in SOURCES:
-        raise ValueError(f"name is {name!r}; valid: {', '.join(NAMES)}")
+        raise ValueError(f"name is {shown(name)}; valid: {', '.join(NAMES)}")
     given = root if root is not None else os.environ.get(ENVIRONMENT) or None
     places = [] if given is None else [Path(given).expanduser() / name, Path(given).expanduser()]
     cache = Path(pooch.os_cache("gsm_lab")) / name
