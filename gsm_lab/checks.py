@@ -22,10 +22,12 @@ def shown(value: Any) -> str:
 
 def path(name: str, value: Any) -> Path:
     """`value` as a path, if it is one or text; else TypeError or ValueError naming it."""
-    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise TypeError(f"{name} must be a path, as text or a pathlib.Path, got {shown(value)}")
     if "\0" in os.fspath(value):
         raise ValueError(f"{name} must be a path without null characters, got {shown(value)}")
+    if not os.fspath(value):
+        raise ValueError(f"{name} must be a path, got an empty one ('.' is the working directory)")
     return Path(value)
 
 

@@ -118,12 +118,13 @@ class Training(Shared):
             self._anatomy.look()
 
     def _take_in(self, new: dict[nn.Parameter, nn.Parameter]) -> None:
-        """Parameters in the places of others, without momentum, as in the optimizer of a new run."""
+        """Parameters in the places of others, their momentum zero, as that of a new run is when it begins."""
         candidates = self.opt.candidates
         for group in self.opt.param_groups:
             group["params"] = [new.get(p, p) for p in group["params"]]
-        for p in new:
-            self.opt.state.pop(p, None)
+        for before, after in new.items():  # fused SGD takes no buffers of which some are missing
+            if self.opt.state.pop(before, {}).get("momentum_buffer") is not None:
+                self.opt.state[after]["momentum_buffer"] = torch.zeros_like(after)
         self.opt._start_fresh()
         self.opt.candidates = candidates
         self._layers = [new.get(p, p) for p in self._layers]

@@ -7,6 +7,7 @@ argument. Nothing else, and nothing that takes long.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import decimal
@@ -17,7 +18,6 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -147,10 +147,8 @@ def _moved(one: gl.Run, kw: dict[str, Any]) -> None:
         assert one.knobs == before
         one.step()
         raise
-    try:
+    with contextlib.suppress(FloatingPointError):  # a rate or decay that blows up is a right result
         one.step()
-    except FloatingPointError:  # a rate or decay that blows up is a right result
-        pass
 
 
 # name -> (function, arguments that work)
@@ -233,7 +231,7 @@ def complaint(name: str, argument: str, value: Any) -> str:
     if isinstance(value, str | Path) and argument in ("folder", "root") and str(value).strip():
         arguments[argument] = Path(folder()) / "new" / str(value)  # not into the working directory
     try:
-        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             function(**arguments)
     except AssertionError as error:
@@ -241,9 +239,11 @@ def complaint(name: str, argument: str, value: Any) -> str:
             return ""
         return f"{name}({argument}=...): AssertionError: {error}"
     except ALLOWED as error:
-        if len(str(error)) > 1000 and not isinstance(error, OSError):  # which name the path
+        if len(str(error)) > 1000 and argument != "folder" and not isinstance(error, OSError):  # these name the path
             return f"{name}({argument}=...): an error of {len(str(error)):,} characters"
-        if not (isinstance(error, OSError) or argument in str(error) or _OF_PYTHON.search(str(error))):
+        named = argument in str(error) or (name == "knobs.knob" and "there is no knob" in str(error))
+        named = named or (argument == "folder" and str(arguments[argument]) in str(error))
+        if not (named or isinstance(error, OSError) or _OF_PYTHON.search(str(error))):
             return f"{name}({argument}=...): {type(error).__name__} does not name it: {str(error)[:200]}"
     except Exception as error:
         where = inspect.trace()[-1]

@@ -1,4 +1,4 @@
-"""What fits together, and what is said when it does not, before any training. Accuracies are held against plain loops."""
+"""What fits together, and what is said when it does not, before any training; accuracies against plain loops."""
 
 import copy
 import math
@@ -308,6 +308,7 @@ def at_random(z: Tensor, y: Tensor) -> Tensor:
     return z.sum() * 0 + float(len(y)) if len(y) > 99 else F.cross_entropy(z, y, reduction="none")
 
 
+# fmt: off
 REFUSED: dict[str, tuple[Callable[[], Run], type[Exception], str]] = {
     "too few outputs": (
         lambda: Run(mlp(2), corners()),
@@ -390,6 +391,7 @@ REFUSED: dict[str, tuple[Callable[[], Run], type[Exception], str]] = {
         "loss does not take",
     ),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("case", REFUSED)

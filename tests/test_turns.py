@@ -1,4 +1,4 @@
-"""`Turns`: a lock that goes to who waits, even from a thread that takes it again at once; and survives forks, signals."""
+"""`Turns`: a lock that goes to who waits, even from a thread that takes it again at once; forks and signals."""
 
 import multiprocessing
 import os

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsm_lab.checks import shown
+
 _STREAM = 0x7A11  # of the seed, for validation(): apart from that of the batches, and from whatever else uses the seed
 
 
@@ -36,7 +38,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise TypeError(f"name is {self.name!r}; valid: a string")
+            raise TypeError(f"name is {shown(self.name)}; valid: a string")
         raw = {field: _as_array(field, getattr(self, field)) for field in ("train_x", "train_y", "test_x", "test_y")}
         for part in ("train", "test"):
             x, y = raw[f"{part}_x"], raw[f"{part}_y"]
@@ -146,9 +148,9 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}; valid: {valid}") from None
+        raise TypeError(f"{name} is {shown(value)}; valid: {valid}") from None
     if number < low or (high is not None and number > high):
-        raise ValueError(f"{name} is {number}; valid: {valid}")
+        raise ValueError(f"{name} is {shown(number)}; valid: {valid}")
     return number
 
 
