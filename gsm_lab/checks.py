@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from numbers import Real
 from pathlib import Path
@@ -18,6 +19,20 @@ def shown(value: Any) -> str:
     except Exception:
         return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as an int if it is an integer within low .. high; else TypeError or ValueError naming it."""
+    valid = f"an integer >= {low}" if high is None else f"an integer in {low} .. {high}"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {shown(value)}; valid: {valid}") from None
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name} is {shown(number)}; valid: {valid}")
+    return number
 
 
 def path(name: str, value: Any) -> Path:

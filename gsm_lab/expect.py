@@ -44,6 +44,7 @@ def expect(name: str, value: Any, stored: Any, tolerance: float) -> None:
             both values.
         ValueError, TypeError: `stored` or `tolerance` is not finite, or no number, or `tolerance` is negative.
     """
+    name = _text_of(name)
     wanted, tolerance = _stored(name, stored), _tolerance(name, tolerance)
     got = _numbers(name, value)
     if got.shape != wanted.shape:
@@ -159,6 +160,12 @@ def _numbers(name: str, value: Any, what: str = "value") -> np.ndarray:
     raise TypeError(f"{name}: {what} must be a number or an array of numbers, got {type(value).__name__}")
 
 
+def _text_of(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be text, got {shown(name)}")
+    return name
+
+
 def _array(value: Any) -> np.ndarray:
     """As numpy has it, also of a tensor that has a gradient, is on an accelerator, or of bfloat16."""
     detach = getattr(value, "detach", None)
@@ -210,6 +217,7 @@ def _farthest(a: np.ndarray, b: np.ndarray) -> tuple[int, ...]:
 
 
 def _bounded(name: str, value: Any, bound: float, words: str, holds: np.ufunc) -> None:
+    name = _text_of(name)
     limit, got = _stored(name, bound, "bound"), _numbers(name, value)
     if limit.ndim:
         raise TypeError(f"{name}: bound must be one number, got an array of shape {limit.shape}")
@@ -227,6 +235,10 @@ def _bounded(name: str, value: Any, bound: float, words: str, holds: np.ufunc) -
 
 def _named(figure: Any) -> dict[str, Any]:
     """Traces by name; without one, or when it was taken already, by their place."""
+    from plotly.basedatatypes import BaseFigure
+
+    if not isinstance(figure, BaseFigure):
+        raise TypeError(f"figure must be a plotly figure, got {shown(figure)}")
     found: dict[str, Any] = {}
     for i, one in enumerate(figure.data):
         name = one.name or f"trace {i}"

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsm_lab.checks import shown
+from gsm_lab.checks import integer, number, shown
 from gsm_lab.optim.prunable import prunable
 from gsm_lab.turns import turn
 
@@ -100,17 +102,36 @@ class ResNet56(_Standardised):
         return self.fc(x.mean(dim=(2, 3)))
 
 
+_LARGEST = 2**31 - 1
+
+
+def _sizes(shape: Any, classes: Any, mean: Any, std: Any) -> tuple[tuple[int, ...], int, float, float]:
+    """The four arguments of a network, checked. Raises TypeError or ValueError naming the one that is wrong."""
+    if not isinstance(shape, tuple | list):
+        raise TypeError(f"shape must be a tuple of whole numbers, that of one sample, got {shown(shape)}")
+    sizes = tuple(integer("shape", size, 1, _LARGEST) for size in shape)
+    integer("shape", math.prod(sizes), 1, _LARGEST)
+    return (
+        sizes,
+        integer("classes", classes, 1, _LARGEST),
+        number("mean", mean, -1e38, 1e38),
+        number("std", std, 1e-38, 1e38),
+    )
+
+
 def lenet300(
     shape: tuple[int, ...] = (1, 28, 28), classes: int = 10, mean: float = 0.1307, std: float = 0.3081
 ) -> LeNet300:
     """LeNet-300-100 for samples of any `shape`; `mean` and `std` of the training data (MNIST's unless given)."""
-    return LeNet300(torch.Size(shape).numel(), classes, mean, std)
+    shape, classes, mean, std = _sizes(shape, classes, mean, std)
+    return LeNet300(math.prod(shape), classes, mean, std)
 
 
 def lenet5(
     shape: tuple[int, ...] = (1, 28, 28), classes: int = 10, mean: float = 0.1307, std: float = 0.3081
 ) -> LeNet5:
     """LeNet-5 (20-50-500) for images [channels, 28, 28]. Raises ValueError for another size."""
+    shape, classes, mean, std = _sizes(shape, classes, mean, std)
     if len(shape) != 3 or tuple(shape[1:]) != (28, 28):
         raise ValueError(f"lenet5 takes images of shape (channels, 28, 28), got samples of shape {tuple(shape)}")
     return LeNet5(shape[0], classes, mean, std)
@@ -120,6 +141,7 @@ def resnet56(
     shape: tuple[int, ...] = (3, 32, 32), classes: int = 10, mean: float = 0.4734, std: float = 0.2516
 ) -> ResNet56:
     """ResNet-56 for images [channels, height, width]; the defaults are CIFAR-10's. Raises ValueError for others."""
+    shape, classes, mean, std = _sizes(shape, classes, mean, std)
     if len(shape) != 3:
         raise ValueError(f"resnet56 takes images (channels, height, width), got samples of shape {tuple(shape)}")
     return ResNet56(shape[0], classes, mean, std)
@@ -135,6 +157,7 @@ def build(name: str, shape: tuple[int, ...], classes: int, mean: float, std: flo
     """
     if not isinstance(name, str) or name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)} or an nn.Module, got {shown(name)}")
+    seed = integer("seed", seed, 0, 2**63 - 1)
     with turn, torch.random.fork_rng(devices=[]):  # no run that is trained in another thread draws meanwhile
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every accelerator, too
         return MODELS[name](shape, classes, mean, std)

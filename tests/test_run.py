@@ -978,9 +978,7 @@ def test_a_parameter_in_the_place_of_another_is_gated_as_in_a_new_optimizer(
     opt = gl.GSM(gl.param_groups(model), 0.1, fused=True)
     opt.load_state_dict(copy.deepcopy(run.opt.state_dict()) | {"state": {}})
     for p, q in zip(run.model.parameters(), model.parameters(), strict=True):
-        opt.state[q]["momentum_buffer"] = momenta.get(
-            p, torch.zeros_like(q)
-        )  # kept, where it is the one that was there
+        opt.state[q]["momentum_buffer"] = momenta.get(p, torch.zeros_like(q))  # kept where p is
     for group in opt.param_groups:
         group["lr"] = run.knobs["pretrain_lr"] * cosine(0.4) if dense else run.lr
     x, y = run.batches.batch(4)

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import operator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsm_lab.checks import shown
+from gsm_lab.checks import integer, shown
 
 _STREAM = 0x7A11  # of the seed, for validation(): apart from that of the batches, and from whatever else uses the seed
 
@@ -138,20 +137,6 @@ class Dataset:
         shape = "x".join(map(str, self.shape))
         sizes = f"{len(self.train_y):,} training and {len(self.test_y):,} test samples of {shape}"
         return f"Dataset({self.name!r}: {sizes}, {self.classes} classes)"
-
-
-def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` as an int if it is an integer within low .. high; else TypeError or ValueError naming it."""
-    valid = f"an integer >= {low}" if high is None else f"an integer in {low} .. {high}"
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {shown(value)}; valid: {valid}") from None
-    if number < low or (high is not None and number > high):
-        raise ValueError(f"{name} is {shown(number)}; valid: {valid}")
-    return number
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from gsm_lab.checks import path, shown
+from gsm_lab import checks
+from gsm_lab.checks import shown
 from gsm_lab.data.dataset import Dataset
 from gsm_lab.data.mirrors import MirrorFailed, get
 
@@ -157,7 +158,7 @@ def _obtain(name: str, root: str | os.PathLike[str] | None) -> tuple[Path, list[
     if name not in SOURCES:
         raise ValueError(f"name is {shown(name)}; valid: {', '.join(NAMES)}")
     if root is not None:
-        path("root", root)
+        checks.path("root", root)
     given = root if root is not None else os.environ.get(ENVIRONMENT) or None
     places = [] if given is None else [Path(given).expanduser() / name, Path(given).expanduser()]
     cache = Path(pooch.os_cache("gsm_lab")) / name

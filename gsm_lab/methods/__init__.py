@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gsm_lab.checks import shown
 from gsm_lab.run import Run
 
 # name -> (module, class)
@@ -38,10 +39,10 @@ def kind(method: str) -> type[Run]:
 
     "tickets" has one, too, for `resume`: tickets are made by `tickets.ticket`.
     """
-    if method == "tickets":
+    if isinstance(method, str) and method == "tickets":
         return import_module("gsm_lab.methods.tickets").Ticket
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {shown(method)}")
     module, name = METHODS[method]
     return getattr(import_module(module), name)
 
@@ -56,7 +57,7 @@ def build(method: str, **settings: Any) -> Run:
     Raises ValueError: an unknown method, a setting out of range, or a budget of fewer weights than there are outputs:
     some class could then not be told from the others by any weight.
     """
-    if method == "tickets":
+    if isinstance(method, str) and method == "tickets":
         raise ValueError("tickets are made by gsm_lab.methods.tickets.ticket(...)")
     run = kind(method)(**settings)
     if run.nonzeros < run.data.classes:

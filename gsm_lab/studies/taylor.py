@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from gsm_lab.checks import shown
 from gsm_lab.optim import budget
 from gsm_lab.outputs import Output
 from gsm_lab.run import Run
@@ -49,7 +50,7 @@ def of_run(run: Run, samples: int = 256, dtype: torch.dtype = torch.float64, out
     if not isinstance(run, Run):
         raise TypeError(f"run must be a Run, got {type(run).__name__}")
     if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= len(run.data.train_x):
-        raise ValueError(f"samples must be from 1 to {len(run.data.train_x):,}, all there are, got {samples!r}")
+        raise ValueError(f"samples must be from 1 to {len(run.data.train_x):,}, all there are, got {shown(samples)}")
     with run.lock:  # a whole step, also while the run is played
         return Problem(run, run.data.train_x[:samples], run.data.train_y[:samples], dtype=dtype, output=output)
 
