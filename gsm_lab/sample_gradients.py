@@ -138,19 +138,19 @@ def of_samples(
             whole = joined(gradients(loss(outputs, y), tensors))
         even = whole.new_full((len(y),), 1 / len(y))
         parts = shares(loss, outputs.detach(), y) if isinstance(outputs, Tensor) and len(outputs) == len(y) else even
+        cause: Exception | None = None
         for singly in (False, True) if parts is not None else ():
             try:
                 squares, total = _summed(parts, sample_gradients(model, loss, weights, x, y, output, singly))
-            except Exception:
-                if singly:
-                    raise
+            except Exception as error:  # one sample alone is nothing that this model takes
+                cause = error
                 continue
             if _close(total, whole, torch.finfo(whole.dtype).eps ** 0.5, float(squares.max()) ** 0.5):
                 return OfSamples(squares, parts, singly)
     raise ValueError(
         f"loss {named(loss)} on model {type(model).__name__} has no gradients of single samples that add up to it: "
         "it is no sum over samples, or samples see each other in the model (batch statistics, attention over a batch)"
-    )
+    ) from cause
 
 
 def _summed(parts: Tensor, rows: Iterator[Tensor]) -> tuple[Tensor, Tensor]:

@@ -49,14 +49,17 @@ def _unit_diagonal(problem: Problem, layer: str, module: nn.Linear) -> Tensor | 
                 return None
         except NoSuchStructure:
             return None
-    with torch.enable_grad(), hooked(module.register_forward_hook(shifted)):
-        loss = problem.of({})
-    if len(inputs) != 1 or inputs[0].ndim != 2 or len(inputs[0]) != len(problem.x):
-        return None  # used twice, or at several positions of a sample, whose second derivatives mix
-    (gradient,) = gradients(loss, shifts, create_graph=True)
-    if not _samples_apart(gradient, shifts[0]):
+    try:
+        with torch.enable_grad(), hooked(module.register_forward_hook(shifted)):
+            loss = problem.of({})
+        if len(inputs) != 1 or inputs[0].ndim != 2 or len(inputs[0]) != len(problem.x):
+            return None  # used twice, or at several positions of a sample, whose second derivatives mix
+        (gradient,) = gradients(loss, shifts, create_graph=True)
+        if not _samples_apart(gradient, shifts[0]):
+            return None
+        columns = [products_with([gradient[:, unit].sum()], shifts)[0][:, unit] for unit in range(gradient.shape[1])]
+    except RuntimeError:  # such as of a checkpoint, which comes by again without the hook
         return None
-    columns = [products_with([gradient[:, unit].sum()], shifts)[0][:, unit] for unit in range(gradient.shape[1])]
     return torch.stack(columns) @ inputs[0].square()
 
 
