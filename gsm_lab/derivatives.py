@@ -33,7 +33,7 @@ def differentiable_twice(model: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.mkldnn.flags(False, None, None))  # changes nothing else
         if any(is_parametrized(module) or module._forward_pre_hooks for module in model.modules()):
             stack.enter_context(_PlainWeightNorm())
         stack.enter_context(not_compiled())

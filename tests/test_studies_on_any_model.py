@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import gsm_lab as gl
@@ -171,7 +172,8 @@ NETS = {
     "causal attention": causal,
     "encoder layer": lambda: Net(lambda s, x: s.o(s.t(s.i(three(x))).mean(1)), i=nn.Linear(2, 4),
                                  t=nn.TransformerEncoderLayer(4, 2, 4, batch_first=True), o=nn.Linear(4, 3)),
-    "LSTM": lambda: Net(lambda s, x: s.o(s.r(three(x))[0][:, -1]), r=nn.LSTM(2, 3, batch_first=True), o=nn.Linear(3, 3)),
+    "LSTM": lambda: Net(lambda s, x: s.o(s.r(three(x))[0][:, -1]), r=nn.LSTM(2, 3, batch_first=True),
+                         o=nn.Linear(3, 3)),
     "GRU cell": lambda: Net(lambda s, x: s.o(s.r(x[:, :3], s.r(x[:, 3:]))), r=nn.GRUCell(3, 3), o=nn.Linear(3, 3)),
     "returns float32": lambda: Net(lambda s, x: s.m(x).float(), m=mlp()),
     "softmax in float32": lambda: Net(lambda s, x: s.o(F.softmax(s.a(x), -1, dtype=torch.float32).to(x.dtype)),
@@ -339,9 +341,7 @@ def test_the_truth_is_of_this_loss(name: str) -> None:
     if apart:
         torch.testing.assert_close(torch.cat(list(p.sample_gradients())).mean(0), p.gradient(), rtol=1e-9, atol=1e-13)
     elif apart is False:
-        with pytest.raises(
-            ValueError, match=r"loss .* on model Sequential has no gradients of single samples that add"
-        ):
+        with pytest.raises(ValueError, match=r"loss .* on model Sequential has no gradients of single samples"):
             list(p.sample_gradients())
     check = taylor.singles(p, 2, compression=5).attrs["check"]
     assert check["difference"] <= check["tolerance"] < 1e-5 * size
@@ -360,7 +360,7 @@ def changes_in_place(p: Problem) -> np.ndarray:
 def test_the_fisher_information_of_a_weighted_loss() -> None:
     """The mean over samples, weighted as the loss weighs them, of the squared gradient of a sample's own loss."""
     p = problem(mlp, nn.CrossEntropyLoss(weight=WEIGHTS), HARD)
-    share = (WEIGHTS[HARD] / WEIGHTS[HARD].sum()).double()
+    share = WEIGHTS.double()[HARD] / WEIGHTS.double()[HARD].sum()
     rows = torch.stack([Problem(p.model, x[None], y[None]).gradient() for x, y in zip(p.x, p.y, strict=True)])
     torch.testing.assert_close(p.squared_gradients, (share[:, None] * rows.square()).sum(0), rtol=1e-9, atol=1e-15)
 
@@ -407,7 +407,7 @@ def test_a_study_that_is_wrong_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(mlp)
     right = Problem.changes_without
     monkeypatch.setattr(Problem, "changes_without", lambda self, indices: 1.001 * right(self, indices))
-    with pytest.raises(ArithmeticError, match="loss changes and gradients of model Sequential .* not those of plain"):
+    with pytest.raises(ArithmeticError, match=r"loss changes and gradients of model Sequential .* not those of plain"):
         taylor.singles(p, 3, compression=5)
     monkeypatch.undo()
     bent = Problem.hessian_diagonal
@@ -465,7 +465,7 @@ def test_what_does_not_fit_is_said_in_one_sentence() -> None:
         Problem(torch.jit.trace(net, x), x, y)
     with pytest.raises(ValueError, match=r"layers must be of 0\.weight, 2\.weight, got 'fc'"):
         taylor.exhaustive(Problem(net, x, y), ["fc"])
-    with pytest.raises(ValueError, match="per_region must be at least 1, got 2.5"):
+    with pytest.raises(ValueError, match=r"per_region must be at least 1, got 2\.5"):
         taylor.singles(Problem(net, x, y), 2.5)
 
 
@@ -520,7 +520,7 @@ def test_fisher_pruning_of_what_has_no_samples_is_refused_before_training() -> N
 
 def test_copies_of_modules_that_keep_what_they_computed() -> None:
     net = mlp()
-    torch.nn.utils.prune.l1_unstructured(net[0], "weight", amount=0.3)
+    prune.l1_unstructured(net[0], "weight", amount=0.3)
     x = torch.randn(4, 6)
     with pytest.raises(RuntimeError):
         net(x)

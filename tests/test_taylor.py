@@ -230,10 +230,10 @@ def quadratic(n: int = 40) -> Problem:
     class Linear(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.w = nn.Parameter(torch.randn(1, n))
+            self.w = nn.Linear(n, 1, bias=False)
 
         def forward(self, x: Tensor) -> Tensor:
-            return x @ self.w.T
+            return self.w(x)
 
     torch.manual_seed(1)
     return Problem(Linear(), torch.randn(60, n), torch.randn(60, 1), loss=F.mse_loss)

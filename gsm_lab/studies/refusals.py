@@ -27,9 +27,7 @@ def check_kinds(model: Any, x: Any, y: Any, loss: Any, dtype: Any, output: Any) 
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point dtype such as torch.float64, got {dtype!r}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            f"model must be as it is written in Python, got {type(model).__name__}, compiled to TorchScript"
-        )
+        raise ValueError(f"model must be as written in Python, not compiled to TorchScript, got {type(model).__name__}")
     if any(p.is_complex() for p in model.parameters()):
         raise ValueError(f"model {type(model).__name__} must have real parameters, got complex ones")
 
