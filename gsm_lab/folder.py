@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -80,9 +80,13 @@ def train(run: Run, folder: Path, resumed: bool = False) -> int:
         except OSError as error:
             print(f"gsm-lab: {error}; the run is safe, and `gsm-lab resume {folder}` makes the rest", file=sys.stderr)
             return UNSAVED
-    # A terminal that was closed (SIGHUP) is nothing to write to; all is kept by now.
-    with contextlib.suppress(OSError) if stopped else contextlib.nullcontext():
+    try:
         _tell(run, folder, bool(stopped))
+    except OSError:
+        if not stopped:
+            raise
+        # The terminal was closed (SIGHUP). All is kept, and what Python writes at its exit must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return stopped
 
 

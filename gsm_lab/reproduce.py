@@ -259,7 +259,10 @@ def _hand_over(run: Run, folder: Path, seconds: float) -> None:
 
 
 def _take_over(run: Run, folder: Path) -> float:
-    """Do the dense epochs of a fresh run by taking what another row has kept, if one has: the seconds that took."""
+    """Do the dense epochs of a fresh run by taking what another row has kept, if one has: the seconds that took.
+
+    What is damaged is made anew.
+    """
     if not run.dense_left:
         return 0.0
     path = _dense_file(run, folder)
@@ -267,14 +270,18 @@ def _take_over(run: Run, folder: Path) -> float:
         state, _ = tensor_files.checked(path)
     except FileNotFoundError:
         return 0.0
-    except tensor_files.Damaged:  # made anew
+    except tensor_files.Damaged:
         path.unlink(missing_ok=True)
-        return 0.0
-    run.random_state, seconds = state.pop("/random"), state.pop("/seconds")
+        start = time.perf_counter()
+        run.pretrain()
+        seconds = time.perf_counter() - start
+        _hand_over(run, folder, seconds)
+        return seconds
+    run.random_state, took = state.pop("/random"), state.pop("/seconds")
     fill(run.model, state)
     run.dense_steps += run.dense_left
     run.pretrain()  # closes the gate
-    return seconds.item()
+    return took.item()
 
 
 def _remove_dense(shelf: Path) -> None:

@@ -229,6 +229,30 @@ def test_what_asks_to_end_stops_between_two_steps_and_keeps_all(tmp_path, monkey
     assert not (tmp_path / "a/.lock").exists()
 
 
+def take_terminal() -> None:
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals as on Unix")
+def test_a_terminal_that_is_closed_keeps_what_was_reached(tmp_path):
+    """Nothing can be said any more, and that is no error."""
+    line = command("run", "--pretrain", 1, "--epochs", 500, "--threads", 1, "--out", tmp_path)
+    terminal, inside = os.openpty()
+    ends = {"stdin": inside, "stdout": inside, "stderr": inside}
+    with subprocess.Popen(line, env=environ(), cwd=tmp_path, preexec_fn=take_terminal, **ends) as process:
+        os.close(inside)
+        seen = b""
+        while b"gate closed" not in seen:
+            seen += os.read(terminal, 4096)
+        os.close(terminal)
+        assert process.wait(120) == 128 + signal.SIGHUP
+    assert gl.Run.resume(tmp_path).dense_steps == STEPS
+
+
 def test_a_hangup_that_is_ignored_stays_so(tmp_path, monkeypatch):
     """As under `nohup`."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -222,9 +222,12 @@ def test_a_damaged_dense_network_is_made_anew(small, tmp_path, damage):
         middle = len(content) // 2
         flipped = content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
         path.write_bytes({"a bit": flipped, "cut short": content[:middle], "nothing left": b""}[damage])
-    other = make()
-    assert module._take_over(other, folder) == 0.0 and other.dense_left == run.batches.batches_per_epoch
-    assert not path.exists()
+    seconds = 2.5
+    for expected in (True, False):  # made anew, and kept again
+        other = make()
+        assert (module._take_over(other, folder) != seconds) == expected
+        assert torch.equal(weights(other), weights(run)) and other.base == run.base
+        seconds = module.tensor_files.checked(path)[0]["/seconds"].item()
 
 
 def test_a_damaged_row_is_refused_by_line(small, tmp_path, capsys):
