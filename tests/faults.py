@@ -9,6 +9,7 @@ a process starts in no time. A moment is a number of steps and file operations, 
 import argparse
 import contextlib
 import errno
+import math
 import os
 import random
 import re
@@ -23,7 +24,7 @@ import time
 import traceback
 import types
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -301,17 +302,17 @@ def table_goes_on(right: Right, folder: Path) -> str:
     return f"left: {left}" if left else ""
 
 
-def kills(right: Right, tally: Tally, count: int, dice: random.Random, scratch: Path) -> None:
-    """kill -9 in the middle: every second time at a moment, else after a share of the time."""
+def kills(right: Right, tally: Tally, turns: Iterable[int], short: bool, dice: random.Random, scratch: Path) -> None:
+    """kill -9 in the middle: every second time at a moment, else after a share of the time; in short never that."""
     kinds = ("run", "resume", "save", "reproduce")
     whole = {kind: in_child(job(right, kind, scratch / f"w-{kind}"), scratch / f"w-{kind}") for kind in kinds}
     for kind, ended in whole.items():
         assert not clear(ended, (0,)), (kind, ended)
-    for i in range(count):
+    for i in turns:
         kind, folder = kinds[i % len(kinds)], scratch / f"k{i}"
         least = (11, STEPS // 2 // PIECE * PIECE) if kind in ("resume", "save") else None
         work = job(right, kind, folder)
-        if i // len(kinds) % 2 or count < 50:  # the short form has no times in it
+        if short or i // len(kinds) % 2:
             in_child(work, folder, {dice.randint(1, whole[kind].moments): signal.SIGKILL})
         else:
             in_child(work, folder, after=(dice.uniform(0, whole[kind].seconds),))
@@ -320,11 +321,11 @@ def kills(right: Right, tally: Tally, count: int, dice: random.Random, scratch: 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def signals(right: Right, tally: Tally, count: int, dice: random.Random, scratch: Path) -> None:
+def signals(right: Right, tally: Tally, turns: Iterable[int], dice: random.Random, scratch: Path) -> None:
     """SIGINT, SIGTERM and SIGHUP, once and twice: all that was reached is kept."""
     folder = scratch / "w-signals"
     moments = in_child(command(*RUN, folder), folder).moments
-    for i in range(count):
+    for i in turns:
         number = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[i % 3]
         twice, kind = bool(i // 3 % 2), ("run", "run", "resume", "reproduce")[i // 6 % 4]
         folder = scratch / f"s{i}"
@@ -469,7 +470,7 @@ def _small_disk(right: Right, tally: Tally, mount: Path) -> None:
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def flips(right: Right, tally: Tally, count: int, dice: random.Random, scratch: Path) -> None:
+def flips(right: Right, tally: Tally, turns: Iterable[int], dice: random.Random, scratch: Path) -> None:
     """A bit of a file is turned over: that is noticed, and mended or refused."""
     folder, csv, dense = scratch / "flipped", scratch / "flipped.csv", scratch / "x-unfinished"
     shutil.copytree(right.folder, folder)
@@ -480,7 +481,7 @@ def flips(right: Right, tally: Tally, count: int, dice: random.Random, scratch: 
     reproduce._hand_over(run, dense / "a", 1.0)
     (dense_file,) = dense.glob("dense-*.safetensors")
     files = [folder / name for name in KEPT] + [csv, dense_file]
-    for i in range(count):
+    for i in turns:
         path = files[i % len(files)]
         good = path.read_bytes()
         bad = bytearray(good)
@@ -515,21 +516,34 @@ def _noticed(right: Right, path: Path, good: bytes) -> str:
     return clear(ended, (0,)) or ("" if path.read_bytes() == good else "not mended")
 
 
+def _until(end: float, count: int) -> Iterator[int]:
+    for i in range(count):
+        if time.monotonic() > end:
+            return
+        yield i
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
-    for name, default in (("kills", 200), ("signals", 100), ("flips", 300), ("seed", 0)):
+    for name, default in (("kills", 200), ("signals", 100), ("disks", 1), ("flips", 300), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin nothing more after so many")
     args = parser.parse_args()
+    end = time.monotonic() + args.seconds
     prepare()
     dice, tally = random.Random(args.seed), Tally()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         with contextlib.redirect_stdout(sys.stderr):
             right = Right(scratch)
-        kills(right, tally, args.kills, dice, scratch)
-        signals(right, tally, args.signals, dice, scratch)
-        disks(right, tally, scratch)
-        flips(right, tally, args.flips, dice, scratch)
+        if args.kills:
+            kills(right, tally, _until(end, args.kills), args.kills < 25, dice, scratch)
+        if args.signals:
+            signals(right, tally, _until(end, args.signals), dice, scratch)
+        if args.disks:
+            disks(right, tally, scratch)
+        if args.flips:
+            flips(right, tally, _until(end, args.flips), dice, scratch)
     print(f"seed {args.seed}\n{tally}")
     return int(bool(tally.details))
 
