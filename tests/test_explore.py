@@ -1,7 +1,12 @@
 """`explore`: menus over a figure."""
 
+import gc
+import weakref
+
+import ipywidgets
 import plotly.graph_objects as go
 import pytest
+from plotly.subplots import make_subplots
 
 from gsm_lab import explore, figures
 
@@ -35,6 +40,103 @@ def test_an_error_is_shown_and_the_figure_stays() -> None:
     assert "no such &lt;run&gt;" in shown.failure.value and shown.figure.layout.title.text == "a at 0.9"
     shown.choose(momentum=0.9)
     assert shown.failure.value == ""
+
+
+def rich() -> go.Figure:
+    bars = {"array": [1, 1]}
+    trace = go.Scatter(x=[1, 2], y=[1, 2], mode="markers+text", text=["p", "q"], name="A", error_y=bars)
+    trace.marker.color = "red"
+    return go.Figure(trace).update_layout(
+        title="A",
+        shapes=[{"type": "line", "x0": 0, "x1": 1, "y0": 0, "y1": 1}],
+        annotations=[{"text": "note", "x": 1, "y": 1}],
+        xaxis_type="log",
+        yaxis_range=[0, 1],
+        template="plotly_dark",
+        uirevision="A",
+        showlegend=True,
+    )
+
+
+def grid() -> go.Figure:
+    figure = make_subplots(1, 2, subplot_titles=("l", "r"), specs=[[{"secondary_y": True}, {}]])
+    figure.add_bar(x=[1], y=[2], row=1, col=1)
+    return figure.add_scatter(x=[1, 2], y=[2, 3], row=1, col=2).add_scatter(y=[1], row=1, col=1, secondary_y=True)
+
+
+KINDS = {
+    "rich": rich,
+    "bare": lambda: go.Figure(go.Scatter(x=[1, 2, 3], y=[3, 2, 1])),
+    "values": lambda: go.Figure(go.Scatter(x=[1, 2], y=[0, 9])),
+    "none": go.Figure,
+    "grid": grid,
+    "bars": lambda: go.Figure(go.Bar(x=["a"], y=[1], marker={"color": [1.0], "colorscale": "Cividis"})),
+    "two": lambda: go.Figure([go.Scatter(y=[1]), go.Scatter(y=[2], line={"dash": "dot"})], {"template": None}),
+}
+
+
+def plain(figure: go.Figure) -> tuple[list[dict], dict]:
+    shown = go.Figure(figure.to_dict()).to_plotly_json()
+    return [{k: v for k, v in trace.items() if k != "uid"} for trace in shown["data"]], shown["layout"]
+
+
+@pytest.mark.parametrize("one", KINDS)
+def test_nothing_is_left_of_the_figure_before(one: str) -> None:
+    shown = explore(lambda kind: KINDS[kind](), kind=list(KINDS))
+    for other in KINDS:
+        for kind in (one, other):
+            shown.choose(kind=kind)
+            assert plain(shown.figure) == plain(KINDS[kind]()) and shown.children[-1] is shown.figure
+            assert not shown.failure.value
+    shown.close()
+
+
+def test_a_zoom_stays_where_only_values_are_others_and_goes_with_another_make() -> None:
+    shown = explore(lambda kind: KINDS[kind](), kind=list(KINDS))
+    shown.choose(kind="bare")
+    shown.figure.plotly_relayout({"xaxis.range[0]": 1, "xaxis.range[1]": 2})  # as the page reports it
+    shown.choose(kind="values")
+    assert shown.figure.layout.xaxis.range == (1, 2)
+    shown.choose(kind="two")
+    assert shown.figure.layout.xaxis.range is None
+    shown.close()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "said"),
+    [
+        (None, "draw must return a plotly figure, got None"),
+        ({"data": []}, "draw must return a plotly figure, got {&#x27;data&#x27;: []}"),
+        (object(), "draw must return a plotly figure, got a object"),
+        (go.Figure(frames=[{"data": []}]), "draw must return a figure without frames, got one with 1"),
+    ],
+)
+def test_something_else_than_a_figure_is_said_and_the_figure_stays(drawn: object, said: str) -> None:
+    shown = explore(lambda n: drawn if n == 2 else rich(), n=[1, 2, 3])
+    figure = shown.figure
+    shown.choose(n=2)
+    assert said in shown.failure.value and shown.figure is figure and plain(figure) == plain(rich())
+    shown.choose(n=3)
+    assert not shown.failure.value and shown.figure is figure
+    with pytest.raises((TypeError, ValueError), match="draw must return a"):
+        explore(lambda n: drawn, n=[1])
+    shown.close()
+
+
+def test_closed_it_is_freed() -> None:
+    registry = ipywidgets.widgets.widget._instances
+    before = set(registry)
+    shown = explore(lambda kind: KINDS[kind](), kind=list(KINDS))
+    made = len(registry)
+    for kind in KINDS:
+        shown.choose(kind=kind)
+    assert len(registry) <= made  # figures that are shown no more are not kept
+    gone = weakref.ref(shown)
+    shown.close()
+    shown.close()
+    del shown
+    gc.collect()
+    assert gone() is None and set(registry) == before
 
 
 @pytest.mark.parametrize(

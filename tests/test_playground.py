@@ -5,6 +5,7 @@ import json
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -807,3 +808,136 @@ def test_closing(board: Callable[..., Playground]) -> None:
     assert all(widget.comm is None for widget in all_of_it)
     pg.close()
     gc.collect()
+
+
+def registered() -> set[str]:
+    return set(widgets.widget._instances)
+
+
+@pytest.mark.parametrize("kind", ["gsm", "rival", "hidden", "own"])
+def test_closed_it_is_freed_with_its_run(kind: str) -> None:
+    before = registered()
+    if kind == "rival":
+        pg = Playground(methods.prune("magnitude", "lenet300", "digits", pretrain=0))
+    elif kind == "own":
+        pg = Playground(Run(Net(), mine(), hold=1.0, pretrain=0, batch_size=10, compression=4.0))
+    else:
+        pg = Playground(Run(pretrain=0), hide=[*LIVE, *RESTARTS, "presets", "figure"] if kind == "hidden" else [])
+    pg.step(1)
+    gone = [weakref.ref(one) for one in (pg, pg.run, pg.run.model, pg.run.opt, pg.player)]
+    pg.close()
+    pg.close()
+    assert registered() == before
+    del pg
+    gc.collect()
+    assert [one() for one in gone] == [None] * len(gone)
+
+
+def test_a_cell_that_is_run_again_and_again_leaves_one_playground() -> None:
+    before, run = registered(), Run(pretrain=0)
+    counts, runs = [], []
+    for i in range(20):
+        pg = Playground(run if i % 2 else Run(pretrain=0))
+        if not i % 2:
+            runs.append(weakref.ref(pg.run))
+        counts.append(len(registered()))
+    assert len(set(counts)) == 1
+    pg.close()
+    del pg
+    gc.collect()
+    assert registered() == before and not [one for one in runs if one() is not None]
+    assert run.step(1) is None and run.steps == 1  # it can go on without them
+
+
+def test_a_playground_that_is_refused_leaves_the_one_before(pg: Playground) -> None:
+    before = registered()
+    for wrong, error in (({"run": "lenet300"}, TypeError), ({"hide": ["plots"]}, ValueError)):
+        with pytest.raises(error):
+            Playground(**wrong)
+    assert registered() == before and not pg.player.closed
+
+
+def test_what_cells_have_shown_does_not_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pg = Playground(Run(pretrain=0))
+    names = {"_oh": {1: 5, 3: pg}, "_3": pg, "_1": 5, "_": pg, "__": 5, "___": ""}
+    shell = SimpleNamespace(user_ns=names, displayhook=SimpleNamespace(_=pg, __=5, ___=""))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    pg.close()
+    assert names == {"_oh": {1: 5}, "_1": 5, "_": "", "__": 5, "___": ""}
+    assert vars(shell.displayhook) == {"_": "", "__": 5, "___": ""}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        ({"run": "lenet300"}, TypeError, "run must be a gsm_lab.Run, .* got 'lenet300'"),
+        ({"run": nn.Linear(2, 2)}, TypeError, "run must be a gsm_lab.Run, .* got a Linear"),
+        ({"run": Run}, TypeError, "run must be a gsm_lab.Run, .* got a type"),
+        ({"hide": 3}, TypeError, "hide must be a list of names, got 3; valid: compression,"),
+        ({"hide": None}, TypeError, "hide must be a list of names, got None"),
+        ({"hide": [3]}, ValueError, "hide has 3; valid: compression,"),
+        ({"hide": [["play"]]}, ValueError, r"hide has \['play'\]; valid"),
+        ({"hide": b"play"}, ValueError, "hide has 112; valid"),
+    ],
+)
+def test_what_is_no_run_and_no_name_is_refused(wrong: dict, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        Playground(**wrong)
+
+
+@pytest.mark.parametrize("line", [None, 3, b"{}", {"gsm_lab": 1, "knobs": {}}, ["a"]])
+def test_what_is_no_line_is_no_state(pg: Playground, line: object) -> None:
+    with pytest.raises(TypeError, match=r"a state is one line like .* got "):
+        pg.load_state(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[" * 100_000, "a state is one line"),
+        ('{"gsm_lab": 1, "knobs": {"lr": ' + "9" * 5000 + "}}", "a state is one line"),
+        ('{"gsm_lab": 1, "knobs": {"lr": NaN}}', "lr must be"),
+        ('{"gsm_lab": 1, "knobs": {"seed": [1]}}', "seed must be"),
+        ('{"gsm_lab": 1, "knobs": {"model": "Net"}}', "is of model 'Net', which is not here; valid: lenet300"),
+        ('{"gsm_lab": 1, "knobs": {"data": ["digits"]}}', "the state is of data .* valid: digits"),
+        ('{"gsm_lab": 1, "knobs": {"seed": 5, "model": 3}}', "the state is of model 3"),
+    ],
+)  # fmt: skip
+def test_a_state_that_cannot_be_had_changes_nothing(pg: Playground, line: str, said: str) -> None:
+    pg.play()
+    until(pg, lambda: pg.run.steps > 2)
+    before = dict(pg.run.knobs)
+    with pytest.raises(ValueError, match=said):
+        pg.load_state(line)
+    assert pg.run.knobs == before and pg.run.steps > 2 and pg.player.playing
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": "x"}, {"momentum": None}, {"lr": 0.5, "no": 1}, {"lr": 0.5, "compression": float("nan")}]
+)
+def test_junk_moves_nothing_while_it_plays(pg: Playground, wrong: dict) -> None:
+    pg.play()
+    until(pg, lambda: pg.run.steps > 2)
+    before = dict(pg.run.knobs)
+    with pytest.raises((ValueError, TypeError)):
+        pg.set(**wrong)
+    assert pg.run.knobs == before and pg.player.playing and pg.player.error is None
+
+
+def test_the_read_out_says_how_many_truly_receive_a_gradient(board: Callable[..., Playground]) -> None:
+    """Q may be more than there are weights with any |g w|: here all but one layer's rows have decayed to zero."""
+    pg = board(Run(Net(), mine(), hold=1.0, pretrain=0, batch_size=10, compression=2.0))
+    assert "receive their gradient" in pg.budget.value and "only" not in pg.budget.value
+    pg.step(1)
+    assert "only" not in pg.budget.value
+    with torch.no_grad():
+        pg.run.model.one.weight[1:] = 0.0
+        pg.run.model.two.weight[:, 1:] = 0.0
+    pg.step(1)
+    active = int(pg.run.history.steps.array()[-1]["active"].sum())
+    assert active <= 9 < pg.run.nonzeros
+    assert f"in step 2 <b>only {active}</b> of {pg.run.nonzeros} did: |g·w| of all others is 0" in pg.budget.value
+    pg.set(compression=1.0)  # not yet a step with it: what is said is said of the step that was
+    assert f"only {active}</b> of 45" in pg.budget.value
+    pg.step(1)
+    assert "only" not in pg.budget.value and "(1×)</b> receive" in pg.budget.value
