@@ -206,6 +206,8 @@ def _state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "data_digest": run.data.digest,
         "history": history,
         "torch": torch.__version__,
+        "threads": run.threads,
+        "waiting": run.waiting,
         "shorn": run.shorn,
         "finished": run.base is not None and run.steps >= run.planned,
         **({"extra": extra} if extra else {}),

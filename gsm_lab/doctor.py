@@ -21,10 +21,11 @@ def surroundings() -> Iterator[tuple[str, str]]:
     import pooch
     import torch
 
+    from gsm_lab import threads
     from gsm_lab.data.sources import ENVIRONMENT, FILES
     from gsm_lab.optim.gate import compiled
 
-    yield "ok", f"{torch.get_num_threads()} threads for training, {os.cpu_count()} processors"
+    yield "ok", f"{torch.get_num_threads()} threads for training, {threads.described()}; {os.cpu_count()} processors"
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     yield (
         ("ok", f"browser {browser}") if browser else ("missing", "a Chromium or Chrome (only for pictures of figures)")

@@ -173,13 +173,17 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def _made_with(run: Run) -> str:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS]
     here = f"Python {platform.python_version()}", *versions, platform.machine(), f"{_threads(run)} threads"
-    return ", ".join((f"gsm_lab {__version__}", *here))
+    return ", ".join((f"gsm_lab {__version__}", *here)) + _waiting(run)
 
 
 def _threads(run: Run) -> int:
     import torch
 
     return run.threads or torch.get_num_threads()
+
+
+def _waiting(run: Run) -> str:
+    return f" ({run.waiting} where they wait)" if run.waiting else ""
 
 
 def _safe(text: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsm_lab import schedule
+from gsm_lab import schedule, threads
 from gsm_lab.data import Batches
 from gsm_lab.history import History
 from gsm_lab.optim import GSM, budget, keep_masks
@@ -39,6 +39,7 @@ class Training(Shared):
     steps: int
     dense_steps: int
     threads: int | None
+    waiting: str | None = None  # "spinning" or "asleep": how these threads wait for each other, where we choose
     frozen: bool
     shorn: bool
     random_state: Tensor
@@ -152,6 +153,7 @@ class Training(Shared):
         x, y = self.batches.batch(batch)
         self._wake()
         self.threads = torch.get_num_threads()
+        self.waiting = threads.waiting.look(self.threads)
         self.opt.zero_grad()
         loss = self.loss(answer(self.model, x, self.output), y)
         loss.backward()
