@@ -22,7 +22,7 @@ SECONDS, STEPS = 0.25, 8  # from one look to the next, at least; where steps are
 PAUSED = 2.0  # seconds without a step after which a look begins anew
 AGAIN, TRIALS = 5.0, 0.1  # seconds until the other way is tried again; of the time, at most
 # The share of the time for which one of this process's threads queues for a processor; it is the one that queues most.
-BUSY, QUIET = 0.25, 0.08  # above, sleeping is tried; below, threads spin
+BUSY, QUIET = 0.3, 0.08  # above, sleeping is tried; below, threads spin
 USERS_OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # who sets one of these has decided
 
 _TASKS = Path("/proc/self/task")
