@@ -224,6 +224,9 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 calls = st.sampled_from([(name, argument) for name, (_, valid) in CALLS.items() for argument in valid])
 
 
+OTHER_WORDS = {("knobs.knob", "name"): "there is no knob", ("models.build", "name"): "model must be"}
+
+
 def complaint(name: str, argument: str, value: Any) -> str:
     """What is wrong with what this call does; "" where nothing is."""
     function, valid = CALLS[name]
@@ -246,7 +249,7 @@ def complaint(name: str, argument: str, value: Any) -> str:
     except ALLOWED as error:
         if len(str(error)) > 1000 and argument != "folder" and not isinstance(error, OSError):  # these name the path
             return f"{name}({argument}=...): an error of {len(str(error)):,} characters"
-        named = argument in str(error) or (name == "knobs.knob" and "there is no knob" in str(error))
+        named = argument in str(error) or OTHER_WORDS.get((name, argument), argument) in str(error)
         named = named or (argument == "folder" and str(arguments[argument]) in str(error))
         if not (named or isinstance(error, OSError) or _OF_PYTHON.search(str(error))):
             return f"{name}({argument}=...): {type(error).__name__} does not name it: {str(error)[:200]}"
