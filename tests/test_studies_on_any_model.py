@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import gsm_lab as gl
 from gsm_lab.derivatives import differentiable_twice
 from gsm_lab.models import copied
-from gsm_lab.studies import taylor
+from gsm_lab.studies import communication, sensitivity, taylor
 from gsm_lab.studies.curvature import diagonal
 from gsm_lab.studies.exhaustive import _chain
 from gsm_lab.studies.problem import Problem
@@ -537,3 +537,39 @@ def test_copies_of_modules_that_keep_what_they_computed() -> None:
 
     with pytest.raises(ValueError, match=r"model Sequential must be one that copy\.deepcopy can copy, .*_thread\.lock"):
         copied(nn.Sequential(Locked(3, 3)))
+
+
+@pytest.mark.parametrize("name", ["class weights", "sum", "root of mean squares"])
+def test_ranks_need_a_loss_that_is_a_mean(name: str) -> None:
+    loss, y, *_ = LOSSES[name]
+    data = corners()
+    if y is REAL:
+        loss = functools.partial(lambda a, b: F.mse_loss(a, F.one_hot(b, 3).to(a)).sqrt())
+    with pytest.raises(ValueError, match="loss must be the mean over the samples, for the mean over ranks"):
+        communication.local_gradients({"model": mlp(), "data": data, "loss": loss, **KNOBS}, progress=False)
+
+
+def test_a_layer_of_no_weights_is_refused_by_name() -> None:
+    net = Net(lambda s, x: s.a(x) + s.z(x[:, :0]), a=nn.Linear(6, 3), z=nn.Linear(0, 3))
+    for study in (sensitivity.sensitivity, sensitivity.alone):
+        with pytest.raises(ValueError, match=r"model must have weights in every layer, 'z\.weight' has none"):
+            study(net, corners(), seeds=[0], progress=False, **KNOBS)
+
+
+def test_the_loss_of_held_out_data_is_of_this_loss_and_adapter() -> None:
+    """More rows than are passed at a time: class weights of a part are not those of the whole."""
+    random, loss = torch.Generator().manual_seed(0), nn.CrossEntropyLoss(weight=WEIGHTS)
+    x, y = torch.randn(4100, 6, generator=random), (torch.arange(4100) > 1900).long()
+    data = gl.Dataset(x[:64], torch.arange(64) % 3, x, y, name="held")
+    torch.manual_seed(0)
+    net = Net(lambda s, x: {"logits": s.m(x)}, m=mlp())
+    adapter = lambda net, x: net(x)["logits"]  # noqa: E731
+    table = sensitivity.alone(net, data, seeds=[0], ratios=(0.5,), finetune=(0,), progress=False, loss=loss,
+                              output=adapter, **KNOBS)  # fmt: skip
+    run = gl.Run(copied(net)[0], data, loss=loss, output=adapter, **KNOBS)
+    run.pretrain()
+    w = run.model.m[0].weight
+    with torch.no_grad():
+        w.view(-1)[w.abs().reshape(-1).argsort(stable=True)[: w.numel() // 2]] = 0
+        expected = float(loss(adapter(run.model.eval(), data.test_x), data.test_y))
+    assert table["loss"][0] == pytest.approx(expected, rel=1e-5)

@@ -284,7 +284,7 @@ def test_sets_are_what_they_say() -> None:
     assert table.loc[("top", k), "true"] == pytest.approx(p.change(delta))
     everything = {table.loc[(kind, n), "true"] for kind in ("top", "bottom", "smallest |w|", "random")}
     assert max(everything) == pytest.approx(min(everything))
-    model = copy.deepcopy(p.model)
+    model = copy.deepcopy(p.model).requires_grad_()
     kept = gl.cut(model, compression=4)
     assert table.loc[("cut", n - kept), "true"] == pytest.approx(float(p.loss(model(p.x), p.y)) - p.value)
     assert table["first + diagonal"].notna().all()

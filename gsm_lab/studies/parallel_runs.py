@@ -20,7 +20,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab.data.dataset import integer
+from gsm_lab.derivatives import named
+from gsm_lab.fitting import evaluating
+from gsm_lab.outputs import answer
 from gsm_lab.run import Run
+from gsm_lab.sample_gradients import shares
 from gsm_lab.studies.processes import MOST, on_ranks
 from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
 
@@ -66,7 +70,8 @@ def local_gradients(
             (4 ranks + 9) bytes a weight.
         timeout, progress: as for `on_ranks`, whose errors are raised too.
 
-    Raises ValueError: a setting or step out of range, or a batch that cannot be dealt out evenly.
+    Raises ValueError: a setting or step out of range, a batch that cannot be dealt out evenly, or a loss that is no mean
+    over samples.
     """
     first = _checked(settings, ranks)
     planned = first.planned
@@ -104,7 +109,7 @@ def with_hook(
         `share` of these in the bytes of the dense exchange; `ranks`.
 
     Raises:
-        ValueError: a setting out of range, no seeds or no factors.
+        ValueError: a setting out of range, no seeds or no factors, or a loss that is no mean over samples.
         RuntimeError: as `on_ranks`; also if the ranks end with different models, which must never happen.
     """
     factors, seeds = [float(k) for k in factors], [int(seed) for seed in seeds]
@@ -132,6 +137,16 @@ def _checked(settings: Mapping[str, Any], ranks: int) -> Run:
     size = run.knobs["batch_size"]
     if size % ranks:
         raise ValueError(f"batch_size must be a multiple of ranks, to be dealt out evenly, got {size} and {ranks}")
+    x, y = run.batches.batch(0)
+    with torch.no_grad(), evaluating(run.model):
+        found = answer(run.model, x, run.output)
+    if torch.is_tensor(found) and len(found) == len(y):
+        c = shares(run.loss, found, y)
+        if c is None or not bool((c == 1 / len(y)).all()):
+            raise ValueError(
+                f"loss must be the mean over the samples, for the mean over ranks to be that of the batch; {named(run.loss)}"
+                " is a sum, or weighted (class weights, ignored labels), or no sum over samples"
+            )
     return run
 
 
@@ -157,7 +172,7 @@ class RankRun(Run):
         x, y = (part[self.rank :: self.ranks] for part in self.batches.batch(batch))
         self.parallel.train()
         self.opt.zero_grad()
-        loss = self.loss(self.parallel(x), y)
+        loss = self.loss(answer(self.parallel, x, self.output), y)
         loss.backward()
         return loss.item()
 
