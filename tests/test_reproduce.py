@@ -300,7 +300,8 @@ def test_a_csv_that_cannot_be_written_is_said_before_a_run(small, tmp_path, monk
     monkeypatch.setattr("gsm_lab.files.os.fsync", refused)
     out = tmp_path / "a.csv"
     assert cli.main(["reproduce", "small", "--data", "digits", "--only", "DNS", "--out", str(out)]) == 2
-    assert capsys.readouterr().err.startswith(f"gsm-lab: {tmp_path} cannot be written (Read-only file system): ")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"gsm-lab: {tmp_path} cannot be written (Read-only file system): ")
 
 
 def test_what_another_command_has_in_hand_comes_last(small, tmp_path, monkeypatch):
