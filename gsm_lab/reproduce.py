@@ -82,6 +82,7 @@ def reproduce(
     seeds = list(seeds)
     if not seeds:
         raise ValueError("seeds must hold at least one value, got none")
+    read(out)  # what is wrong with it is said now
     source = datasets.load(data)
     jobs = [(entry, seed) for seed in seeds for entry in rows]
     broken: list[str] = []
