@@ -814,11 +814,19 @@ def registered() -> set[str]:
     return set(widgets.widget._instances)
 
 
+def all_gone(references: list[weakref.ref]) -> None:
+    """Nothing keeps what was there; on a busy machine a closed player's thread may take a while to its end."""
+    deadline = time.monotonic() + SECONDS
+    while gc.collect() is not None and [one for one in references if one() is not None]:
+        assert time.monotonic() < deadline, [gc.get_referrers(one()) for one in references]
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("kind", ["gsm", "rival", "hidden", "own"])
 def test_closed_it_is_freed_with_its_run(kind: str) -> None:
     before = registered()
     if kind == "rival":
-        pg = Playground(methods.prune("magnitude", "lenet300", "digits", pretrain=0))
+        pg = Playground(methods.build("magnitude", model="lenet300", data="digits", pretrain=0))
     elif kind == "own":
         pg = Playground(Run(Net(), mine(), hold=1.0, pretrain=0, batch_size=10, compression=4.0))
     else:
@@ -829,8 +837,7 @@ def test_closed_it_is_freed_with_its_run(kind: str) -> None:
     pg.close()
     assert registered() == before
     del pg
-    gc.collect()
-    assert [one() for one in gone] == [None] * len(gone)
+    all_gone(gone)
 
 
 def test_a_cell_that_is_run_again_and_again_leaves_one_playground() -> None:
@@ -844,8 +851,8 @@ def test_a_cell_that_is_run_again_and_again_leaves_one_playground() -> None:
     assert len(set(counts)) == 1
     pg.close()
     del pg
-    gc.collect()
-    assert registered() == before and not [one for one in runs if one() is not None]
+    all_gone(runs)
+    assert registered() == before
     assert run.step(1) is None and run.steps == 1  # it can go on without them
 
 
