@@ -342,7 +342,7 @@ def test_sparse_gradients_compete(momentum: float, smoothing: float, compression
         assert compression == 1 or int(opts[0].active_mask().sum()) <= 48 // 3
         for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
             torch.testing.assert_close(p, q)
-    nets[0][0].weight.grad = torch.sparse_coo_tensor([[2]], torch.full((1, 4), math.nan), (9, 4))
+    nets[0][0].weight.grad = torch.sparse_coo_tensor([[2]], torch.full((1, 4), math.nan), (9, 4), check_invariants=True)
     with pytest.raises(FloatingPointError, match="nan"):
         opts[0].step()
 
@@ -377,23 +377,28 @@ def test_compiled_steps(fused: bool | None) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("hyper", [{}, {"weight_decay": 0.1, "maximize": True}, {"nesterov": True}])
 @pytest.mark.parametrize("compression", [1, 3])
-def test_a_differentiable_step(compression: float) -> None:
-    """The derivative of the weights after two steps by the learning rate, against SGD on masked gradients."""
-    target, seen = torch.arange(12.0).view(3, 4), []
+def test_a_differentiable_step(compression: float, hyper: dict[str, Any]) -> None:
+    """What the weights after a step depend on, against SGD on masked gradients: who is shut out has no say."""
+    start = [torch.linspace(a, b, 12, dtype=torch.float64).view(3, 4) for a, b in ((-1, 2), (3, -1), (0, 1))]
+    seen = []
     for kind in (GSM, SGD):
+        w, g, z = (x.clone().requires_grad_() for x in start)
         rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-        w = torch.linspace(-1, 2, 12, dtype=torch.float64).view(3, 4).requires_grad_()
         p = w.clone()
         p.retain_grad()
+        p.grad, mask = g.clone(), torch.ones(3, 4, dtype=torch.bool)
+        if compression > 1:
+            mask = naive_mask([p], 4).view(3, 4)
+        if kind is SGD:
+            p.grad = p.grad * mask
         budget = {"compression": compression} if kind is GSM else {}
-        opt = kind([p], lr=rate, momentum=0.9, differentiable=True, **budget)
-        for _ in range(2):
-            (p.grad,) = torch.autograd.grad((p * p.detach() - target).square().sum(), p, create_graph=True)
-            if kind is SGD and compression > 1:
-                p.grad = p.grad * naive_mask([p], 4).view(3, 4)
-            opt.step()
-        seen.append([p.detach(), *torch.autograd.grad(p.sum(), (rate, w))])
+        opt = kind([p], lr=rate, momentum=0.9, differentiable=True, **hyper, **budget)
+        opt.state[p]["momentum_buffer"] = z.clone()
+        opt.step()
+        seen.append([p.detach(), *torch.autograd.grad(p.square().sum(), (rate, w, g, z))])
+        assert not seen[-1][3][~mask].any() and seen[-1][3][mask].all()
     for a, b in zip(*seen, strict=True):
         torch.testing.assert_close(a, b)
 
