@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -92,25 +91,6 @@ def tried(
         x, y = x[:batch_size], y[:batch_size]
         _must_be_a_loss(loss, _answered(model, x, output, "in training mode, "), y)
     return above
-
-
-def own_state(model: nn.Module) -> dict[str, Any]:
-    """`model.state_dict()`. Raises ValueError where something in it could not be saved."""
-    state = model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor) and not _is_plain(value):
-            raise ValueError(
-                f"model has {name!r} in its state_dict(), {shown(value)}, which cannot be saved with a run; valid: "
-                "tensors, and what JSON has"
-            )
-    return state
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        return json.loads(json.dumps(value)) == value
-    except (TypeError, ValueError, RecursionError):
-        return False
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from gsm_lab.anatomy import Anatomy
 from gsm_lab.checks import number, path, shown
 from gsm_lab.history import History
 from gsm_lab.interrupts import interruptible
+from gsm_lab.model_state import whole_state
 from gsm_lab.optim import GSM, cut, keep_masks, param_groups
 from gsm_lab.optim.picks import Picks, listed
 from gsm_lab.optim.ranks import local
@@ -107,7 +108,8 @@ class Run(Training):
         with self.lock:
             if isinstance(model, nn.Module):
                 fitting.materialise(model, data, output)
-                self._initial = copy.deepcopy(fitting.own_state(model))
+                tensors, rest = whole_state(model)  # refuses what could not be saved
+                self._initial = copy.deepcopy(tensors | rest)
             self._start(model, data, self._given)
 
     def _start(self, source_model: str | nn.Module, source_data: str | datasets.Dataset, given: dict[str, Any]) -> None:

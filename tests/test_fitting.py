@@ -361,7 +361,7 @@ REFUSED: dict[str, tuple[Callable[[], Run], type[Exception], str]] = {
     "frozen": (lambda: Run(mlp().requires_grad_(False), corners()), ValueError, "requires_grad is False for all"),
     "no parameters": (lambda: Run(nn.Flatten(), corners()), ValueError, "model must have parameters, Flatten has none"),
     "meta": (lambda: Run(mlp().to("meta"), corners()), ValueError, "meta device"),
-    "extra state": (lambda: Run(Extra(object()), corners()), ValueError, "'_extra_state' in its state_dict"),
+    "extra state": (lambda: Run(Extra(object()), corners()), ValueError, "'_extra_state'"),
     "loss by name": (lambda: Run(mlp(), corners(), loss="cross_entropy"), TypeError, "loss must be.*'cross_entropy'"),
     "no loss": (lambda: Run(mlp(), corners(), loss=None), TypeError, "loss must be a function"),
     "loss class": (lambda: Run(mlp(), corners(), loss=nn.CrossEntropyLoss), TypeError, "the class CrossEntropyLoss"),
