@@ -70,8 +70,8 @@ def local_gradients(
             (4 ranks + 9) bytes a weight.
         timeout, progress: as for `on_ranks`, whose errors are raised too.
 
-    Raises ValueError: a setting or step out of range, a batch that cannot be dealt out evenly, or a loss that is no mean
-    over samples.
+    Raises ValueError: a setting or step out of range, a batch that cannot be dealt out evenly, or a loss that is not
+    the mean over the samples.
     """
     first = _checked(settings, ranks)
     planned = first.planned
@@ -144,8 +144,8 @@ def _checked(settings: Mapping[str, Any], ranks: int) -> Run:
         c = shares(run.loss, found, y)
         if c is None or not bool((c == 1 / len(y)).all()):
             raise ValueError(
-                f"loss must be the mean over the samples, for the mean over ranks to be that of the batch; {named(run.loss)}"
-                " is a sum, or weighted (class weights, ignored labels), or no sum over samples"
+                f"loss must be the mean over the samples, for the mean over ranks to be that of the batch, and "
+                f"{named(run.loss)} is a sum, or weighted (class weights, ignored labels), or no sum over samples"
             )
     return run
 
