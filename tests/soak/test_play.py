@@ -22,6 +22,7 @@ SLIDERS = ("compression", "momentum", "weight_decay", "lr", "smoothing")
 # The kernel says what memory it holds when a file asks; and closes the playground when another one does.
 MEMORY = """
 import gc, weakref
+from types import SimpleNamespace
 import ipywidgets, psutil
 widgets_before = 0
 def registered():
@@ -39,7 +40,10 @@ def serve():
             os.remove("end")
             gone = {"playground": weakref.ref(pg), "run": weakref.ref(pg.run), "model": weakref.ref(pg.run.model)}
             pg.close()
-            del pg
+            # something for `tell` to say, whose variables would else hold what is gone
+            run = SimpleNamespace(steps=0, knobs={}, base=None)
+            pg = SimpleNamespace(run=run, player=SimpleNamespace(playing=False, note="", error=None))
+            time.sleep(1)
             gc.collect()
             said = {"kept": [name for name, one in gone.items() if one() is not None], "widgets": registered(),
                     "rss": psutil.Process().memory_info().rss / 2**20}
