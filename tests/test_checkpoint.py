@@ -215,7 +215,7 @@ def test_a_resumed_reset_takes_what_works_for_another_model(tmp_path: Path) -> N
 
 
 def test_a_run_whose_loss_broke_can_be_saved_and_resumed(tmp_path: Path) -> None:
-    loss = Breaks(2 + 9)  # a run asks it twice when it is made
+    loss = Breaks(9)
     run = Run(net(), mine(), loss=loss, batch_size=8, pretrain=0, compression=4)
     with pytest.raises(FloatingPointError):
         run.step(20)

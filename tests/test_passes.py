@@ -350,6 +350,7 @@ def test_parameters_that_share_memory_are_left_to_pytorch(shared: str) -> None:
     opt = GSM([a, b], lr=0.1, momentum=0.9, weight_decay=0.1, fused=True, nonzeros=20)
     for p in (a, b):
         p.grad = torch.randn_like(p)
+    opt._look()
     assert not opt._step_in_passes()
     opt.step()
     assert opt.active_mask().sum() == 20
@@ -434,6 +435,7 @@ def test_without_a_known_rounding_pytorch_does_the_step(monkeypatch: pytest.Monk
     for _ in range(3):
         for p in net.parameters():
             p.grad = torch.randn_like(p)
+        opt._look()
         assert not opt._step_in_passes()
         opt.step()
         assert opt.active_mask().sum() == 20

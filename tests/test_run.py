@@ -771,7 +771,7 @@ def test_frozen_layers_stay() -> None:
             "model must be one of lenet300, lenet5, resnet56 or an nn.Module, got 'lenet6'",
         ),
         ({"model": nn.Linear}, TypeError, "model must be one of lenet300"),
-        ({"model": nn.ReLU()}, ValueError, "ReLU has no prunable weights"),
+        ({"model": nn.ReLU()}, ValueError, "model must have parameters, ReLU has none"),
         ({"data": "cifar"}, ValueError, "'cifar'"),
         (
             {"data": np.zeros(3)},
@@ -874,12 +874,14 @@ def test_other_threads_train_without_touching_the_handler() -> None:
 
 
 class Breaks:
-    """Cross entropy that is NaN (or infinite) in calls of its choice."""
+    """Cross entropy that is NaN (or infinite) in calls of its choice, of those for a training batch, 8 rows here."""
 
     def __init__(self, *bad_calls: int, by: float = math.nan) -> None:
         self.calls, self.bad, self.by = 0, bad_calls, by
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if len(labels) != 8:  # such as the rows that a run tries when it is made
+            return F.cross_entropy(logits, labels)
         self.calls += 1
         return F.cross_entropy(logits, labels) * (self.by if self.calls in self.bad else 1.0)
 

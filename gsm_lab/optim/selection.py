@@ -41,8 +41,9 @@ def budget(weights: int, compression: float | None = None, nonzeros: int | None 
     if compression is not None:
         if not _is_number(compression) or not 1 <= compression < math.inf:
             raise ValueError(f"compression must be a finite number >= 1 (1 prunes nothing), got {compression!r}")
+        c = compression if isinstance(compression, int) else float(compression)  # (not in numpy's float32)
         # N / (N / Q) may come out one rounding error below Q
-        return min(weights, max(1, int(weights / float(compression) * (1 + 1e-12))))  # (not in numpy's float32)
+        return min(weights, max(1, int(weights / c * (1 + 1e-12))))
     if not _is_number(nonzeros) or not 1 <= nonzeros <= max(weights, 1) or nonzeros != int(nonzeros):
         raise ValueError(
             f"nonzeros must be a whole number from 1 to {weights:,}, all prunable weights, got {nonzeros!r}"
