@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import pickle
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -914,7 +915,7 @@ def test_gradients_come_back_when_sgd_raises(
     model = net()
     gsm = GSM(model.parameters(), **HYPER, compression=compression, **kernel)
     backward(model, 0)
-    monkeypatch.setattr("torch.optim.sgd.sgd", out_of_memory)
+    monkeypatch.setattr(sys.modules[torch.optim.SGD.__module__], "sgd", out_of_memory)
     with GradientsKept(model), pytest.raises(MemoryError):
         gsm.step()
 
