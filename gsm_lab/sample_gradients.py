@@ -158,6 +158,7 @@ def _summed(parts: Tensor, rows: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     n, start, squares, total = len(parts), 0, 0, 0
     even = bool((parts == 1 / n).all()) or bool((parts == parts[0]).all())
     for g in rows:
+        g = g.detach()  # of weights that are in training, they remember where they come from
         if even:
             squares, total = squares + g.square().sum(0), total + g.sum(0)
         else:
