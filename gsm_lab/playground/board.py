@@ -319,6 +319,7 @@ class Playground(widgets.VBox):
             "taylor": self.taylor.text,
             "state": widgets.VBox([row([copy, load, self.state_line]), self.state_note]),
         }
+        self._parts = parts  # those that are not laid out too: what is not closed by name is kept, and with it the run
         shown = [part for name, part in parts.items() if name not in hide]
         return [widgets.HTML(STYLE), *shown, self.viewer]
 
