@@ -35,6 +35,12 @@ threading.Thread(target=tell, daemon=True).start()
 """.replace("PATIENCE", str(PATIENCE))
 
 
+READY = """() => {
+  const context = window.jupyterapp?.shell?.currentWidget?.sessionContext, kernel = context?.session?.kernel;
+  return context?.isReady && kernel?.connectionStatus === "connected" && kernel.status === "idle";
+}"""
+
+
 def write_notebook(path: Path, code: str, board: str = "gl.Playground()") -> None:
     """A notebook with a playground `pg`, which then runs `code` from a file: a long cell would push the plots away.
 
@@ -50,11 +56,12 @@ def write_notebook(path: Path, code: str, board: str = "gl.Playground()") -> Non
 
 
 def open_notebook(page: Any, address: str) -> None:
-    """Open a notebook, and wait until its kernel is ready for cells."""
+    """Open a notebook, and wait until its kernel is ready for cells.
+
+    The page's sign of an idle kernel is there before there is one: cells run then ask which kernel it shall be.
+    """
     page.goto(address)
-    idle = "window.jupyterapp && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')"
-    page.wait_for_function(idle, timeout=1000 * START)
-    page.wait_for_timeout(1000)  # it says so a little too early
+    page.wait_for_function(READY, timeout=1000 * START)
 
 
 def command(page: Any, name: str, **args: str) -> None:
