@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -81,7 +80,7 @@ def save(run: Run, folder: Path, note: dict[str, Any] | None = None) -> Path:
                 header = json.dumps(plain | ({} if note is None else {"note": note}))
                 remove_leftovers(folder, KEPT)
                 checksum = {"gsm_lab": header, "sha256": _digest(tensors, header)}
-                write_atomically(folder / FILE, safetensors_bytes(tensors, checksum))
+                write_atomically(folder / FILE, tensor_files.packed(tensors, checksum))
                 for name, content in contents.items():
                     write_atomically(folder / name, content)
     return folder

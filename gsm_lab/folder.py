@@ -24,12 +24,12 @@ def must_be_free(folder: Path, overwrite: bool) -> None:
 
     if overwrite:
         return
-    if (folder / FILE).exists():
+    if os.path.exists(folder / FILE):  # where Path.exists raises, as for a name that is too long, it says no
         raise ValueError(
             f"{folder} already holds a run: `gsm-lab resume {folder}` goes on with it, --overwrite replaces it, "
             "--out names another folder"
         )
-    if there := [name for name in KEPT if (folder / name).exists()]:
+    if there := [name for name in KEPT if os.path.exists(folder / name)]:
         raise ValueError(
             f"{folder} already holds {', '.join(there)}, which a run would replace: --overwrite lets it, --out names "
             "another folder"

@@ -103,15 +103,14 @@ def _results(run: Run) -> Results:
 
 
 def finding(run: Run, found: Results) -> str:
-    """What came out, in a sentence."""
+    """What came out, in a sentence short enough for a title; why that may be too early, `found.early` says."""
     if found.cut is None or found.dense is None:
         return f"Still dense after {run.dense_steps:,} steps: {_percent(found.live)} test accuracy"
     lost = 100 * (found.live - found.cut)
     early = f"After {run.steps:,} of {run.planned:,} steps, at" if run.steps < run.planned else "At"
     costs = f"costs {lost:.2f} points" if lost >= 0.005 else "costs nothing"
     left = f"{_percent(found.cut)} test accuracy with {found.nonzeros:,} of {found.weights:,} weights"
-    soon = f". Too early to cut: {found.early}" if found.early else ""
-    return f"{early} {number(found.compression)}x the cut {costs}: {left}{soon}"
+    return f"{early} {number(found.compression)}x the cut {costs}: {left}"
 
 
 def number(value: Any) -> str:

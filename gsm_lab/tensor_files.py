@@ -17,19 +17,30 @@ class Damaged(ValueError):
 
 
 def digest(tensors: dict[str, Tensor], header: str) -> str:
-    """SHA-256 of names, types, shapes and values (contiguous, on the CPU), and of the text that goes with them."""
+    """SHA-256 of names, types, shapes and values (row by row, on the CPU), and of the text that goes with them."""
     sha = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         t = tensors[name]
         sha.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        sha.update(t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
+        sha.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
     return sha.hexdigest()
 
 
 def content_of(tensors: dict[str, Tensor], about: dict[str, str]) -> bytes:
     """The content of a file of these tensors, with `about` and their checksum in its header, for `checked`."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}  # tied ones share memory
-    return save(tensors, about | {"sha256": digest(tensors, _text(about))})
+    return packed(tensors, about | {"sha256": digest(tensors, _text(about))})
+
+
+def packed(tensors: dict[str, Tensor], about: dict[str, str]) -> bytes:
+    """The content of a safetensors file: the same bytes for the same content, where safetensors shuffles `about`."""
+    content = save(tensors, about)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # as the format has it, for the tensors to be aligned
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[start:]])
 
 
 def checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

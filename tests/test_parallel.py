@@ -225,8 +225,8 @@ def refusals(kind: str, folder: Path) -> list[str]:
         expect(make, batch_size=1, pretrain=0)
         expect(make, batch_size=5000)
         expect(make.resume, folder / ("nowhere" if group.rank else ""), net(), mine())
-        broken = nn.Sequential(nn.Flatten(), nn.Embedding(3, 3))
-        expect(make, broken, mine())
+        dense = nn.Sequential(nn.AvgPool1d(2), nn.LayerNorm(4))  # takes the data, and has nothing to prune
+        expect(make, dense, mine())
         own = gl.Dataset(mine().train_x + group.rank, mine().train_y, mine().test_x, mine().test_y)
         expect(make, net(), own, **OWN)
         run = make(net(group.rank), mine(), **OWN)  # the weights of rank 0 count
@@ -242,9 +242,8 @@ def refusals(kind: str, folder: Path) -> list[str]:
         expect(run.save, folder / "a file" / "run")
         run.step()
         run.save(folder / "run")
-        expect(make(net(), mine(), **OWN | {"freeze": 0.5}).step)
-        expect(make(net(), mine(), **OWN | {"smoothing": 0.5}).step)
-        expect(make(net(), mine(), **OWN | {"cut_at": 0.5}).step)
+        for name in ("freeze", "smoothing", "cut_at"):
+            expect(lambda name=name: make(net(), mine(), **OWN | {name: 0.5}).step())
         if kind == "ddp":
             cutting = make(net(), mine(), **OWN)
             cutting.step(2)
@@ -314,16 +313,23 @@ def test_ranks_cut_alike_on_the_way_and_like_one_process(tmp_path):
         expected.append(sum(int(p.count_nonzero()) for p in gl.models.prunable(run.model).values()))
     assert left == expected and left[-1] == run.nonzeros == 9 < left[0] < 92
     assert Run.resume(tmp_path, net(8), mine()).shorn
-    for ended in in_ranks(2, resumed_under_fsdp, tmp_path):
-        assert "goes on only where no weights are spread over ranks" in ended.result
+    run.set(cut_at=1.0, smoothing=0.0)  # what was cut stays cut
+    run.save(tmp_path / "set")
+    for ended in in_ranks(2, resumed_under_fsdp, tmp_path, tmp_path / "set"):
+        knob, state = ended.result
+        assert knob == "smoothing must be 0 where weights are spread over ranks, got 0.9"
+        assert "goes on only where no weights are spread over ranks" in state
 
 
-def resumed_under_fsdp(folder: Path) -> str:
+def resumed_under_fsdp(*folders: Path) -> list[str]:
+    said = []
     with world.joined(TIMEOUT):
-        try:
-            return str(parallel.kind("fsdp").resume(folder, net(8), mine()))
-        except ValueError as error:
-            return str(error)
+        for folder in folders:
+            try:
+                said.append(str(parallel.kind("fsdp").resume(folder, net(8), mine())))
+            except ValueError as error:
+                said.append(str(error))
+    return said
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,12 @@ def test_title_states_the_finding(moved, page):
     assert f"<title>{finding}</title>" in page and f"<h1>{finding}</h1>" in page
 
 
+def test_a_run_that_was_cut_too_early_says_so_among_its_results(moved, page):
+    early = results(moved).early
+    assert "passive weights halve in" in early
+    assert words(page).count(f"too early to cut {early}") == 1
+
+
 def test_page_holds_results_settings_and_moves(moved, page):
     text = words(page)
     for share in (moved.base, moved.magnitude, moved.evaluate(), moved.evaluate(cut=True)):
