@@ -21,9 +21,9 @@ SHOTS = os.environ.get("GSM_LAB_SHOTS")  # a folder to put pictures in, to be lo
 # The kernel says how it is doing through a file, so that it can be asked also when no page is open.
 TELL = """
 import json, os, threading, time
-def tell():
-    while True:
-        run, player = pg.run, pg.player
+def tell(json=json, os=os, time=time):
+    while (board := globals().get("pg")) is not None:  # a kernel that ends forgets its names while threads go on
+        run, player = board.run, board.player
         said = {"at": time.time(), "steps": run.steps, "knobs": run.knobs, "playing": player.playing,
                 "note": player.note, "error": repr(player.error), "base": run.base}
         with open("said.part", "w") as file:
