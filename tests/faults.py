@@ -101,7 +101,8 @@ def in_child(
         took = time.monotonic() - start
         moments = os.read(here, 64)
         os.close(here)
-        texts = [(Path(logs) / name).read_text() for name in ("out", "err")]
+        said = [Path(logs) / name for name in ("out", "err")]
+        texts = [path.read_text() if path.exists() else "" for path in said]  # killed before it could say anything
         return Ended(os.waitstatus_to_exitcode(status), *texts, int(moments or 0), took)
 
 
