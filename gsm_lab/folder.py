@@ -169,12 +169,14 @@ def complete(run: Run, folder: Path, anew: Collection[str] = ()) -> list[str]:
     """Write what a folder should hold beside the checkpoint of `run` and does not, or damaged, or of another state.
 
     Of a run that is not at its end nothing is missing but what is there to be read. `anew`: names of what is to be
-    written in any case. Returns the names of what was not as it should be.
+    written in any case. Returns the names of what was not as it should be. Whoever calls it holds the folder.
     """
     from gsm_lab import kept
-    from gsm_lab.checkpoint import BESIDE, DERIVED, read, readable
+    from gsm_lab.checkpoint import BESIDE, DERIVED, KEPT, read, readable
+    from gsm_lab.files import remove_leftovers
 
     plain = read(folder)
+    remove_leftovers(folder, KEPT)  # of one that was killed behind its last save, after which there is no other
     states = kept.states(folder, plain)
     mended = [name for name in BESIDE if states[name].state != "ok"]
     if mended:

@@ -672,3 +672,13 @@ def test_what_was_kept_out_of_the_competition_stays_whole_in_the_weights_that_ar
     left = checkpoint.load_weights(tmp_path / "a")
     assert int((left["1.weight"] != 0).sum()) == run.nonzeros == 784 * 12 // 50
     assert torch.equal(left["3.weight"], model[3].weight)
+
+
+def test_what_a_kill_left_behind_the_last_save_goes_when_the_folder_is_looked_after(tmp_path):
+    run = gl.Run("lenet300", "digits", compression=20, pretrain=0, epochs=1)
+    run_folder.train(run, tmp_path)
+    for name in (".knobs.json.r36tot0c", ".report.html.00000000"):
+        (tmp_path / name).write_bytes(b"half of it")
+    (tmp_path / ".mine.r36tot0c").write_bytes(b"somebody's own")
+    assert run_folder.complete(run, tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {*checkpoint.KEPT, ".mine.r36tot0c"}
