@@ -481,7 +481,7 @@ def test_the_doctor_finds_a_finished_folder_whole(whole, capsys):
     assert looked_at(whole, capsys) == dict.fromkeys(ALL, "ok")
 
 
-@pytest.mark.parametrize(("name", "command"), zip(ALL[1:], ["report", "resume"] * 2, strict=True))
+@pytest.mark.parametrize(("name", "command"), [*zip(ALL[1:], ["report", "resume"] * 2, strict=True)])
 def test_what_is_damaged_or_gone_is_made_again(whole, name, command, capsys):
     good = {path.name: path.read_bytes() for path in whole.iterdir()}
     bad = bytearray(good[name])
