@@ -1,18 +1,12 @@
-"""A playground that plays on and on in a real browser: nothing goes wrong behind the page, whatever is done to it."""
+"""A playground that plays on and on in a real browser: nothing goes wrong behind the page."""
 
-import json
-import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.test_browser import (
     PATIENCE,
-    READY,
-    SECONDS,
     START,
     TELL,
     TRACEBACK,
@@ -78,20 +72,6 @@ def played(place: Place, steps: int, seconds: float) -> int:
     return place.kernel()["steps"]
 
 
-def load(page: Any, address: str) -> None:
-    """Load a page whose kernel plays, until it shows the plots.
-
-    JupyterLab's widgets wait two seconds for what they are told of the kernel, and say "model not found" for good if
-    those are over while the page is busy with making it: on a machine that is slow enough a reader loads once more.
-    """
-    for _ in range(6):
-        page.goto(address)
-        page.wait_for_selector(f"{PLOTS}, .jp-OutputArea :text('model not found')", timeout=1000 * START)
-        if page.query_selector(PLOTS):
-            return
-    raise AssertionError("the plots never came")
-
-
 @pytest.fixture(scope="module")
 def place(chromium: Any, lab: Any) -> Iterator[Place]:
     place = opened(chromium, lab, "long")
@@ -102,59 +82,4 @@ def place(chromium: Any, lab: Any) -> Iterator[Place]:
 def test_plays_on(place: Place, lab: Any) -> None:
     done = played(place, STEPS, 120)
     assert place.kernel()["error"] == "None" and place.last_step() == done > STEPS
-    assert not place.tracebacks and TRACEBACK not in lab.log.read_text()
-
-
-def test_a_page_loaded_again_while_it_plays(place: Place, chromium: Any, lab: Any) -> None:
-    """And a second page beside it, which is closed again."""
-    page = place.page
-    command(page, "docmanager:save")
-    wait_for(lambda: "widget-view" in (place.said.parent / "play.ipynb").read_text(), page)
-    press(place, "play")
-    other = new_page(chromium, place.requests, place.tracebacks)
-    load(other, place.address.replace("/workspaces/long/", "/workspaces/other/"))
-    load(page, place.address)
-    steps = place.until(lambda said: said["playing"])["steps"]
-    wait_for(lambda: place.last_step() > steps, page)
-    other.close()
-    steps = place.kernel()["steps"]
-    wait_for(lambda: place.last_step() > steps, page)
-    press(place, "pause")
-    place.until(lambda said: not said["playing"])
-    assert not place.tracebacks and TRACEBACK not in lab.log.read_text()
-
-
-def kernel_request(place: Place, lab: Any, action: str) -> None:
-    """Ask the server to interrupt or restart the kernel of this notebook."""
-
-    def ask(path: str, method: str = "GET") -> Any:
-        request = urllib.request.Request(
-            f"{lab.url}/api/{path}", method=method, headers={"Authorization": f"token {lab.token}"}
-        )
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-            return json.loads(answer.read() or "null")
-
-    path = str(Path(place.said.parent.name) / "play.ipynb")
-    (kernel,) = [s["kernel"]["id"] for s in ask("sessions") if s["path"] == path]
-    ask(f"kernels/{kernel}/{action}", "POST")
-
-
-def test_a_kernel_interrupted_and_started_anew_while_it_plays(place: Place, lab: Any) -> None:
-    page = place.page
-    press(place, "play")
-    steps = place.until(lambda said: said["playing"])["steps"]
-    kernel_request(place, lab, "interrupt")
-    place.until(lambda said: said["steps"] > steps + 20 or not said["playing"])
-    press(place, "play")
-    steps = place.kernel()["steps"]
-    place.until(lambda said: said["steps"] > steps)
-    kernel_request(place, lab, "restart")
-    began = time.time()
-    page.wait_for_timeout(2000)  # until the page has heard of it
-    page.wait_for_function(READY, timeout=1000 * START)
-    command(page, "notebook:run-all-cells")
-    place.until(lambda said: said["at"] > began and said["steps"] == 0, START)
-    press(place, "play")
-    place.until(lambda said: said["steps"] > 20)
-    wait_for(lambda: place.last_step() > 20, page)
     assert not place.tracebacks and TRACEBACK not in lab.log.read_text()
