@@ -135,7 +135,7 @@ class Place:
 
 
 def went_wrong(lab: Any) -> list[str]:
-    """Lines of tracebacks that have to do with a playground, in what JupyterLab's server and its kernels have printed."""
+    """Lines of tracebacks that have to do with a playground, in what the server of JupyterLab and kernels print."""
     text = lab.log.read_text()
     return [line for line in text.splitlines() if _BLAMED.search(line)] if TRACEBACK in text else []
 
