@@ -72,11 +72,14 @@ def resnet50() -> tuple[nn.Module, Callable[[nn.Module, int], None]]:
             shapes += [(4 * inner, width, 1, 1)] if width != 4 * inner and not _block else []
             width = 4 * inner
     torch.manual_seed(0)
-    model = nn.ParameterList([nn.Parameter(0.05 * torch.randn(shape)) for shape in [*shapes, (1000, 2048)]])
-    grads = [torch.randn_like(p) * torch.randn_like(p).exp() * 1e-3 for p in model]
+    layers = [nn.Conv2d(shape[1], shape[0], shape[2], bias=False) for shape in shapes]
+    model = nn.ModuleList([*layers, nn.Linear(2048, 1000, bias=False)])
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.05)
+    grads = [torch.randn_like(p) * torch.randn_like(p).exp() * 1e-3 for p in model.parameters()]
 
     def backward(model: nn.Module, step: int) -> None:
-        for p, grad in zip(model, grads, strict=True):
+        for p, grad in zip(model.parameters(), grads, strict=True):
             p.grad = torch.mul(grad, 1 + 0.01 * (step % 7), out=p.grad)
 
     return model, backward
