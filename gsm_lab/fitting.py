@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -14,9 +16,12 @@ from torch.nn.parameter import is_lazy
 from gsm_lab import data as datasets
 from gsm_lab import models
 from gsm_lab.checks import shown
+from gsm_lab.derivatives import named
 from gsm_lab.outputs import Output, answer, logits
 
 _OUTPUTS = (-3.0, -1.0, 0.0, 1.0, 3.0)  # at which a loss is asked what a single output means
+_CLASSES_TRIED, _FEW = 64, 8  # rows, of as many classes, and others
+_ROUNDING = 1e-3  # of a mean in 16 bits it is more than of one in 32
 _ADAPTER = "output=lambda model, x: ... says which part of it are the logits"
 
 
@@ -91,6 +96,41 @@ def tried(
         x, y = x[:batch_size], y[:batch_size]
         _must_be_a_loss(loss, _answered(model, x, output, "in training mode, "), y)
     return above
+
+
+def must_be_a_mean(
+    model: nn.Module, data: datasets.Dataset, loss: Callable[[Any, Tensor], Tensor], output: Output | None
+) -> None:
+    """Raises ValueError where the loss of a batch is not the mean of its parts' losses, each weighing in by its rows.
+
+    That is what a mean over ranks takes for granted. Found out on rows of all classes, since class weights and ignored
+    labels show nowhere else, and on logits moved at random, since those of a new network may be equal.
+    """
+    y = data.train_y
+    firsts = np.unique(y.cpu().numpy(), return_index=True)[1][:_CLASSES_TRIED]
+    rows = list(dict.fromkeys([*firsts.tolist(), *range(min(len(y), _FEW))]))
+    n, device = len(rows), next(model.parameters()).device
+    x, y = data.train_x[rows].to(device, dtype_of(model)), y[rows].to(device)
+    with torch.no_grad(), as_it_was(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        given = answer(model, x, output)
+        ways = [lambda part: answer(model, x[part], output)]
+        if isinstance(given, Tensor) and given.is_floating_point() and len(given) == n:
+            noise = torch.randn(given.shape, generator=torch.Generator().manual_seed(0)).to(given)
+            ways = [lambda part: given[part], lambda part: (given + noise)[part]]
+        halves = slice(0, n // 2), slice(n // 2, n)
+        cuts = [halves, (slice(0, n, 2), slice(1, n, 2)), (slice(0, 2), slice(2, n))]
+        cuts = [parts for parts in cuts if all(len(y[part]) for part in parts)]
+        for way, parts in itertools.product(ways, cuts):
+            try:
+                whole, *losses = (float(loss(way(part), y[part])) for part in (slice(0, n), *parts))
+            except Exception:  # probabilities, moved, may be none; of a small part there may be nothing to take
+                continue
+            mean = sum(len(y[part]) * one for part, one in zip(parts, losses, strict=True)) / n
+            if math.isfinite(whole) and not abs(mean - whole) <= _ROUNDING * sum(map(abs, losses)):
+                raise ValueError(
+                    "loss must be the mean over the samples, for the mean over ranks to be that of the batch, and "
+                    f"{named(loss)} is a sum, or weighted (class weights, ignored labels), or no sum over samples"
+                )
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
+from gsm_lab.fitting import must_be_a_mean
 from gsm_lab.interrupts import interrupt
 from gsm_lab.outputs import answer
 from gsm_lab.run import Run
@@ -50,7 +51,8 @@ class ParallelRun(Run):
     batch norm keeps. It carries the loss, whether a rank was asked to stop, and whether the knobs agree.
 
     Raises:
-        ValueError: also where the ranks' settings or data differ, or there are more ranks than rows in a batch. From
+        ValueError: also where the ranks' settings or data differ, there are more ranks than rows in a batch, or the
+            loss is no mean over samples (a sum, class weights, ignored labels): a mean over ranks is not that. From
             `step` and `train`, before a weight changes: `set` was not called alike on all ranks.
         RankLost: a rank has ended, or did not answer in time. There is no going on but by resuming what was saved.
         KeyboardInterrupt: on all ranks after the same step, when one of them received SIGINT, SIGTERM or SIGHUP.
@@ -98,6 +100,12 @@ class ParallelRun(Run):
         if self.world.local == 0:
             self.world.exchange()
         return data
+
+    def _tried(self, model: nn.Module, data: datasets.Dataset, batch_size: int) -> float | None:
+        above = super()._tried(model, data, batch_size)
+        if self.world.size > 1:
+            must_be_a_mean(model, data, self.loss, self.output)
+        return above
 
     def _share_initial_weights(self) -> None:
         """Of a model that was given, those of rank 0 (as DDP has it); those of a named one follow from the seed."""

@@ -1,9 +1,10 @@
 """What fits together, and what is said when it does not, before any training; accuracies against plain loops."""
 
+import contextlib
 import copy
 import math
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsm_lab import Dataset, Run, methods
+from gsm_lab.fitting import must_be_a_mean
 from gsm_lab.outputs import predicted
 
 SMALL = {"batch_size": 8, "pretrain": 1, "epochs": 2, "compression": 2.0, "evaluate_every": 3}
@@ -424,3 +426,55 @@ def test_a_model_may_not_be_played_with_without_logits() -> None:
     assert predicted(torch.tensor([[0.1], [0.9]]), 0.5).tolist() == [0, 1]
     assert predicted(torch.tensor([0.1, 0.9]), math.inf).tolist() == [0, 0]
     assert predicted({"logits": torch.eye(3)}).tolist() == [0, 1, 2]
+
+
+W3 = torch.tensor([1.0, 1.0, 5.0])
+MEANS = {  # loss, classes, whether it is a mean over rows
+    "cross-entropy": (F.cross_entropy, 3, True),
+    "smoothed labels": (nn.CrossEntropyLoss(label_smoothing=0.1), 3, True),
+    "of a squeezed logit": (lambda a, b: F.binary_cross_entropy_with_logits(a.squeeze(), b.float()), 2, True),
+    "pos_weight": (weighted, 2, True),
+    "squares": (squares_of_signs, 2, True),
+    "a sum": (nn.CrossEntropyLoss(reduction="sum"), 3, False),
+    "class weights": (nn.CrossEntropyLoss(weight=W3), 3, False),
+    "ignored": (nn.CrossEntropyLoss(ignore_index=2), 3, False),
+    "masked": (lambda a, b: F.cross_entropy(a[b != 2], b[b != 2]), 3, False),
+    "the worst": (lambda a, b: F.cross_entropy(a, b, reduction="none").max(), 3, False),
+    "over the batch": (lambda a, b: F.cross_entropy(F.normalize(a, dim=0), b), 3, False),
+}
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["drawn", "zero head"])
+@pytest.mark.parametrize("name", MEANS)
+def test_ranks_may_share_a_loss_that_is_a_mean(name: str, zero: bool) -> None:
+    loss, classes, is_mean = MEANS[name]
+    net = mlp(classes if classes > 2 else 1)
+    if zero:  # all logits are equal then, and losses of all labels too
+        nn.init.zeros_(net[2].weight), nn.init.zeros_(net[2].bias)
+    before = copy.deepcopy(net.state_dict())
+    with nothing_drawn():
+        if is_mean:
+            must_be_a_mean(net, corners(classes), loss, None)
+        else:
+            with pytest.raises(ValueError, match=r"loss must be the mean over the samples, .* is a sum, or weighted"):
+                must_be_a_mean(net, corners(classes), loss, None)
+    assert all(map(torch.equal, before.values(), net.state_dict().values()))
+
+
+def test_a_mean_is_known_of_probabilities_of_answers_in_a_dict_and_of_few_rows() -> None:
+    chance = nn.Sequential(mlp(1), nn.Sigmoid())
+    must_be_a_mean(chance, corners(2), on_probability, None)
+    named = Shaped(mlp(), lambda z: {"logits": z})
+    must_be_a_mean(named, corners(), lambda a, b: F.cross_entropy(a["logits"], b), None)
+    with pytest.raises(ValueError, match="loss must be the mean"):
+        must_be_a_mean(named, corners(), lambda a, b: F.cross_entropy(a["logits"], b, weight=W3), None)
+    for n in (1, 2, 3):
+        few = Dataset(corners().train_x[:n], torch.zeros(n).long(), corners().test_x, torch.zeros(20).long())
+        must_be_a_mean(mlp(), few, F.cross_entropy, None)
+
+
+@contextlib.contextmanager
+def nothing_drawn() -> Iterator[None]:
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(before, torch.get_rng_state())

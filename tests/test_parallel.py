@@ -229,6 +229,7 @@ def refusals(kind: str, folder: Path) -> list[str]:
         expect(make, dense, mine())
         own = gl.Dataset(mine().train_x + group.rank, mine().train_y, mine().test_x, mine().test_y)
         expect(make, net(), own, **OWN)
+        expect(make, net(), mine(), loss=nn.CrossEntropyLoss(weight=torch.arange(1.0, 5)), **OWN)
         run = make(net(group.rank), mine(), **OWN)  # the weights of rank 0 count
         run.step(2)
         if group.rank:
@@ -272,17 +273,18 @@ def test_what_is_wrong_is_one_sentence_on_every_rank(kind, tmp_path):
     assert one[3].startswith("CheckpointError: there is no run in")
     assert zero[4] == one[4] and "no prunable weights" in zero[4]
     assert zero[5] == one[5] and "data must be the same on every rank" in zero[5]
+    assert zero[6] == one[6] and "loss must be the mean over the samples" in zero[6]
     assert (
-        zero[6]
-        == one[6]
+        zero[7]
+        == one[7]
         == "ValueError: compression must be the same on every rank, got 4.0 on rank 0 and 2.0 on rank 1"
     )
-    assert zero[7].startswith(("NotADirectoryError", "FileExistsError")) and one[7].startswith("Elsewhere: rank 0: ")
+    assert zero[8].startswith(("NotADirectoryError", "FileExistsError")) and one[8].startswith("Elsewhere: rank 0: ")
     assert Run.resume(tmp_path / "run", Net(), mine()).steps == 4
     if kind == "fsdp":
-        assert zero[8] == one[8] == "ValueError: freeze must be 1 where weights are spread over ranks, got 0.5"
-        assert zero[9] == one[9] == "ValueError: smoothing must be 0 where weights are spread over ranks, got 0.5"
-        assert zero[10] == one[10] == "ValueError: cut_at must be 1 where weights are spread over ranks, got 0.5"
+        assert zero[9] == one[9] == "ValueError: freeze must be 1 where weights are spread over ranks, got 0.5"
+        assert zero[10] == one[10] == "ValueError: smoothing must be 0 where weights are spread over ranks, got 0.5"
+        assert zero[11] == one[11] == "ValueError: cut_at must be 1 where weights are spread over ranks, got 0.5"
     else:
         said = "ValueError: cut_at must be the same on every rank, got 1.0 on rank 0 and 0.0 on rank 1"
         assert zero[-1] == one[-1] == said

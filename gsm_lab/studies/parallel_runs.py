@@ -20,11 +20,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab.data.dataset import integer
-from gsm_lab.derivatives import named
-from gsm_lab.fitting import evaluating
+from gsm_lab.fitting import must_be_a_mean
 from gsm_lab.outputs import answer
 from gsm_lab.run import Run
-from gsm_lab.sample_gradients import shares
 from gsm_lab.studies.processes import MOST, on_ranks
 from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
 
@@ -137,16 +135,7 @@ def _checked(settings: Mapping[str, Any], ranks: int) -> Run:
     size = run.knobs["batch_size"]
     if size % ranks:
         raise ValueError(f"batch_size must be a multiple of ranks, to be dealt out evenly, got {size} and {ranks}")
-    x, y = run.batches.batch(0)
-    with torch.no_grad(), evaluating(run.model):
-        found = answer(run.model, x, run.output)
-    if torch.is_tensor(found) and len(found) == len(y):
-        c = shares(run.loss, found, y)
-        if c is None or not bool((c == 1 / len(y)).all()):
-            raise ValueError(
-                f"loss must be the mean over the samples, for the mean over ranks to be that of the batch, and "
-                f"{named(run.loss)} is a sum, or weighted (class weights, ignored labels), or no sum over samples"
-            )
+    must_be_a_mean(run.model, run.data, run.loss, run.output)
     return run
 
 
