@@ -31,7 +31,20 @@ from gsm_lab.files import must_be_writable, write_atomically
 from gsm_lab.methods import tickets
 from gsm_lab.methods.rival import OF_THE_GATE
 from gsm_lab.model_state import fill, whole_state
-from gsm_lab.results import KEY, SEEDS, SHELF, add, claimed, has, key_of, name_of, provenance, read, unfinished
+from gsm_lab.results import (
+    KEY,
+    SEEDS,
+    SHELF,
+    add,
+    claimed,
+    has,
+    key_of,
+    must_have_room_in_names,
+    name_of,
+    provenance,
+    read,
+    unfinished,
+)
 from gsm_lab.run import Run
 from gsm_lab.tables import Entry, entries
 
@@ -82,6 +95,7 @@ def reproduce(
     seeds = list(seeds)
     if not seeds:
         raise ValueError("seeds must hold at least one value, got none")
+    must_have_room_in_names(out)
     read(out)  # what is wrong with it is said now
     source = datasets.load(data)
     jobs = [(entry, seed) for seed in seeds for entry in rows]

@@ -116,6 +116,14 @@ def unfinished(out: Path) -> Path:
     return out.with_name(f".{out.stem}{SHELF}")
 
 
+def must_have_room_in_names(out: Path) -> None:
+    """Raises OSError where the CSV, or what is made beside it on the way, cannot be named as it would have to be."""
+    part = out.with_name(f".{out.name}.{8 * '_'}")  # as `write_atomically` has it
+    for path in (out, unfinished(out), part):
+        with writing(out), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+
+
 def name_of(key: dict[str, Any], settings: str) -> str:
     """How the unfinished run of a row is called there: one of other settings is another run."""
     return hashlib.sha256((json.dumps(key) + settings).encode()).hexdigest()[:16]

@@ -304,6 +304,19 @@ def test_a_csv_that_cannot_be_written_is_said_before_a_run(small, tmp_path, monk
     assert said.startswith(f"gsm-lab: {tmp_path} cannot be written (Read-only file system): ")
 
 
+@pytest.mark.parametrize("length", [243, 251, 300])
+def test_a_csv_whose_name_is_too_long_is_said_before_a_run(small, length, tmp_path, monkeypatch, capsys):
+    """Also where only what is made beside it has no room: a temporary file, the folder of unfinished runs."""
+    monkeypatch.setattr(module, "_made", lambda *_: pytest.fail("a run was made"))
+    out = tmp_path / ("a" * length + ".csv")
+    assert cli.main(["reproduce", "small", "--data", "digits", "--only", "DNS", "--out", str(out)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        said == f"gsm-lab: {out} cannot be written (File name too long): give it a shorter name or name another place"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_another_command_has_in_hand_comes_last(small, tmp_path, monkeypatch):
     out, order = tmp_path / "a.csv", []
     monkeypatch.setattr(module, "entries", lambda *_: list(ENTRIES[:3]))
