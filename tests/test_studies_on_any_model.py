@@ -573,3 +573,21 @@ def test_the_loss_of_held_out_data_is_of_this_loss_and_adapter() -> None:
         w.view(-1)[w.abs().reshape(-1).argsort(stable=True)[: w.numel() // 2]] = 0
         expected = float(loss(adapter(run.model.eval(), data.test_x), data.test_y))
     assert table["loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_studies_look_at_the_tensors_that_are_picked() -> None:
+    torch.manual_seed(0)
+    net, x, y = mlp(), torch.randn(8, 6), HARD[:8]
+    kernels = list(Problem(net, x, y).weights)
+    assert list(Problem(net, x, y, exclude=kernels[0]).weights) == kernels[1:]
+    with pytest.raises(ValueError, match=r"exclude .*'nothing'"):
+        Problem(net, x, y, exclude="nothing")
+    net.gain = nn.Parameter(torch.ones(2, 2))
+    net.get_parameter(kernels[0]).requires_grad_(False)
+    picked = Problem(net, x, y, include=["gain", kernels[0]], exclude=net.get_parameter(kernels[1]))
+    assert set(picked.weights) == {"gain", *kernels} - {kernels[1]}
+    run = gl.Run(mlp(), corners(), exclude=kernels[0], **KNOBS)
+    assert list(Problem(run, *run.batches.batch(0)).weights) == kernels[1:]
+    assert list(Problem(run, *run.batches.batch(0), include=kernels[0], exclude=kernels[1]).weights) == [
+        name for name in kernels if name != kernels[1]
+    ]

@@ -26,6 +26,7 @@ from gsm_lab.derivatives import (
 from gsm_lab.models import copied, prunable
 from gsm_lab.optim import param_groups
 from gsm_lab.optim.layers import kernels
+from gsm_lab.optim.picks import Picks
 from gsm_lab.outputs import Output, answer, answer_with
 from gsm_lab.run import Run
 from gsm_lab.sample_gradients import AT_ONCE, OfSamples, of_samples, sample_gradients
@@ -46,6 +47,7 @@ class Problem:
         dtype: of all computation, also where the model or the loss casts to a lower one by itself. Differences of
             losses cancel, so float64 unless given.
         output: from (model, x) to what the loss takes, where that is not `model(x)`; see `gsm_lab.outputs`.
+        include, exclude: which tensors are prunable, as for `gsm_lab.optim.prunable`; those of a `Run` unless given.
 
     Attributes:
         weights: the prunable tensors by layer name. count: N. value: the loss. draws: whether random numbers
@@ -65,6 +67,8 @@ class Problem:
         loss: Loss | None = None,
         dtype: torch.dtype = torch.float64,
         output: Output | None = None,
+        include: Picks = None,
+        exclude: Picks = None,
     ) -> None:
         self.seed, layers = 0, None
         if isinstance(model, Run):
@@ -73,7 +77,9 @@ class Problem:
             loss, output = run.loss if loss is None else loss, run.output if output is None else output
         loss = F.cross_entropy if loss is None else loss
         check_kinds(model, x, y, loss, dtype, output)
-        if layers is None:  # a network that is frozen as a whole can be looked at, too
+        if include is not None or exclude is not None:
+            layers = param_groups(model, include, exclude)[0]["names"]
+        elif layers is None:  # a network that is frozen as a whole can be looked at, too
             layers = list(prunable(model) or kernels(model) or param_groups(model)[0]["names"])
         self.model, of_module = copied(model, loss if isinstance(loss, nn.Module) else None)
         device = next(self.model.parameters()).device
