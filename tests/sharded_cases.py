@@ -129,6 +129,41 @@ def lenet_follows_one_process(steps: int, kernel: dict[str, bool]) -> dict[str, 
     return {"messages": sent[0], "usual": mode(map(tuple, sent)), "most": max(map(sum, sent)), "active": active}
 
 
+def a_copy_goes_on() -> None:
+    """A network under FSDP2 and its optimizer, copied between two steps: the copy says and does what they do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 3))
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    gsm = GSM(param_groups(model), **HYPER, compression=5)
+    random = torch.Generator().manual_seed(1)
+
+    def step(*optimizers: GSM) -> None:
+        for group in zip(*(g["params"] for opt in optimizers for g in opt.param_groups[:1]), strict=True):
+            grad = torch.randn(group[0].shape, generator=random)
+            for p in group:
+                give(p, grad)
+        for opt in optimizers:
+            opt.step()
+
+    step(gsm)
+    size = len(gsm.active_mask())
+    gsm.candidates = torch.arange(size) % 3 > 0
+    step(gsm)
+    other = copy.deepcopy(gsm)
+    assert torch.equal(other.active_mask(), gsm.active_mask()) and other.threshold == gsm.threshold > 0
+    assert torch.equal(other.candidates, gsm.candidates)
+    for _ in range(3):
+        step(gsm, other)
+        assert torch.equal(other.active_mask(), gsm.active_mask()) and other.threshold == gsm.threshold
+        assert not (other.active_mask() & ~other.candidates).any()
+    pairs = [
+        zip(a["params"], b["params"], strict=True) for a, b in zip(gsm.param_groups, other.param_groups, strict=True)
+    ]
+    for p, q in (pair for its in pairs for pair in its):
+        assert p is not q
+        assert_equal(local(p.detach()), local(q.detach()))
+
+
 # ------------------------------------------------------------------------------------------------ ways of placing
 
 SHAPES = [(7, 5), (6,), (3, 4, 2), (1, 9), (10, 3), (4,)]  # fewer rows than ranks, uneven, two biases

@@ -138,6 +138,10 @@ def test_agree(two: World) -> None:
         assert all(f"ranks disagree on {what}. " in x for x in said) and repr(value) in said[1]
 
 
+def test_a_copy_has_the_gate_with_it(two: World) -> None:
+    two.run(cases.a_copy_goes_on)
+
+
 # ------------------------------------------------------------------------------------------------ what may go wrong
 
 

@@ -211,6 +211,25 @@ def test_a_budget_in_the_groups_that_gsm_is_made_of() -> None:
     assert len(first.param_groups) == 3 and first.nonzeros == 288 // 9
 
 
+def test_a_group_that_is_refused_leaves_the_gate_as_it_was() -> None:
+    model, gsm = straight(2, "candidates")
+    said = gsm.active_mask().clone(), gsm.threshold, gsm.candidates.clone()
+    complex_one = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    for group, what in (
+        ({"params": [nn.Parameter(torch.ones(2, 2))], "nonzeros": 1000}, "nonzeros must be"),
+        ({"params": [complex_one]}, "compression must be 1 where complex"),
+        ({"params": [model[0].weight]}, "more than one"),
+        ({"params": [nn.Parameter(torch.ones(2, 2))], "smoothing": 2.0}, "smoothing must be"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            gsm.add_param_group(group)
+        assert torch.equal(gsm.active_mask(), said[0]) and gsm.threshold == said[1] > 0
+        assert torch.equal(gsm.candidates, said[2]) and len(gsm.param_groups) == 2
+    backward(model, 2)
+    gsm.step()
+    assert not (gsm.active_mask() & ~said[2]).any()
+
+
 # ------------------------------------------------------------------------------------------------ copies
 
 

@@ -230,6 +230,7 @@ class Competing(torch.optim.SGD):
             refuse_settings(param_group)
             for name, value in {"prunable": True, **self._own_now}.items():
                 param_group.setdefault(name, value)
+        before = vars(self).copy()  # the gate that there is, with the last active set
         super().add_param_group(param_group)
         if self._ready:
             try:
@@ -237,14 +238,14 @@ class Competing(torch.optim.SGD):
                 self._budget_of(self._own_now)
             except ValueError:
                 self.param_groups.pop()
+                vars(self).update(before)
                 raise
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy (`copy.deepcopy`, pickle) begins with; unlike `state_dict()` it has the gate with it."""
         state = super().__getstate__()
         gate = self._gate()
-        if isinstance(gate, Gate):
-            state["gate"] = {"candidates": gate.candidates, "threshold": self.threshold, "active": gate.active()}
+        state["gate"] = {"candidates": gate.candidates, "threshold": self.threshold, "active": gate.active()}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

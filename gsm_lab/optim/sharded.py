@@ -61,6 +61,11 @@ class ShardedGate:
         """Nothing passed: how it is before the first step, and after one that was refused."""
         self.threshold, self._mask, self._open = 0.0, torch.zeros(self.size, dtype=torch.bool), False
 
+    def restore(self, candidates: Tensor | None, threshold: float, active: Tensor) -> None:
+        """Say of the last choice, and of who may pass, what another gate over equal tensors says on this rank."""
+        self.candidates, self.threshold = candidates, threshold
+        self._mask, self._open = active.clone(), False
+
     def _let_pass(self) -> None:
         if not self._open:
             self.threshold, self._mask, self._open = 0.0, torch.ones(self.size, dtype=torch.bool), True
