@@ -111,9 +111,9 @@ def reproduce(
             runs = _planned(entry, source, seed, data, epochs)
             parts = {name: _settings(run) for name, run in runs.items()} | ({"by": entry.by} if entry.by else {})
             settings = json.dumps(parts, sort_keys=True)
+            folder = unfinished(out) / name_of(key, settings)
             if not has(out, key, settings):
                 must_be_writable(out.parent)
-                folder = unfinished(out) / name_of(key, settings)
                 with claimed(folder, wait) as mine:
                     if not mine:
                         return False
@@ -127,6 +127,10 @@ def reproduce(
                             row |= {"method": entry.method, "published": entry.published, "settings": settings}
                             add(out, {**key, **row, **provenance(table, data, seed, epochs)})
                             shutil.rmtree(folder, ignore_errors=True)
+            elif folder.exists():  # of a command that was killed when the row was in and this was not gone yet
+                with claimed(folder, wait=False) as mine:
+                    if mine:
+                        shutil.rmtree(folder, ignore_errors=True)
             bar.update()
             return True
 

@@ -80,6 +80,20 @@ def test_what_is_there_is_not_made_again(small, tmp_path, monkeypatch):
     monkeypatch.undo()
 
 
+def test_what_a_kill_left_of_a_row_that_is_there_goes(small, tmp_path, monkeypatch):
+    """The row is in first, and then what it was made from goes: a kill may come in between, or meanwhile."""
+    out, left = tmp_path / "small.csv", []
+    with monkeypatch.context() as killed:
+        killed.setattr(module.shutil, "rmtree", lambda folder, **_: left.append(folder))
+        reproduce("small", out, "digits", seeds=(0,), only="GSM", epochs=1, progress=False)
+    (left[0] / "search").mkdir(parents=True)  # as the kill of a longer run leaves it
+    (left[0] / "search" / "checkpoint.safetensors").write_bytes(b"some of it")
+    monkeypatch.setattr(module, "_made", lambda *_: pytest.fail("made again"))
+    before = out.read_bytes()
+    reproduce("small", out, "digits", seeds=(0,), only="GSM", epochs=1, progress=False)
+    assert out.read_bytes() == before and not left[0].exists()
+
+
 def test_other_settings_replace_a_row(small, tmp_path):
     out = tmp_path / "small.csv"
     reproduce("small", out, "digits", seeds=(0,), epochs=1, only="DNS", progress=False)
