@@ -94,6 +94,7 @@ class Player:
         Raises RuntimeError if the player is closed, as `play` does.
         """
         self._must_be_open()
+        self._seen_at = time.monotonic()  # whoever moves something is there, even if the page has no time to paint
         self._posted.append(action)
         self._notify()
 
