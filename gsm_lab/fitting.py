@@ -21,7 +21,6 @@ from gsm_lab.outputs import Output, answer, logits
 
 _OUTPUTS = (-3.0, -1.0, 0.0, 1.0, 3.0)  # at which a loss is asked what a single output means
 _CLASSES_TRIED, _FEW = 64, 8  # rows, of as many classes, and others
-_ROUNDING = 1e-3  # of a mean in 16 bits it is more than of one in 32
 _ADAPTER = "output=lambda model, x: ... says which part of it are the logits"
 
 
@@ -122,11 +121,13 @@ def must_be_a_mean(
         cuts = [parts for parts in cuts if all(len(y[part]) for part in parts)]
         for way, parts in itertools.product(ways, cuts):
             try:
-                whole, *losses = (float(loss(way(part), y[part])) for part in (slice(0, n), *parts))
+                found = [loss(way(part), y[part]) for part in (slice(0, n), *parts)]
             except Exception:  # probabilities, moved, may be none; of a small part there may be nothing to take
                 continue
+            whole, *losses = map(float, found)
+            rounding = min(0.05, 100 * torch.finfo(found[0].dtype).eps)
             mean = sum(len(y[part]) * one for part, one in zip(parts, losses, strict=True)) / n
-            if math.isfinite(whole) and not abs(mean - whole) <= _ROUNDING * sum(map(abs, losses)):
+            if math.isfinite(whole) and not abs(mean - whole) <= rounding * sum(map(abs, losses)):
                 raise ValueError(
                     "loss must be the mean over the samples, for the mean over ranks to be that of the batch, and "
                     f"{named(loss)} is a sum, or weighted (class weights, ignored labels), or no sum over samples"
