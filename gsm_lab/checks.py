@@ -1,14 +1,16 @@
-"""Arguments: what was given in words that are never too long, and numbers within bounds."""
+"""Arguments: what was given in words that are never too long, numbers within bounds, and things of the right kind."""
 
 from __future__ import annotations
 
 import math
 import operator
 import os
-from numbers import Real
+from collections.abc import Iterable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+MOST = 2**31 - 1  # of anything that is counted
 _LONGEST = 80  # characters of a value in an error
 
 
@@ -49,6 +51,7 @@ def path(name: str, value: Any) -> Path:
 def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
     """`value` as a float, if it is a finite number within low .. high; else TypeError or ValueError naming it."""
     valid = f"a finite number >= {low:g}" if math.isinf(high) else f"a number from {low:g} to {high:g}"
+    valid = "a finite number" if low == -math.inf == -high else valid
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be {valid}, got {shown(value)}")
     try:
@@ -58,3 +61,86 @@ def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
     if not (math.isfinite(found) and low <= found <= high):
         raise ValueError(f"{name} must be {valid}, got {shown(value)}")
     return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number: no bool, no text, no tensor."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except (OverflowError, ValueError):  # an int beyond every float
+        return False
+
+
+def positive(name: str, value: Any) -> float:
+    """`value`, if it is a finite number above 0; else ValueError naming it."""
+    if not (is_number(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
+    return value
+
+
+def whole(name: str, value: Any, low: int = 1, valid: str = "a whole number") -> int:
+    """`value` as an int, if it is an integer within low .. 2^31 - 1; else ValueError naming it."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise ValueError(f"{name} must be {valid} >= {low}, got {shown(value)}")
+    if value > MOST:
+        raise ValueError(f"{name} must be {valid} <= {MOST:,}, got {shown(value)}")
+    return int(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool, if it is one, or 0 or 1; else TypeError naming it."""
+    if isinstance(value, Integral) and value in (0, 1):
+        return bool(value)
+    if type(value).__module__ == "numpy" and str(getattr(value, "dtype", "")) == "bool" and not value.ndim:
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {shown(value)}")
+
+
+def text(name: str, value: Any) -> str:
+    """`value`, if it is text; else TypeError naming it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text, got {shown(value)}")
+    return value
+
+
+def one_of(name: str, value: Any, valid: Iterable[Any]) -> Any:
+    """`value`, if it is one of the names or numbers that are valid; else ValueError listing them."""
+    valid = list(valid)
+    if not isinstance(value, str | Real) or value not in valid:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, valid))}, got {shown(value)}")
+    return value
+
+
+def several(name: str, value: Any, of: str = "value", empty: bool = False) -> list[Any]:
+    """What is in a list or the like, unless it may be `empty` at least one; else TypeError or ValueError naming it."""
+    try:
+        found = None if isinstance(value, str | bytes) else list(value)
+    except TypeError:
+        found = None
+    if found is None:
+        raise TypeError(f"{name} must be a list, got {shown(value)}")
+    if not found and not empty:
+        raise ValueError(f"{name} must hold at least one {of}, got none")
+    return found
+
+
+def kind(name: str, value: Any, kinds: type | tuple[type, ...], valid: str) -> Any:
+    """`value`, if it is of one of these kinds; else TypeError naming it and what is valid."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {valid}, got {type(value).__name__}")
+    return value
+
+
+def table(name: str, value: Any, columns: Iterable[str] = (), empty: bool = False) -> Any:
+    """`value`, if it is a pandas.DataFrame with these columns and, unless it may be `empty`, a row.
+
+    Raises TypeError or ValueError naming it.
+    """
+    from pandas import DataFrame
+
+    kind(name, value, DataFrame, "a table, a pandas.DataFrame")
+    if not len(value) and not empty:
+        raise ValueError(f"{name} must have at least one row, got none")
+    if missing := [column for column in columns if column not in value.columns]:
+        raise ValueError(f"{name} must have the columns {', '.join(columns)}; it has no {', '.join(missing)}")
+    return value

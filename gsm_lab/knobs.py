@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gsm_lab.checks import shown
+from gsm_lab.checks import number, several, shown
 
 _MOST = 10**9  # of whole numbers that have no other bound: steps are counted in numbers that end, too
 
@@ -205,6 +205,15 @@ def knob(name: str) -> Knob:
     return KNOBS[name]
 
 
+def each(name: str, values: Iterable[Any], of: str, called: str = "value") -> list[Any]:
+    """The values of the argument `name`, at least one, each one for the knob `of`. Raises TypeError, ValueError."""
+    values = several(name, values, called)
+    try:
+        return [knob(of).check(value) for value in values]
+    except ValueError as error:
+        raise ValueError(f"{error}, in {name}") from None
+
+
 def checked(settings: dict[str, Any], live_only: bool = False) -> dict[str, Any]:
     """Some settings, each checked. With `live_only` a knob that restarts the run is refused. Raises ValueError."""
     for name in settings:
@@ -232,8 +241,13 @@ def half_life(lr: float, momentum: float, weight_decay: float) -> float:
 
     Holds once momentum has settled and while `oscillates` is false.
     """
+    lr, momentum, weight_decay = _rates(lr, momentum, weight_decay)
     rate = lr * weight_decay
     return math.log(2) * (1.0 - momentum) / rate if rate > 0 else math.inf
+
+
+def _rates(lr: float, momentum: float, weight_decay: float) -> tuple[float, float, float]:
+    return number("lr", lr, 0), number("momentum", momentum, 0, 1), number("weight_decay", weight_decay, 0)
 
 
 def oscillates(lr: float, momentum: float, weight_decay: float) -> bool:
@@ -241,13 +255,14 @@ def oscillates(lr: float, momentum: float, weight_decay: float) -> bool:
 
     It then shrinks by sqrt(momentum) a step, the fastest there is for this momentum.
     """
+    lr, momentum, weight_decay = _rates(lr, momentum, weight_decay)
     return lr * weight_decay > (1.0 - math.sqrt(momentum)) ** 2
 
 
 def table(names: Iterable[str] = KNOBS) -> str:
     """The knobs as a Markdown table."""
     rows = ["| knob | default | valid | moves | what it is |", "|---|---|---|---|---|"]
-    for name in names:
+    for name in several("names", names, "name"):
         k = knob(name)
         default = f"{k.default:g}" if isinstance(k.default, float) else k.default
         rows.append(f"| `{name}` | {default} | {k.valid} | {'live' if k.live else 'restarts'} | {k.help} |")
