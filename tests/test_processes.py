@@ -85,3 +85,5 @@ def test_what_is_wrong_is_said_before_anything_starts(monkeypatch):
     local.__module__ = "__main__"
     with pytest.raises(ValueError, match="worker must be a function of a module that can be imported"):
         run(local)
+    with pytest.raises(ValueError, match=r"arguments must be such as can be pickled .* settings .*: "):
+        run(process_workers.total, settings={"loss": lambda a, b: a.sum()})

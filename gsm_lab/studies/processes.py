@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from gsm_lab.data.dataset import integer
+from gsm_lab.checks import integer, is_number, shown
 
 MOST = 64  # ranks; far more than a machine has cores
 _START = 180.0  # seconds a process may take to import torch: on a busy machine, a minute is nothing unusual
@@ -52,22 +52,29 @@ def on_ranks(
         progress: show a progress bar.
 
     Raises:
-        ValueError: an argument out of range, or a worker that cannot be imported.
+        ValueError: an argument out of range or that cannot be pickled, or a worker that cannot be imported.
         RuntimeError: a rank failed or was lost; it says which, why, and after how many steps. All others are stopped.
         TimeoutError: no rank has reported for `timeout` seconds.
         KeyboardInterrupt: at an interrupt. Whatever is raised, no process is left behind.
     """
     ranks = integer("ranks", ranks, 1, MOST)
-    if not timeout > 0:
-        raise ValueError(f"timeout must be a number of seconds > 0, got {timeout!r}")
+    if not (is_number(timeout) and timeout > 0):
+        raise ValueError(f"timeout must be a number of seconds > 0, got {shown(timeout)}")
     if getattr(worker, "__module__", "__main__") == "__main__":
-        raise ValueError(f"worker must be a function of a module that can be imported, got {worker!r} of __main__")
+        raise ValueError(f"worker must be a function of a module that can be imported, got {shown(worker)} of __main__")
+    try:
+        work = pickle.dumps((worker, arguments or {}))  # once, and before a process is there
+    except Exception as error:
+        raise ValueError(
+            f"arguments must be such as can be pickled for another process, with settings whose model, loss and output "
+            f"are of modules that can be imported: {type(error).__name__}: {error}"
+        ) from error
     results: dict[int, Any] = {}
     with _started(ranks) as members, tqdm(total=total, unit="step", disable=not progress) as bar:
         for member in members:
             # The group waits longer than we do, so that it is always this process that speaks.
             _send(member.connection, (member.rank, ranks, str(member.folder / "store"), 2 * timeout + _START))
-            _send(member.connection, (worker, arguments or {}))
+            member.connection.send_bytes(work)
         while len(results) < ranks:
             waiting = {member.connection: member for member in members if member.rank not in results}
             limit = timeout if all(member.joined for member in members) else max(timeout, _START)
