@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsm_lab.checks import integer, number, shown
+from gsm_lab.checks import integer, kind, number, shown
 from gsm_lab.optim.prunable import prunable
 from gsm_lab.turns import turn
 
@@ -172,6 +172,7 @@ def copied(model: nn.Module, what: object = None) -> tuple[nn.Module, object]:
     Raises ValueError for a module that cannot be copied.
     """
     memo: dict[int, object] = {}
+    kind("model", model, nn.Module, "an nn.Module")
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:

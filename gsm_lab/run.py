@@ -18,7 +18,7 @@ from gsm_lab import checkpoint, fitting, models
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
 from gsm_lab.anatomy import Anatomy
-from gsm_lab.checks import number, path, shown
+from gsm_lab.checks import flag, number, path, shown
 from gsm_lab.history import History
 from gsm_lab.interrupts import interruptible
 from gsm_lab.model_state import whole_state
@@ -192,12 +192,13 @@ class Run(Training):
         stop button) ends it between two steps with KeyboardInterrupt; the run can be saved, or go on. Warns, once in a
         run, where what has been reached shows that it was too early to cut (see `outcome.too_early`).
         """
+        hidden = not flag("progress", progress) or self.rank > 0
         steps = max(0, self.planned - self.steps) if epochs is None else self._steps_of(epochs)
         self._take_turn()
         from tqdm.auto import tqdm
 
         dense = self.dense_left
-        bar = tqdm(total=dense + steps, unit="step", disable=not progress or self.rank > 0)
+        bar = tqdm(total=dense + steps, unit="step", disable=hidden)
         with bar, self._interruptible() as interrupted:
             done, told = 0, ""
             while done < dense + steps and not interrupted:

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsm_lab.data.dataset import Dataset, integer
+from gsm_lab.checks import integer, kind
+from gsm_lab.data.dataset import Dataset
 
 _STREAM = 0xBA7C  # of the seed: the order must not be correlated with, say, initial weights drawn from the same seed
 
@@ -18,7 +19,7 @@ class Batches:
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0) -> None:
-        self.dataset = dataset
+        self.dataset = kind("dataset", dataset, Dataset, "a Dataset")
         self.batch_size = integer("batch_size", batch_size, 1, len(dataset.train_y))
         self.seed = integer("seed", seed, 0)
         self._cached: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gsm_lab import checks
 from gsm_lab.checks import shown
 from gsm_lab.run import Run
 
@@ -74,6 +75,7 @@ def prune(method: str, progress: bool = True, **settings: Any) -> Run:
 
     Arguments and errors are those of `build`. A layer that is left empty brings a warning with its name.
     """
+    progress = checks.flag("progress", progress)
     run = build(method, **settings)
     run.train(progress=progress)
     finish(run)
@@ -82,12 +84,12 @@ def prune(method: str, progress: bool = True, **settings: Any) -> Run:
 
 def finish(run: Run) -> int:
     """Cut a run's model; returns how many weights stay. Warns of layers that are left empty."""
-    return run.cut()
+    return checks.kind("run", run, Run, "a Run").cut()
 
 
 def weights(run: Run) -> list[Tensor]:
     """The prunable tensors of a run's model."""
-    return list(run._layers)
+    return list(checks.kind("run", run, Run, "a Run")._layers)
 
 
 def __getattr__(name: str) -> ModuleType:

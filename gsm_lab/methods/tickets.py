@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsm_lab.checks import flag, integer, kind, one_of, whole
 from gsm_lab.methods.rival import OF_THE_GATE, Rival
 from gsm_lab.models import copied
 from gsm_lab.optim.prunable import keep_masks
@@ -43,6 +44,7 @@ class Ticket(Rival):
 
     def wear(self, mask: Tensor) -> None:
         """Only the weights in `mask`, bool [N], are in the network. Raises ValueError for another shape or dtype."""
+        kind("mask", mask, Tensor, f"a bool tensor of shape {tuple(self.inside.shape)}")
         if mask.dtype != torch.bool or mask.shape != self.inside.shape:
             raise ValueError(
                 f"mask must be a bool tensor of shape {tuple(self.inside.shape)}, got {mask.dtype} of shape "
@@ -68,8 +70,8 @@ def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
 
     Raises ValueError for another `by`, and for "magnitude" where the run has gated steps behind it.
     """
-    if by not in BY:
-        raise ValueError(f"by must be one of {', '.join(BY)}, got {by!r}")
+    kind("run", run, Run, "a gsm_lab.Run")
+    by, progress = one_of("by", by, BY), flag("progress", progress)
     if by == "magnitude" and run.steps:
         raise ValueError(f"run must have no gated steps behind it, or its network is not dense, got {run.steps:,}")
     if by == "random":
@@ -87,7 +89,7 @@ def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
 
 def steps_to_find(run: Run) -> int:
     """Gated steps after which it is settled who stays: all, or those until the knob `cut_at` has cut the net to Q."""
-    knobs = run.knobs
+    knobs = kind("run", run, Run, "a gsm_lab.Run").knobs
     settled = max(knobs["cut_at"], min(knobs["freeze"], knobs["ramp"]))  # until then C rises, and it is cut again
     return min(run.planned, max(1, math.ceil(settled * run.planned)))  # it is cut at the end of a step
 
@@ -101,10 +103,15 @@ def shuffled(mask: Tensor, layers: Mapping[str, int], seed: int = 0) -> Tensor:
 
     Raises ValueError where the layers do not add up to N.
     """
-    if sum(layers.values()) != len(mask):
-        raise ValueError(f"layers must have {len(mask):,} weights in all, as mask has, got {sum(layers.values()):,}")
+    kind("mask", mask, Tensor, "a bool tensor [N]")
+    kind("layers", layers, Mapping, "a mapping of names to numbers of weights")
+    sizes, seed = [whole("layers", n, 0) for n in layers.values()], integer("seed", seed, 0, 2**63 - 1)
+    if mask.ndim != 1:
+        raise ValueError(f"mask must be of shape [N], got {tuple(mask.shape)}")
+    if sum(sizes) != len(mask):
+        raise ValueError(f"layers must have {len(mask):,} weights in all, as mask has, got {sum(sizes):,}")
     drawn = torch.Generator().manual_seed(seed)
-    return torch.cat([part[torch.randperm(len(part), generator=drawn)] for part in mask.split([*layers.values()])])
+    return torch.cat([part[torch.randperm(len(part), generator=drawn)] for part in mask.split(sizes)])
 
 
 def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | None = None, **settings: Any) -> Ticket:
@@ -117,7 +124,9 @@ def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | Non
 
     Raises ValueError where `retrain` would begin with other weights than the search, and as `find` and `Run` do.
     """
-    own = {}
+    by, progress, own = one_of("by", by, BY), flag("progress", progress), {}
+    if retrain is not None:
+        kind("retrain", retrain, Mapping, "settings by name")
     if isinstance(model := settings.get("model"), nn.Module):
         own = {"model": copied(model)[0]}
     for name in {"model"} if own else {"model", "seed"}:

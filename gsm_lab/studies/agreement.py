@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from gsm_lab.data.dataset import integer
+from gsm_lab.checks import integer, kind, several
 from gsm_lab.optim.selection import chosen, top_q
-from gsm_lab.studies.parallel_runs import Look
+from gsm_lab.studies.parallel_runs import Look, factors_in
 
 STAGES = ("early", "middle", "late")  # thirds of the run
 
@@ -36,9 +36,7 @@ def agreement(looks: Sequence[Look], factors: Sequence[float] = (1, 2, 4, 8, 16)
 
     Raises ValueError: no looks, no factors, or one out of range.
     """
-    factors = [float(k) for k in factors]
-    if not factors or not all(0 < k < np.inf for k in factors):
-        raise ValueError(f"factors must hold at least one finite number > 0, got {factors!r}")
+    factors = factors_in(factors)
     rows = []
     for look in _some(looks):
         wanted = _top(look.weights * look.averaged, look.nonzeros)
@@ -75,9 +73,7 @@ def quantised(looks: Sequence[Look], bits: Sequence[int] = (8, 6, 4, 2, 1), seed
 
     Raises ValueError: no looks, no bits, or one out of range.
     """
-    bits = [integer("bits", b, 1, 16) for b in bits]
-    if not bits:
-        raise ValueError("bits must hold at least one value, got none")
+    bits = [integer("bits", b, 1, 16) for b in several("bits", bits)]
     random, rows = np.random.default_rng(integer("seed", seed, 0)), []
     for look in _some(looks):
         wanted, largest = (_top(x, look.nonzeros) for x in (look.weights * look.averaged, look.weights))
@@ -140,6 +136,9 @@ def _place(look: Look) -> dict[str, float | str]:
 
 
 def _some(looks: Sequence[Look]) -> Sequence[Look]:
+    kind("looks", looks, list | tuple, "a list of looks, as `local_gradients` returns it")
+    for look in looks:
+        kind("looks", look, Look, "a list of looks")
     if not len(looks):
         raise ValueError("looks must hold at least one look that `local_gradients` returned, got none")
     return looks

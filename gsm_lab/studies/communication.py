@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from gsm_lab.checks import is_number, number, positive, several, shown
 from gsm_lab.optim.radix import NEAR, NEAR_UNPACKED, PACKED
 from gsm_lab.optim.ranks import signature
 from gsm_lab.optim.selection import budget
@@ -91,19 +92,20 @@ def cost(
     assumed = {"factor": factor, "bits": bits, "value_bytes": value_bytes, "index_bytes": index_bytes,
                "link": link}  # fmt: skip
     for name, value in assumed.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+        positive(name, value)
+    compression, factor = number("compression", compression, 1), float(factor)
     for name, value in {"count_bytes": count_bytes, "count_rounds": count_rounds, "latency": latency}.items():
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        if value is not None or name == "latency":
+            number(name, value, 0)
     tables = []
-    for n, r in itertools.product(_several(weights), _several(ranks)):
-        if not (r >= 2 and r == int(r)):
-            raise ValueError(f"ranks must be a whole number >= 2, got {r!r}")
-        if not 1 <= n <= 256**index_bytes:
-            raise ValueError(f"weights must be from 1 to 256^index_bytes = {256**index_bytes:,}, got {n:,}")
+    most = 256 ** min(index_bytes, 32)
+    for n, r in itertools.product(_several("weights", weights), _several("ranks", ranks)):
+        if not (is_number(r) and r >= 2 and r == int(r)):
+            raise ValueError(f"ranks must be a whole number >= 2, got {shown(r)}")
+        if not (is_number(n) and 1 <= n <= most):
+            raise ValueError(f"weights must be from 1 to 256^index_bytes = {most:,}, got {shown(n)}")
         q = budget(int(n), compression=compression)
-        sent = min(n, max(1, int(factor * q)))
+        sent = min(n, max(1, int(min(factor * q, n))))
         rest, levels = r - 1, math.ceil(math.log2(r))
         half, both = rest / r, 2 * rest / r
         usual_bytes, usual_rounds = counts(n)
@@ -129,8 +131,6 @@ def cost(
         table.insert(6, "seconds", 1e-6 * latency * table["messages"] + table["bytes"] / (1e9 * link))
         table.insert(7, "share", table["bytes"] / table["bytes"][0])
         tables.append(table)
-    if not tables:
-        raise ValueError("weights and ranks must hold at least one value each, got none")
     return pd.concat(tables, ignore_index=True)
 
 
@@ -140,10 +140,10 @@ def counts(weights: float) -> tuple[int, int]:
     That is the header and a histogram for each digit of what lies near the last threshold (`gsm_lab.optim.exchange`);
     the first step, and ties at the threshold, take more, at most 57.2 KiB.
     """
-    packed = weights < PACKED  # then a word holds two counts
+    packed = positive("weights", weights) < PACKED  # then a word holds two counts
     words = sum((1 << width) // (1 + packed) for _, width in (NEAR if packed else NEAR_UNPACKED))
     return 8 * (HEADER + words), len(NEAR if packed else NEAR_UNPACKED)
 
 
-def _several(value: float | Iterable[float]) -> list[float]:
-    return list(value) if isinstance(value, Iterable) else [value]
+def _several(name: str, value: float | Iterable[float]) -> list[float]:
+    return [value] if is_number(value) else several(name, value)

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from gsm_lab.checks import flag, is_number, several, shown, whole
+from gsm_lab.knobs import each
 from gsm_lab.optim.prunable import keep_masks
 from gsm_lab.run import Run
 from gsm_lab.studies.recorder import Recorder
-from gsm_lab.studies.trainings import bar_over, fresh, some, to_the_end
+from gsm_lab.studies.trainings import bar_over, fresh, to_the_end
 
 
 def watch(
@@ -34,7 +36,7 @@ def watch(
 
     Raises ValueError: no momenta, or a setting out of range.
     """
-    momenta = some("momenta", momenta)
+    momenta, matched, _ = each("momenta", momenta, "momentum"), flag("matched", matched), flag("progress", progress)
     base = fresh(settings).knobs
     runs = {}
     for momentum in momenta:
@@ -73,11 +75,12 @@ def controls(
 
     Raises ValueError: no seeds or no `after`, or one out of range.
     """
-    seeds, after = some("seeds", seeds), some("after", after)
+    seeds, after, _ = each("seeds", seeds, "seed"), several("after", after), flag("progress", progress)
+    patience = None if patience is None else whole("patience", patience, valid="a whole number of steps")
     first = fresh(settings)
     for epochs in after:
-        if not (isinstance(epochs, int | float) and 0 < epochs < first.knobs["epochs"]):
-            raise ValueError(f"after must hold epochs between 0 and {first.knobs['epochs']}, got {epochs!r}")
+        if not (is_number(epochs) and 0 < epochs < first.knobs["epochs"]):
+            raise ValueError(f"after must hold epochs between 0 and {first.knobs['epochs']}, got {shown(epochs)}")
     kinds = [("plain", math.nan), *((kind, epochs) for kind in ("frozen", "forbidden") for epochs in after)]
     rows = []
     with bar_over([first] * len(kinds) * len(seeds), progress) as bar:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gsm_lab.checks import flag, kind, several, whole
+from gsm_lab.knobs import each
 from gsm_lab.run import Run
-from gsm_lab.studies.trainings import bar_over, fresh, some, to_the_end
+from gsm_lab.studies.trainings import bar_over, fresh, to_the_end
 
 COLUMNS = ("loss", "live", "cut", "distance", "turnover", "renewed")
 
@@ -30,8 +32,8 @@ class Watch:
     """
 
     def __init__(self, run: Run, every: int) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number of steps >= 1, got {every!r}")
+        kind("run", run, Run, "a gsm_lab.Run")
+        every = whole("every", every, valid="a whole number of steps")
         run.set(evaluate_every=every)
         self.run, self.every = run, every
         self.rows: list[dict[str, float]] = []
@@ -73,6 +75,9 @@ class Watch:
 
 def distance(weights: list[np.ndarray], q: int) -> float:
     """|W - cut(W)| / |W|, the cut keeping the `q` largest: 0 for a network that is sparse, below 1 for every other."""
+    for w in several("weights", weights, "array"):
+        kind("weights", w, np.ndarray, "a list of arrays, one a layer")
+    q = whole("q", q)
     squares = np.concatenate([np.square(w.reshape(-1), dtype=np.float64) for w in weights])
     total = squares.sum()
     if q >= len(squares) or total == 0:
@@ -99,9 +104,8 @@ def over_seeds(
 
     Raises ValueError: no seeds, or a setting or number out of range.
     """
-    if isinstance(looks, bool) or not isinstance(looks, int) or looks < 1:
-        raise ValueError(f"looks must be a whole number >= 1, got {looks!r}")
-    runs = {seed: fresh(settings, seed=seed) for seed in some("seeds", seeds)}
+    looks, _ = whole("looks", looks), flag("progress", progress)
+    runs = {seed: fresh(settings, seed=seed) for seed in each("seeds", seeds, "seed")}
     watches = {seed: Watch(run, max(1, run.planned // looks)) for seed, run in runs.items()}
     with bar_over(runs.values(), progress) as bar:
         for seed, run in runs.items():

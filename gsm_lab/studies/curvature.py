@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from gsm_lab.checks import flag, kind
 from gsm_lab.derivatives import gradients, products_with
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.structure import NoSuchStructure, close, fully_connected, hooked, used_once
@@ -19,7 +20,8 @@ def diagonal(problem: Problem, all_layers: bool = False) -> Tensor | None:
     neither in the model nor in the loss: both are probed. Other layers take one product a weight: without `all_layers`
     the answer is then None.
     """
-    linear = fully_connected(problem)
+    kind("problem", problem, Problem, "a Problem, as taylor.of_run makes one")
+    all_layers, linear = flag("all_layers", all_layers), fully_connected(problem)
     parts, first = [], 0
     for (name, weight), size in zip(problem.weights.items(), problem.sizes, strict=True):
         part = _unit_diagonal(problem, name, linear[name]) if name in linear else None

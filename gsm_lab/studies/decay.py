@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gsm_lab.checks import integer, is_number, number, several, shown, whole
 from gsm_lab.knobs import checked, oscillates
 from gsm_lab.run import Run
 
 MOMENTA = (0.9, 0.98, 0.99)
+_SLOWEST = 100_000  # steps of half a swing, beyond which nobody waits for it
 
 
 def closed_form_rate(lr: float, momentum: float, weight_decay: float) -> float:
@@ -31,7 +33,7 @@ def closed_form_rate(lr: float, momentum: float, weight_decay: float) -> float:
 
     Raises ValueError for a setting out of range.
     """
-    _check(lr, momentum, weight_decay)
+    lr, momentum, weight_decay = _checked(lr, momentum, weight_decay)
     return lr * weight_decay / (1.0 - momentum)
 
 
@@ -40,13 +42,13 @@ def decay_rate(lr: float, momentum: float, weight_decay: float) -> float:
 
     Above the critical lr * weight_decay it is that of the envelope, -ln(momentum) / 2. Raises ValueError out of range.
     """
-    _check(lr, momentum, weight_decay)
+    lr, momentum, weight_decay = _checked(lr, momentum, weight_decay)
     return -math.log(abs(_roots(lr, momentum, weight_decay)[0]))
 
 
 def critical(momentum: float) -> float:
     """(1 - sqrt(momentum))^2, the lr * weight_decay of fastest decay; above it passive weights swing through zero."""
-    checked({"momentum": momentum})
+    momentum = checked({"momentum": momentum})["momentum"]
     return (1.0 - math.sqrt(momentum)) ** 2
 
 
@@ -56,7 +58,7 @@ def settling_steps(lr: float, momentum: float, weight_decay: float) -> int:
     By then the faster root has fallen to 1% of the slower one. Near the critical point, where the two meet, it is
     10 / (1 - momentum) at the most; above it 0, as the envelope holds from the first passive step on.
     """
-    _check(lr, momentum, weight_decay)
+    lr, momentum, weight_decay = _checked(lr, momentum, weight_decay)
     slow, fast = map(abs, _roots(lr, momentum, weight_decay))
     if oscillates(lr, momentum, weight_decay):
         return 0
@@ -82,10 +84,14 @@ def passive(
     Raises:
         ValueError: a setting out of range, or a negative number of steps.
     """
-    _check(lr, momentum, weight_decay)
-    k = np.asarray(steps)
-    if k.size and (k.dtype.kind not in "iu" or k.min() < 0):
-        raise ValueError(f"steps must be whole numbers >= 0, got {steps!r}")
+    lr, momentum, weight_decay = _checked(lr, momentum, weight_decay)
+    try:
+        k = np.asarray(steps)
+    except (TypeError, ValueError, RuntimeError, RecursionError):  # in numpy's words, where they are no numbers
+        k = np.asarray([None])
+    if (k.dtype.kind not in "iu" and k.size) or (k.size and k.min() < 0):
+        raise ValueError(f"steps must be whole numbers >= 0, got {shown(steps)}")
+    w, z = number("w", w, -math.inf), number("z", z, -math.inf)
     a, b = _roots(lr, momentum, weight_decay)
 
     def powers(n: np.ndarray) -> np.ndarray:
@@ -134,19 +140,20 @@ def zero_out_speed(
     Raises:
         ValueError: an argument out of range, no decay, a learning rate that changes, or no weight that stays passive.
     """
-    for name, value in (("window", window), ("weights", weights)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    window, weights, seed = whole("window", window), whole("weights", weights), integer("seed", seed, 0)
     if isinstance(run, Run):
         if of_critical is not None:
-            raise ValueError(f"of_critical needs settings instead of a run, got {of_critical!r} and {run!r}")
+            raise ValueError(f"of_critical needs settings instead of a run, got {shown(of_critical)} and {run!r}")
         return pd.DataFrame([_measured(run, window, weights, seed)])
     from gsm_lab.studies.trajectories import per_momentum
 
-    if of_critical is not None and not all(x > 0 for x in of_critical):
-        raise ValueError(f"of_critical must hold numbers > 0, got {of_critical!r}")
+    shares = [] if of_critical is None else several("of_critical", of_critical, empty=True)
+    if not all(is_number(x) and x > 0 for x in shares):
+        raise ValueError(f"of_critical must hold numbers > 0, got {shown(of_critical)}")
+    if not isinstance(run, Mapping):
+        raise TypeError(f"run must be a Run, or settings: the arguments of one by name, got {shown(run)}")
     rows = []
-    for share in of_critical or (None,):
+    for share in shares or (None,):
         for momentum, one in per_momentum(run, momenta, matched=True).items():
             one.set(hold=1.0, evaluate_every=1000)
             if share is not None:
@@ -189,6 +196,11 @@ def _measured(run: Run, window: int, weights: int, seed: int) -> dict[str, Any]:
     length = window
     if abs(root.imag) > 0:  # whole half-periods: over these the swing averages out
         half = math.pi / abs(cmath.phase(root))
+        if half > _SLOWEST:
+            raise ValueError(
+                f"lr * weight_decay is too close to the critical one to be measured, of_critical = "
+                f"{lr * decay / critical(momentum):.6g}: a passive weight swings through zero once in {half:,.0f} steps"
+            )
         length = round(half * math.ceil(window / half))
     warm = settling_steps(lr, momentum, decay)
     if run.lr != lr or (run.knobs["hold"] < 1 and run.steps + warm + 2 * length > run.knobs["hold"] * run.planned):
@@ -229,10 +241,12 @@ def _roots(lr: float, momentum: float, weight_decay: float) -> tuple[complex, co
     return first, momentum / first if first else 0j
 
 
-def _check(lr: float, momentum: float, weight_decay: float) -> None:
-    checked({"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+def _checked(lr: float, momentum: float, weight_decay: float) -> tuple[float, float, float]:
+    given = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+    lr, momentum, weight_decay = checked(given).values()
     if lr * weight_decay >= 2 * (1 + momentum):
         raise ValueError(
             f"lr * weight_decay must be below 2 (1 + momentum) = {2 * (1 + momentum):g}, or weights grow without "
             f"bound; got {lr:g} * {weight_decay:g}"
         )
+    return lr, momentum, weight_decay

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from gsm_lab.checks import flag, kind, one_of
 from gsm_lab.outputs import answer
 from gsm_lab.sample_gradients import shares, single_losses
 from gsm_lab.studies.problem import Problem
@@ -41,14 +42,15 @@ def loss_changes(problem: Problem, layer: str, progress: bool = True) -> Tensor:
     Raises:
         ValueError: there is no such layer.
     """
-    if layer not in problem.weights:
-        raise ValueError(f"layer must be one of {', '.join(problem.weights)}, got {layer!r}")
+    kind("problem", problem, Problem, "a Problem, as taylor.of_run makes one")
+    one_of("layer", layer, problem.weights)
+    hidden = not flag("progress", progress)
     weight = problem.weights[layer]
     with (
         torch.no_grad(),
         _one_thread(),
         problem.computing(),
-        tqdm(total=weight.numel(), unit="weight", desc=layer, disable=not progress) as bar,
+        tqdm(total=weight.numel(), unit="weight", desc=layer, disable=hidden) as bar,
     ):
         chain = _chain(problem, layer)
         if chain is None:

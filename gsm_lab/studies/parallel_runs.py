@@ -19,12 +19,14 @@ import torch.distributed as dist
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from gsm_lab.data.dataset import integer
+from gsm_lab.checks import flag, integer, is_number, several, shown
 from gsm_lab.fitting import must_be_a_mean
+from gsm_lab.knobs import each
 from gsm_lab.outputs import answer
 from gsm_lab.run import Run
 from gsm_lab.studies.processes import MOST, on_ranks
 from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
+from gsm_lab.studies.trainings import fresh
 
 _STEPS_A_REPORT = 20
 LOOKS = 15  # steps looked at unless told, evenly over the run
@@ -71,12 +73,11 @@ def local_gradients(
     Raises ValueError: a setting or step out of range, a batch that cannot be dealt out evenly, or a loss that is not
     the mean over the samples.
     """
-    first = _checked(settings, ranks)
+    first = _checked(settings, ranks, progress)
     planned = first.planned
-    steps = np.linspace(1, planned, min(LOOKS, planned)).round() if steps is None else list(steps)
-    if not len(steps):
-        raise ValueError("steps must hold at least one value, got none")
-    steps = sorted({integer("steps", int(step) if step == int(step) else step, 1, planned) for step in steps})
+    steps = np.linspace(1, planned, min(LOOKS, planned)).round() if steps is None else several("steps", steps)
+    steps = [int(step) if is_number(step) and step == int(step) else step for step in steps]
+    steps = sorted({integer("steps", step, 1, planned) for step in steps})
     arguments = {"settings": dict(settings), "steps": steps}
     total = first.dense_left + steps[-1]
     return on_ranks(_looks, ranks, arguments, total=total, timeout=timeout, progress=progress)[0]
@@ -110,12 +111,8 @@ def with_hook(
         ValueError: a setting out of range, no seeds or no factors, or a loss that is no mean over samples.
         RuntimeError: as `on_ranks`; also if the ranks end with different models, which must never happen.
     """
-    factors, seeds = [float(k) for k in factors], [int(seed) for seed in seeds]
-    if not factors or not all(0 < k < math.inf for k in factors):
-        raise ValueError(f"factors must hold at least one finite number > 0, got {factors!r}")
-    if not seeds:
-        raise ValueError("seeds must hold at least one value, got none")
-    first = _checked(settings, ranks)
+    factors, seeds = factors_in(factors), each("seeds", seeds, "seed")
+    first = _checked(settings, ranks, progress)
     total = len(seeds) * (1 + len(factors)) * (first.dense_left + first.planned)
     arguments = {"settings": dict(settings), "factors": factors, "seeds": seeds}
     found = on_ranks(_exchanges, ranks, arguments, total=total, timeout=timeout, progress=progress)
@@ -128,10 +125,18 @@ def with_hook(
     return table.assign(share=table["bytes"] / table["seed"].map(dense["bytes"]), ranks=ranks)
 
 
-def _checked(settings: Mapping[str, Any], ranks: int) -> Run:
+def factors_in(factors: Iterable[float]) -> list[float]:
+    """The factors as floats. Raises TypeError or ValueError."""
+    factors = several("factors", factors, "finite number > 0")
+    if not all(is_number(k) and k > 0 for k in factors):
+        raise ValueError(f"factors must hold at least one finite number > 0, got {shown(factors)}")
+    return [float(k) for k in factors]
+
+
+def _checked(settings: Mapping[str, Any], ranks: int, progress: bool) -> Run:
     """A run that is not going to be trained: what is wrong with the settings shows here, before processes start."""
-    ranks = integer("ranks", ranks, 2, MOST)
-    run = Run(**settings)
+    ranks, _ = integer("ranks", ranks, 2, MOST), flag("progress", progress)
+    run = fresh(settings)
     size = run.knobs["batch_size"]
     if size % ranks:
         raise ValueError(f"batch_size must be a multiple of ranks, to be dealt out evenly, got {size} and {ranks}")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from gsm_lab.checks import integer, kind, one_of, several, whole
 from gsm_lab.history import THRESHOLDS, Rows
 from gsm_lab.optim import keep_masks
 from gsm_lab.run import Run
@@ -23,8 +24,7 @@ class _Attached:
     """What the recorders share: being attached to a run, and knowing whether that is still the run it was."""
 
     def __init__(self, run: Run) -> None:
-        if not isinstance(run, Run):
-            raise TypeError(f"run must be a gsm_lab.Run, got {type(run).__name__}")
+        kind("run", run, Run, "a gsm_lab.Run")
         self.run, self._history = run, run.history
         run.recorders.append(self)
 
@@ -57,8 +57,7 @@ class Paths(_Attached):
     """
 
     def __init__(self, run: Run, weights: int = 300, seed: int = 0, limit: int = 1_000_000) -> None:
-        if isinstance(weights, bool) or not isinstance(weights, int) or weights < 1:
-            raise ValueError(f"weights must be a whole number >= 1, got {weights!r}")
+        weights, seed, limit = whole("weights", weights), integer("seed", seed, 0), whole("limit", limit)
         super().__init__(run)
         self.chosen = np.empty(0, np.int64)  # flat positions, sorted
         self.start = np.empty(0, np.float32)  # |w| of all weights after the first step, as 1,001 quantiles
@@ -101,8 +100,8 @@ class Paths(_Attached):
         """
         self._check(self._rows)
         names = list(self._history.layers)
-        if layer is not None and layer not in names:
-            raise ValueError(f"layer must be one of {', '.join(names)}, got {layer!r}")
+        if layer is not None:
+            one_of("layer", layer, names)
         of = np.searchsorted(np.cumsum(list(self._history.layers.values())), self.chosen, side="right")
         kind = np.where(self._final()[self.chosen], 0, np.where(self._times > 0, 1, 2))
         rows = self._rows.array()
@@ -162,7 +161,9 @@ class Paths(_Attached):
         """
         self._check(self._rows)
         step = self._rows.array()["step"].astype(np.int64)
-        first, step = step[0], step if steps is None else np.asarray(steps, np.int64)
+        first = step[0]
+        if steps is not None:
+            step = np.array([whole("steps", one, 0) for one in several("steps", steps)], np.int64)
         exact = np.abs(predicted(self.run, max(int(step.max()), int(first)))[0])
         # where it swings, a weight is near zero for good only when the envelope is
         envelope = np.maximum.accumulate(exact[::-1])[::-1] / exact[first - 1]
@@ -176,9 +177,12 @@ class Paths(_Attached):
 def predicted(run: Run, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """A passive weight after each of steps 1..`steps` of a run, 1 before the first: recurrence, and closed form.
 
-    With the knobs as they were in each step, schedule included; float64 [steps] each.
+    With the knobs as they were in each step, schedule included; float64 [steps] each. Raises TypeError, ValueError.
     """
-    at = np.arange(1, steps + 1)
+    kind("run", run, Run, "a gsm_lab.Run")
+    if not run.steps:
+        raise ValueError("run has taken no gated step yet; call run.step(n) first")
+    at = np.arange(1, whole("steps", steps) + 1)
     momentum, decay = (run.history.knob_values(name, at) for name in ("momentum", "weight_decay"))
     rows = run.history.steps.array()
     lr = rows["lr_scheduled"].astype(np.float64)[np.searchsorted(rows["step"], at, side="right") - 1]
@@ -200,8 +204,8 @@ class ActiveSets(_Attached):
     """
 
     def __init__(self, run: Run, every: int | None = None, limit: int = 32_000_000) -> None:
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ValueError(f"every must be a whole number of steps >= 1, got {every!r}")
+        every = None if every is None else whole("every", every, valid="a whole number of steps")
+        limit = whole("limit", limit)
         super().__init__(run)
         self.every = every or run.epoch_steps
         count = run.opt.weights

@@ -108,14 +108,17 @@ class Problem:
     def _begin(self, x: Tensor, model: nn.Module, loss: Loss) -> None:
         """Find out what the model and the loss need, and their value."""
         version = self.x._version
+        does = f"model {type(model).__name__} must take the batch x of shape {tuple(x.shape)} (or output, both of them)"
         try:
             with torch.no_grad(), self.computing():
                 found = answer(self.model, self.x, self.output)
+                does = f"loss {named(loss)} must take what model and output give, and y of shape {tuple(self.y.shape)}"
                 value = self.loss(found, self.y)
-        except RuntimeError as error:
-            if not any(word in str(error) for word in _ABOUT_PRECISION):
-                raise
-            raise ValueError(self._other_dtype(loss, str(error).splitlines()[0])) from error
+        except Exception as error:
+            said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+            if isinstance(error, RuntimeError) and any(word in said for word in _ABOUT_PRECISION):
+                raise ValueError(self._other_dtype(loss, said)) from error
+            raise ValueError(f"{does}, and does not: {said}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             seen = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"loss must give one number, a tensor of one entry; {named(loss)} gives {seen}")

@@ -9,6 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from gsm_lab import checks
+from gsm_lab.checks import flag, kind, number, one_of, several, shown, whole
 from gsm_lab.optim import budget
 from gsm_lab.studies.checks import check, some
 from gsm_lab.studies.exhaustive import loss_changes
@@ -29,12 +31,14 @@ def exhaustive(problem: Problem, layers: Iterable[str] | None = None, progress: 
         ValueError: no layers, or one that there is not.
         ArithmeticError: the check failed.
     """
-    names = list(problem.weights) if layers is None else list(layers)
+    kind("problem", problem, Problem, "a Problem, as taylor.of_run makes one")
+    progress = flag("progress", progress)
+    names = list(problem.weights) if layers is None else several("layers", layers, empty=True)
     if not names:
         raise ValueError(f"layers must name at least one of {', '.join(problem.weights)}")
     for name in names:
-        if name not in problem.weights:
-            raise ValueError(f"layers must be of {', '.join(problem.weights)}, got {name!r}")
+        if not isinstance(name, str) or name not in problem.weights:
+            raise ValueError(f"layers must be of {', '.join(problem.weights)}, got {shown(name)}")
     gradient = problem.gradient()
     gradients = problem.parts(gradient)
     parts, changes = [], torch.full_like(gradient, torch.nan)
@@ -62,6 +66,7 @@ def misranked(table: pd.DataFrame, compression: float = 60) -> pd.DataFrame:
         One row a layer, and one for all: layer, weights, by_truth and by_metric (how many of the Q each gives the
         layer), missed (among the Q by truth, not by T), missed_share (of by_truth).
     """
+    compression = _checked(table, compression)
     truth, metric = _top(table, "true", compression), _top(table, "metric", compression)
     marked = pd.DataFrame({"layer": table["layer"], "by_truth": truth, "by_metric": metric, "missed": truth & ~metric})
     counts = marked.groupby("layer", observed=True).sum()
@@ -69,6 +74,11 @@ def misranked(table: pd.DataFrame, compression: float = 60) -> pd.DataFrame:
     counts.loc["all"] = counts.sum()
     counts["missed_share"] = counts["missed"] / counts["by_truth"].clip(lower=1)
     return counts.reset_index()
+
+
+def _checked(table: pd.DataFrame, compression: float) -> float:
+    checks.table("table", table, ("layer", "true", "metric"))
+    return number("compression", compression, 1)
 
 
 def _top(table: pd.DataFrame, column: str, compression: float) -> pd.Series:
@@ -85,6 +95,8 @@ def rank_map(table: pd.DataFrame, bins: int = 24) -> pd.DataFrame:
 
     The index is the (geometric) middle of the bin of the rank by true |loss change|, the columns that of T.
     """
+    checks.table("table", table, ("true", "metric"))
+    bins = whole("bins", bins)
     ranks = [table[name].abs().rank(ascending=False, method="first") for name in ("true", "metric")]
     edges = np.geomspace(1, len(table) + 1, bins + 1)
     counts, _, _ = np.histogram2d(*ranks, bins=[edges, edges])
@@ -102,8 +114,11 @@ def missed_by_input(table: pd.DataFrame, layer: str, shape: tuple[int, int], com
     Raises:
         ValueError: an unknown layer, or one whose inputs are not that many.
     """
-    if layer not in set(table["layer"]):
-        raise ValueError(f"layer must be one of {', '.join(dict.fromkeys(table['layer']))}, got {layer!r}")
+    compression = _checked(table, compression)
+    one_of("layer", layer, dict.fromkeys(table["layer"]))
+    if not (isinstance(shape, tuple | list) and len(shape) == 2):
+        raise TypeError(f"shape must be two whole numbers, rows and columns, got {shown(shape)}")
+    shape = tuple(whole("shape", size) for size in shape)
     missed = _missed(table, compression)[table["layer"] == layer].to_numpy()
     if missed.size % (shape[0] * shape[1]):
         raise ValueError(f"shape must have as many pixels as {layer} has inputs, got {shape}")

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from gsm_lab.checks import kind, shown, whole
 from gsm_lab.optim.prunable import keep_masks
 from gsm_lab.studies.control_runs import controls, watch
 from gsm_lab.studies.recorder import Recorder
@@ -47,8 +48,7 @@ def per_step(recorder: Recorder, layer: str = "all", rows: int = 60) -> pd.DataF
         ValueError: nothing was recorded, an unknown layer, or rows < 1.
     """
     which = _layer(recorder, layer)
-    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-        raise ValueError(f"rows must be a whole number >= 1, got {rows!r}")
+    rows = whole("rows", rows)
     compared = _steps(recorder, 2) - 1
     sums = recorder.sums[: -(-compared // recorder.every), :, which].sum(axis=2)
     together = -(-len(sums) // rows)
@@ -151,6 +151,9 @@ def per_momentum(recorders: Mapping[float, Recorder]) -> pd.DataFrame:
 
     Raises ValueError: no runs, or one that has no two steps.
     """
+    kind("recorders", recorders, Mapping, "a mapping of recorders by momentum, as `watch` returns it")
+    for one in recorders.values():
+        kind("recorders", one, Recorder, "a mapping of recorders")
     if not recorders:
         raise ValueError("recorders must hold at least one run that `watch` returned, got none")
     rows = []
@@ -166,17 +169,21 @@ def per_momentum(recorders: Mapping[float, Recorder]) -> pd.DataFrame:
 
 def _layer(recorder: Recorder, layer: str) -> list[int]:
     """The places of the layers meant."""
-    names = list(recorder.layers)
-    if layer == "all":
+    names = list(_recorder(recorder).layers)
+    if isinstance(layer, str) and layer == "all":
         return list(range(len(names)))
     if isinstance(layer, str) and layer.removesuffix(".weight") in names:
         return [names.index(layer.removesuffix(".weight"))]
-    raise ValueError(f"layer must be one of all, {', '.join(names)}; got {layer!r}")
+    raise ValueError(f"layer must be one of all, {', '.join(names)}; got {shown(layer)}")
+
+
+def _recorder(recorder: Recorder) -> Recorder:
+    return kind("recorder", recorder, Recorder, "a Recorder that was attached to a run")
 
 
 def _steps(recorder: Recorder, least: int) -> int:
     """How many steps were recorded. Raises ValueError when they are too few."""
-    steps = recorder.last - recorder.first
+    steps = _recorder(recorder).last - recorder.first
     if steps < least:
         raise ValueError(
             f"recorder must have watched at least {least} step{'s'[: least - 1]}, it has watched {steps}: "

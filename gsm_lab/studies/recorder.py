@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gsm_lab.checks import kind, whole
 from gsm_lab.run import Run
 from gsm_lab.studies import scan
 
@@ -33,12 +34,10 @@ class Recorder:
     """
 
     def __init__(self, run: Run, patience: int | None = None) -> None:
-        if not isinstance(run, Run):
-            raise TypeError(f"run must be a gsm_lab.Run, got {type(run).__name__}")
+        kind("run", run, Run, "a gsm_lab.Run")
         patience = run.epoch_steps if patience is None else patience
-        if isinstance(patience, bool) or not isinstance(patience, int | np.integer) or patience < 1:
-            raise ValueError(f"patience must be a whole number of steps >= 1, got {patience!r}")
-        self.run, self.history, self.patience = run, run.history, int(patience)
+        patience = whole("patience", patience, valid="a whole number of steps")
+        self.run, self.history, self.patience = run, run.history, patience
         self.layers = {name.removesuffix(".weight"): size for name, size in run.history.layers.items()}
         self.bounds = np.cumsum([0, *self.layers.values()])
         n, layers = int(self.bounds[-1]), len(self.layers)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsm_lab.checks import shown
 from gsm_lab.derivatives import Loss, named
 
 
@@ -19,13 +20,13 @@ def check_kinds(model: Any, x: Any, y: Any, loss: Any, dtype: Any, output: Any) 
             raise TypeError(f"{name} must be a tensor of one row a sample, got {type(value).__name__}")
     if x.ndim == 0 or y.ndim == 0 or len(x) == 0 or len(x) != len(y):
         sizes = [len(t) if t.ndim else "none" for t in (x, y)]
-        raise ValueError(f"the batch must hold as many inputs as labels, and some, got {sizes[0]} and {sizes[1]}")
+        raise ValueError(f"x and y must hold as many inputs as labels, and some, got {sizes[0]} and {sizes[1]}")
     if not callable(loss) or isinstance(loss, type):
-        raise TypeError(f"loss must be a function from (outputs, labels) to a scalar, got {loss!r}")
+        raise TypeError(f"loss must be a function from (outputs, labels) to a scalar, got {shown(loss)}")
     if output is not None and not callable(output):
-        raise TypeError(f"output must be a function from (model, x) to what the loss takes, got {output!r}")
+        raise TypeError(f"output must be a function from (model, x) to what the loss takes, got {shown(output)}")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point dtype such as torch.float64, got {dtype!r}")
+        raise TypeError(f"dtype must be a floating-point dtype such as torch.float64, got {shown(dtype)}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError(f"model must be as written in Python, not compiled to TorchScript, got {type(model).__name__}")
     if any(p.is_complex() for p in model.parameters()):

@@ -25,14 +25,17 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
+from gsm_lab import checks
+from gsm_lab.checks import MOST, flag, integer, is_number, several, shown, whole
 from gsm_lab.data import Dataset
 from gsm_lab.fitting import evaluating
+from gsm_lab.knobs import each
 from gsm_lab.methods.rival import Rival
 from gsm_lab.models import copied
 from gsm_lab.optim.prunable import exactly, keep_masks
 from gsm_lab.outputs import answer
 from gsm_lab.run import Run
-from gsm_lab.studies.trainings import bar_over, fresh, some, to_the_end
+from gsm_lab.studies.trainings import bar_over, fresh, to_the_end
 
 RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # shares of a layer's weights that are taken out
 _ORDERINGS = 40_320  # at most so many are looked at: all of eight layers
@@ -74,7 +77,7 @@ def densities(
 
     Also `live` and `cut`, the run's accuracy on `data.test_x` at its end. Arguments and errors as in `sensitivity`.
     """
-    runs = {seed: _fresh(model, data, settings, seed) for seed in some("seeds", seeds)}
+    runs = {seed: _fresh(model, data, settings, seed) for seed in each("seeds", seeds, "seed")}
     rows = []
     with bar_over(runs.values(), progress) as bar:
         for seed, run in runs.items():
@@ -100,6 +103,7 @@ def _fresh(model: str | nn.Module, data: str | Dataset, settings: dict[str, Any]
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """The table of `sensitivity` from that of `densities`."""
+    checks.table("table", table, ("seed", "layer", "weights", "kept", "density"))
     by = table.groupby("layer", sort=False)
     result = by.agg(
         weights=("weights", "first"), kept=("kept", "mean"), density=("density", "mean"), spread=("density", "std"),
@@ -141,18 +145,19 @@ def alone(
 
     Raises ValueError: no seeds, ratios or lengths, or one out of range; a setting out of range.
     """
-    seeds, ratios, lengths = some("seeds", seeds), some("ratios", ratios), some("finetune", finetune)
+    seeds, ratios, lengths = each("seeds", seeds, "seed"), several("ratios", ratios), several("finetune", finetune)
     for ratio in ratios:
-        if not 0 < ratio < 1:
-            raise ValueError(f"ratios must hold shares above 0 and below 1, got {ratio!r}")
+        if not (is_number(ratio) and 0 < ratio < 1):
+            raise ValueError(f"ratios must hold shares above 0 and below 1, got {shown(ratio)}")
     for epochs in lengths:
-        if not (0 <= epochs < math.inf):
-            raise ValueError(f"finetune must hold numbers of epochs >= 0, got {epochs!r}")
+        if not (is_number(epochs) and 0 <= epochs <= MOST):
+            raise ValueError(f"finetune must hold numbers of epochs >= 0, got {shown(epochs)}")
+    hidden = not flag("progress", progress)
     dense = {seed: _fresh(model, data, settings, seed) for seed in seeds}
     first = next(iter(dense.values()))
     cases = [(None, 0.0), *itertools.product(first.history.layers, ratios)]
     rows = []
-    with tqdm(total=len(seeds) * len(cases) * len(lengths), unit="network", disable=not progress) as bar:
+    with tqdm(total=len(seeds) * len(cases) * len(lengths), unit="network", disable=hidden) as bar:
         for seed, run in dense.items():
             bar.set_description(f"seed {seed}")
             run.pretrain()
@@ -190,6 +195,9 @@ def agreement(answer: pd.DataFrame, truth: pd.DataFrame, resamples: int = 2000, 
 
     Raises ValueError: tables of other layers, or of a single one, which has no order.
     """
+    checks.table("answer", answer, ("seed", "layer", "weights", "density"))
+    checks.table("truth", truth, ("seed", "layer", "finetune", "more"))
+    resamples, seed = whole("resamples", resamples), integer("seed", seed, 0)
     layers = list(dict.fromkeys(answer["layer"]))
     if sorted(layers) != sorted(truth["layer"].unique()):
         raise ValueError(f"truth must be of the layers {layers}, got {list(truth['layer'].unique())}")
@@ -213,9 +221,18 @@ def agreement(answer: pd.DataFrame, truth: pd.DataFrame, resamples: int = 2000, 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:
     """Kendall's tau of two sequences [n]: concordant minus discordant pairs over all pairs; a tie is neither."""
+    a, b = _sequence("a", a), _sequence("b", b)
+    if len(a) != len(b):
+        raise ValueError(f"a and b must be of one length, got {len(a)} and {len(b)}")
     above = np.triu_indices(len(a), 1)
     signs = np.sign(np.subtract.outer(a, a)[above]) * np.sign(np.subtract.outer(b, b)[above])
     return float(signs.mean())
+
+
+def _sequence(name: str, values: Any) -> np.ndarray:
+    if not (isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iuf" and len(values) > 1):
+        raise TypeError(f"{name} must be an array [n] of two numbers or more, got {shown(values)}")
+    return values
 
 
 def _redrawn(table: np.ndarray, draws: np.random.Generator) -> np.ndarray:

@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from gsm_lab.checks import flag, whole
 from gsm_lab.derivatives import products_with
 from gsm_lab.run import Run
 from gsm_lab.studies.checks import check, some
@@ -157,8 +158,7 @@ def steps(run: Run, n: int, second_order: bool = True) -> pd.DataFrame:
     """
     if not isinstance(run, Run):
         raise TypeError(f"run must be a Run, got {type(run).__name__}")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number of steps >= 1, got {n!r}")
+    n, second_order = whole("n", n, valid="a whole number of steps"), flag("second_order", second_order)
     orders = ORDERS if second_order else ORDERS[:1]
     with run.lock:
         checked = Before(run).check(second_order)  # what cannot be looked at is said before any training

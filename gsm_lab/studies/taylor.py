@@ -22,7 +22,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from gsm_lab.checks import shown
+from gsm_lab import checks
+from gsm_lab.checks import flag, integer, is_number, number, several, shown
+from gsm_lab.knobs import each
 from gsm_lab.optim import budget
 from gsm_lab.outputs import Output
 from gsm_lab.run import Run
@@ -47,12 +49,20 @@ def of_run(run: Run, samples: int = 256, dtype: torch.dtype = torch.float64, out
 
     `output`: the adapter of `gsm_lab.outputs`, the run's unless given.
     """
-    if not isinstance(run, Run):
-        raise TypeError(f"run must be a Run, got {type(run).__name__}")
-    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= len(run.data.train_x):
-        raise ValueError(f"samples must be from 1 to {len(run.data.train_x):,}, all there are, got {shown(samples)}")
+    checks.kind("run", run, Run, "a Run")
+    _check_samples(run, samples)
     with run.lock:  # a whole step, also while the run is played
         return Problem(run, run.data.train_x[:samples], run.data.train_y[:samples], dtype=dtype, output=output)
+
+
+def _check_samples(run: Run, samples: int) -> None:
+    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= len(run.data.train_x):
+        raise ValueError(f"samples must be from 1 to {len(run.data.train_x):,}, all there are, got {shown(samples)}")
+
+
+def _check_per_region(per_region: int) -> None:
+    if isinstance(per_region, bool) or not isinstance(per_region, int) or per_region < 1:
+        raise ValueError(f"per_region must be at least 1, got {shown(per_region)}: a whole number of weights")
 
 
 # -- single weights ----------------------------------------------------------------------------------------------------
@@ -79,8 +89,9 @@ def singles(problem: Problem, per_region: int = 100, compression: float = 60, se
     Where the loss has no gradients of single samples, "Fisher" is NaN and a warning says why; where PyTorch has no
     second derivative of something in it, what takes one.
     """
-    if isinstance(per_region, bool) or not isinstance(per_region, int) or per_region < 1:
-        raise ValueError(f"per_region must be at least 1, got {per_region!r}: a whole number of weights")
+    checks.kind("problem", problem, Problem, "a Problem, as of_run makes one")
+    _check_per_region(per_region)
+    compression, seed = number("compression", compression, 1), integer("seed", seed, 0)
     n, q = problem.count, budget(problem.count, compression=compression)
     w, g = problem.flat(), problem.gradient()
     order = torch.argsort((g * w).abs(), descending=True, stable=True)
@@ -146,7 +157,12 @@ def agreement(table: pd.DataFrame, by: str | Sequence[str] = "region") -> pd.Dat
         whose truth is too small for a relative error), relative_error (the median over the others; |g w| is held
         against |truth|), rank_correlation (Spearman's, of |estimate| and |truth|).
     """
-    by = [by] if isinstance(by, str) else list(by)
+    checks.table("table", table, ("true",), empty=True)
+    if "floor" not in table.attrs:
+        raise ValueError('table must be from singles, sets or stages, with its attrs: it has no attrs["floor"]')
+    by = [by] if isinstance(by, str) else several("by", by)
+    if any(not isinstance(name, str) or name not in table for name in by):
+        raise ValueError(f"by must name columns of the table, {', '.join(table)}, got {shown(by)}")
     floor = table.attrs["floor"]
     rows = []
     for key, group in table.groupby(by, sort=False):
@@ -190,9 +206,12 @@ def sets(
     Where the loss has no gradients of single samples, "Fisher" is NaN and a warning says why; where PyTorch has no
     second derivative of something in it, what takes one.
     """
-    shares = list(shares)
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise ValueError(f"shares must be some numbers above 0 and up to 1, got {shares}")
+    checks.kind("problem", problem, Problem, "a Problem, as of_run makes one")
+    shares = several("shares", shares)
+    if not all(is_number(share) and 0 < share <= 1 for share in shares):
+        raise ValueError(f"shares must be some numbers above 0 and up to 1, got {shown(shares)}")
+    compression, seed = number("compression", compression, 1), integer("seed", seed, 0, 2**63 - 1)
+    hessian_diagonal = None if hessian_diagonal is None else flag("hessian_diagonal", hessian_diagonal)
     n = problem.count
     w, g = problem.flat(), problem.gradient()
     fisher = _or_nothing("Fisher", lambda: problem.squared_gradients, n).to(w)
@@ -256,8 +275,10 @@ def stages(
     Returns:
         The tables of `singles` and of `sets`, each with the columns momentum, stage and step in front.
     """
-    if not momenta:
-        raise ValueError("momenta must hold at least one momentum")
+    checks.kind("make", make, Run, "a Run")
+    momenta, progress = each("momenta", momenta, "momentum"), flag("progress", progress)
+    _check_samples(make, samples)
+    _check_per_region(per_region)
     rate = make.knobs["lr"] / (1 - make.knobs["momentum"])
     found: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
     before = make.knobs["lr"], make.knobs["momentum"]

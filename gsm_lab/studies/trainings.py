@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from tqdm.auto import tqdm
 
+from gsm_lab.checks import flag, shown
 from gsm_lab.models import copied
 from gsm_lab.run import Run
 
@@ -16,14 +17,17 @@ _STEPS_A_LOOK = 25  # of the progress bar
 
 def fresh(settings: Mapping[str, Any], **more: Any) -> Run:
     """A run of its own: a model that came as a module is not shared with other runs."""
+    if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
+        raise TypeError(f"settings must be the arguments of a Run by name, got {shown(settings)}")
     model = settings.get("model", "lenet300")
     own = {"model": copied(model)[0]} if isinstance(model, nn.Module) else {}
     return Run(**{**settings, **own, **more})
 
 
 def bar_over(runs: Iterable[Run], progress: bool) -> tqdm:
-    """A progress bar over the steps that all these runs are to do."""
-    return tqdm(total=sum(run.dense_left + run.planned for run in runs), unit="step", disable=not progress)
+    """A progress bar over the steps that all these runs are to do. Raises TypeError."""
+    hidden = not flag("progress", progress)
+    return tqdm(total=sum(run.dense_left + run.planned for run in runs), unit="step", disable=hidden)
 
 
 def to_the_end(run: Run, bar: tqdm) -> None:
@@ -35,11 +39,3 @@ def to_the_end(run: Run, bar: tqdm) -> None:
         n = min(_STEPS_A_LOOK, run.planned - run.steps)
         run.step(n)
         bar.update(n)
-
-
-def some(name: str, values: Iterable[Any]) -> list[Any]:
-    """The values, at least one of them. Raises ValueError."""
-    values = list(values)
-    if not values:
-        raise ValueError(f"{name} must hold at least one value, got none")
-    return values

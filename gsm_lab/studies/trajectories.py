@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
+from gsm_lab.checks import flag, kind, number, one_of, shown
 from gsm_lab.history import History
-from gsm_lab.knobs import knob
-from gsm_lab.models import copied
+from gsm_lab.knobs import each
 from gsm_lab.run import Run
 from gsm_lab.studies.decay import (
     MOMENTA,
@@ -33,6 +32,7 @@ from gsm_lab.studies.decay import (
     zero_out_speed,
 )
 from gsm_lab.studies.paths import KINDS, ActiveSets, Paths, predicted
+from gsm_lab.studies.trainings import fresh
 
 __all__ = [
     "KINDS", "MOMENTA", "ActiveSets", "Paths",
@@ -60,15 +60,9 @@ def per_momentum(
     Raises:
         ValueError: no momenta, one out of range, or settings that `Run` refuses (a model without prunable weights).
     """
-    momenta = [knob("momentum").check(m) for m in momenta]
-    if not momenta:
-        raise ValueError("momenta must hold at least one momentum from 0 to below 1, got none")
-    runs = {}
+    momenta, matched, runs = each("momenta", momenta, "momentum", "momentum"), flag("matched", matched), {}
     for momentum in momenta:
-        own = dict(settings)
-        if isinstance(own.get("model"), nn.Module):
-            own["model"] = copied(own["model"])[0]
-        run = Run(**own)
+        run = fresh(settings)
         lr = run.knobs["lr"]
         if matched:
             lr *= (1 - momentum) / (1 - run.knobs["momentum"])
@@ -88,12 +82,12 @@ def train(runs: Run | Mapping[Hashable, Run], epochs: float | None = None, progr
     """
     from tqdm.auto import tqdm
 
-    if epochs is not None and not (math.isfinite(epochs) and epochs >= 0):
-        raise ValueError(f"epochs must be a finite number >= 0, got {epochs!r}")
-    pairs = list(_each(runs))
-    steps = [max(0, r.planned - r.steps) if epochs is None else round(epochs * r.epoch_steps) for _, r in pairs]
+    hidden, pairs = not flag("progress", progress), list(_each(runs))
+    for _, run in pairs:
+        kind("runs", run, Run, "a Run or a mapping of these")
+    steps = [max(0, r.planned - r.steps) if epochs is None else r._steps_of(epochs) for _, r in pairs]
     total = sum(steps) + sum(run.dense_left for _, run in pairs)
-    with tqdm(total=total, unit="step", disable=not progress) as bar:
+    with tqdm(total=total, unit="step", disable=hidden) as bar:
         for (label, run), n in zip(pairs, steps, strict=True):
             bar.set_description(str(label))
             try:
@@ -176,8 +170,7 @@ def lossless_from(runs: Runs, tolerance: float = 0.005) -> pd.DataFrame:
     Raises:
         ValueError: a tolerance that is negative or not finite, no runs, or a run without evaluations.
     """
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"tolerance must be a finite number >= 0 (accuracy, 0..1), got {tolerance!r}")
+    tolerance = number("tolerance", tolerance, 0)
     rows = []
     for label, table in cut_gap(runs).groupby("run", sort=False):
         # accuracies are stored in float32: what is written as 0.005 apart counts as 0.005
@@ -204,8 +197,8 @@ def density(runs: Runs, layer: str | None = None) -> pd.DataFrame:
     tables = []
     for label, run in _each(runs):
         evaluations, layers = _evaluated(label, run), getattr(run, "history", run).layers
-        if layer is not None and layer not in layers:
-            raise ValueError(f"layer must be one of {', '.join(layers)}, got {layer!r}")
+        if layer is not None:
+            one_of("layer", layer, layers)
         for name in layers if layer is None else [layer]:
             kept = evaluations[f"kept/{name}"].to_numpy()
             table = {"step": evaluations["step"], "layer": name, "weights": layers[name], "kept": kept}
@@ -218,8 +211,11 @@ def falls(paths: Mapping[Hashable, Paths]) -> pd.DataFrame:
 
     Raises ValueError for an empty mapping, and as `Paths.falls`.
     """
+    kind("paths", paths, Mapping, "a mapping of recorders")
     if not paths:
         raise ValueError("paths must hold at least one recorder, got an empty mapping")
+    for one in paths.values():
+        kind("paths", one, Paths, "a mapping of recorders, of Paths each")
     return pd.concat([_labelled(label, one.falls()) for label, one in paths.items()], ignore_index=True)
 
 
@@ -237,7 +233,7 @@ def _each(runs: Runs) -> Iterator[tuple[Hashable, Run | History]]:
     for label, run in pairs:
         if not isinstance(run, Run | History):
             raise TypeError(
-                f"runs must be a Run, a History or a mapping of these, got {type(run).__name__} ({label!r})"
+                f"runs must be a Run, a History or a mapping of these, got {type(run).__name__} ({shown(label)})"
             )
     yield from pairs
 
@@ -258,8 +254,8 @@ def _evaluated(label: Hashable, run: Run | History) -> pd.DataFrame:
 
 def _of(paths: Paths | Mapping[Hashable, Paths], label: Hashable, run: Run | History) -> Paths:
     found = paths.get(label) if isinstance(paths, Mapping) else paths
-    if found is None or found.run is not run:
-        raise ValueError(f"paths must hold the recorder of run {label!r}, got {found!r} there")
+    if not isinstance(found, Paths) or found.run is not run:
+        raise ValueError(f"paths must hold the recorder of run {label!r}, got {shown(found)} there")
     return found
 
 
