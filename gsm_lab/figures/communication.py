@@ -12,6 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from gsm_lab.checks import is_number, one_of, shown
+from gsm_lab.figures.parts import some
 from gsm_lab.figures.runs import DOTS, WIDE, layer_name, scatter, titled
 from gsm_lab.figures.style import line
 
@@ -67,8 +69,9 @@ def overlap(table: pd.DataFrame, factor: float = 1, layer: str = "all") -> go.Fi
     Raises ValueError: an empty table, or a layer or k it does not have.
     """
     table = _of_layer(table, layer)
-    if factor not in set(table["factor"]):
-        raise ValueError(f"factor must be one of {', '.join(f'{k:g}' for k in table['factor'].unique())}, got {factor}")
+    if not is_number(factor) or factor not in set(table["factor"]):
+        valid = ", ".join(f"{k:g}" for k in table["factor"].unique())
+        raise ValueError(f"factor must be one of {valid}, got {shown(factor)}")
     table = table[table["factor"] == factor]
     names = {"union": "in any rank's", "single": "in one rank's, mean", "intersection": "in every rank's",
              "between": "shared by two ranks"}  # fmt: skip
@@ -97,7 +100,7 @@ def quantised(table: pd.DataFrame) -> go.Figure:
 
     Takes `quantised(...)` of the study. Raises ValueError for an empty table.
     """
-    _some(table)
+    some(table, "table", "stage", "bits", "recall", "by_size", "exact_by_size")
     mean = table.groupby("bits")[["recall", "by_size", "exact_by_size"]].mean()
     kept = mean["recall"].sort_index(ascending=False)
     title = "Quantised gradients keep of the exact top Q: "
@@ -130,15 +133,15 @@ def volume(table: pd.DataFrame, what: str = "bytes") -> go.Figure:
 
     Raises ValueError: another `what`, or a table in which neither or both vary.
     """
-    _some(table)
-    if what not in ("bytes", "seconds"):
-        raise ValueError(f"what must be bytes or seconds, got {what!r}")
+    some(table, "table", "weights", "ranks", "scheme", "exact", "bytes", "seconds", "formula")
+    if not isinstance(what, str) or what not in ("bytes", "seconds"):
+        raise ValueError(f"what must be bytes or seconds, got {shown(what)}")
     varies = [column for column in ("weights", "ranks") if table[column].nunique() > 1]
     if len(varies) != 1:
         raise ValueError(f"table must hold several weights or several ranks, got {' and '.join(varies) or 'neither'}")
     x, figure = varies[0], go.Figure()
-    shown = table[table[what] > 0]
-    for i, (scheme, rows) in enumerate(shown.groupby("scheme", sort=False)):
+    drawn = table[table[what] > 0]
+    for i, (scheme, rows) in enumerate(drawn.groupby("scheme", sort=False)):
         amount = [_amount(b) if what == "bytes" else _time(b) for b in rows[what]]
         text = list(zip(amount, rows["formula"], np.where(rows["exact"], "exact", "not exact"), strict=True))
         hover = f"{scheme}, %{{x:,}} {x}: %{{customdata[0]}} a step<br>%{{customdata[1]}}, top Q %{{customdata[2]}}"
@@ -162,7 +165,7 @@ def accuracy(table: pd.DataFrame) -> go.Figure:
 
     Takes `with_hook(...)` of the study. Raises ValueError for a table without sparse or without dense runs.
     """
-    _some(table)
+    some(table, "table", "seed", "factor", "live", "cut", "lost", "share", "tested", "ranks")
     dense, sparse = table[np.isinf(table["factor"])], table[~np.isinf(table["factor"])]
     if dense.empty or sparse.empty:
         raise ValueError("table must hold runs with the dense exchange and runs with a finite factor")
@@ -197,15 +200,9 @@ def accuracy(table: pd.DataFrame) -> go.Figure:
 # -- words and ticks ---------------------------------------------------------------------------------------------------
 
 
-def _some(table: pd.DataFrame) -> None:
-    if not len(table):
-        raise ValueError("table must have at least one row, got none")
-
-
 def _of_layer(table: pd.DataFrame, layer: str) -> pd.DataFrame:
-    _some(table)
-    if layer not in set(table["layer"]):
-        raise ValueError(f"layer must be one of {', '.join(table['layer'].unique())}, got {layer!r}")
+    some(table, "table", "step", "stage", "ranks", "layer", "wanted", "factor", "between", "travel", *_WHO)
+    one_of("layer", layer, table["layer"].unique())
     return table[table["layer"] == layer]
 
 

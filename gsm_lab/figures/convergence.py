@@ -5,10 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from gsm_lab.checks import one_of
 from gsm_lab.figures.parts import band, drawn, some
 from gsm_lab.figures.style import line
 
 COLUMNS = ("loss", "live", "cut", "distance", "turnover", "renewed")  # that have bands
+_AT = ("seed", "step", "epoch")
 _EPOCH = "epoch since the gate closed"
 
 
@@ -19,6 +21,7 @@ def accuracies(table: pd.DataFrame, height: int = 420) -> go.Figure:
         table: from `over_seeds`.
         height: in pixels.
     """
+    some(table, "table", *_AT, "live", "cut")
     last = table.groupby("seed").last()
     gain = 100 * (last["cut"] - last["live"])
     title = f"In the end the cut changes accuracy by {gain.mean():+.2f} points"
@@ -29,6 +32,7 @@ def accuracies(table: pd.DataFrame, height: int = 420) -> go.Figure:
 
 def loss(table: pd.DataFrame, height: int = 420) -> go.Figure:
     """Loss of the batches, mean over seeds in a band from the least to the greatest; arguments as for `accuracies`."""
+    some(table, "table", *_AT, "loss")
     by = table.groupby("seed")["loss"]
     first, last = by.first().mean(), by.last().mean()
     title = f"The loss of the batches {'falls' if last < first else 'rises'} from {first:.2g} to {last:.2g}"
@@ -37,6 +41,7 @@ def loss(table: pd.DataFrame, height: int = 420) -> go.Figure:
 
 def distance(table: pd.DataFrame, height: int = 420) -> go.Figure:
     """How far the network is from its cut, |W - cut(W)| / |W|; arguments as for `accuracies`."""
+    some(table, "table", *_AT, "distance")
     by = table.groupby("seed")["distance"]
     first, last = 100 * by.first().mean(), 100 * by.last().mean()
     where, how = ("towards", "falls") if last < first else ("away from", "rises")
@@ -46,6 +51,7 @@ def distance(table: pd.DataFrame, height: int = 420) -> go.Figure:
 
 def turnover(table: pd.DataFrame, height: int = 420) -> go.Figure:
     """Which share of the active set is new, from step to step and from look to look; arguments as for `accuracies`."""
+    some(table, "table", *_AT, "turnover", "renewed")
     by = table.groupby("seed")
     first, last = 100 * by["turnover"].first().mean(), 100 * by["turnover"].last().mean()
     title = f"Of the active set {first:.2g}% is new in a step at first, in the end {last:.2g}%"
@@ -59,8 +65,7 @@ def bands(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
     Raises ValueError for another column, listing those there are.
     """
-    if column not in COLUMNS:
-        raise ValueError(f"column must be one of {', '.join(COLUMNS)}, got {column!r}")
+    some(table, "table", "step", "epoch", one_of("column", column, COLUMNS))
     by = table.groupby("step")
     result = by[column].agg(mean="mean", low="min", high="max", seeds="count")
     result.insert(0, "epoch", by["epoch"].first())
@@ -70,7 +75,6 @@ def bands(table: pd.DataFrame, column: str) -> pd.DataFrame:
 def _banded(
     table: pd.DataFrame, names: dict[str, str], title: str, y: str, scale: float, height: int, logy: bool = False
 ) -> go.Figure:
-    some(table, "table")
     figure = go.Figure()
     for i, (column, name) in enumerate(names.items()):
         rows = bands(table, column).dropna()

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.basedatatypes import BaseFigure
 from plotly.subplots import make_subplots
 
+from gsm_lab.checks import kind, whole
 from gsm_lab.figures.looks import add_looks, update_looks
 from gsm_lab.figures.style import COLOURS, finish, line
 from gsm_lab.history import History
@@ -33,7 +35,8 @@ def curves(history: History, points: int = POINTS) -> Curves:
     Loss and re-activations are means over stretches of steps, everything else is what it was at the end of a stretch.
     Shares and accuracies are in percent.
     """
-    rows, looks = history.steps.array(), history.evaluations.array()
+    points = whole("points", points)
+    rows, looks = _history(history).steps.array(), history.evaluations.array()
     weights = max(1, sum(history.layers.values()))
     last, mean = _stretches(len(rows), points)
     step = rows["step"][last].astype(np.float32)
@@ -77,7 +80,7 @@ def _shown_layers(layers: dict[str, int]) -> list[tuple[int, tuple[str, int]]]:
 
 def title_texts(history: History) -> tuple[str, str, str, str]:
     """What each of the four plots shows at this moment, in words and numbers."""
-    rows, looks = history.steps.array(), history.evaluations.array()
+    rows, looks = _history(history).steps.array(), history.evaluations.array()
     if not len(looks):
         return tuple(f"<b>{name[0].upper()}{name[1:]}</b>" for name in PANELS)
     live, cut = 100 * float(looks["live_accuracy"][-1]), 100 * float(looks["cut_accuracy"][-1])
@@ -102,7 +105,7 @@ def marks(history: History) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
     Returns (shapes, annotations) for the layout. Moves less than 5% of the run apart share a line and a label.
     """
-    moves = [e for e in history.events if e["old"] is not None and e["knob"] in _MARKED]
+    moves = [e for e in _history(history).events if e["old"] is not None and e["knob"] in _MARKED]
     places: dict[int, list[str]] = {}
     steps = history.steps.array()["step"]
     near = 0.05 * float(steps[-1]) if len(steps) else 0
@@ -133,6 +136,9 @@ def dashboard(history: History, height: int = 640, slots: int = 0, taylor: np.nd
 
     `taylor`, steps that were looked at closely, adds the Taylor view as a third row, below `height`: see `looks`.
     """
+    _history(history)
+    slots = whole("slots", slots, 0)
+    _looks(taylor)
     figure = make_subplots(
         rows=2, cols=2, specs=[[{"secondary_y": True}, {}], [{}, {}]], subplot_titles=title_texts(history),
         horizontal_spacing=0.15, vertical_spacing=0.2,
@@ -174,7 +180,11 @@ def update(figure: go.Figure, history: History, taylor: np.ndarray | None = None
 
     `taylor` is to be given if it was when the figure was made.
     """
+    kind("figure", figure, BaseFigure, "a figure that `dashboard` made")
+    _looks(taylor)
     lines = curves(history)
+    if len(figure.data) < len(lines):
+        raise ValueError("figure must be a `dashboard` of this history, or one with enough slots")
     layers = [name for _, (name, _) in _shown_layers(history.layers)]
     names = ["loss", "live accuracy", "cut accuracy", "under 1e-3", "under 1e-4", "target", "re-activated"]
     names += [f"layer {name}" for name in layers]
@@ -191,6 +201,15 @@ def update(figure: go.Figure, history: History, taylor: np.ndarray | None = None
     figure.layout.annotations = [*titles, *labels, *more]
     if len(shapes) != len(figure.layout.shapes) or (shapes and shapes[-1]["x0"] != figure.layout.shapes[-1].x0):
         figure.layout.shapes = shapes
+
+
+def _history(history: History) -> History:
+    return kind("history", history, History, "a History, as run.history is one")
+
+
+def _looks(taylor: Any) -> None:
+    if taylor is not None and not (isinstance(taylor, np.ndarray) and "error_metric" in (taylor.dtype.names or ())):
+        raise TypeError(f"taylor must be None or a structured array of looks, got {type(taylor).__name__}")
 
 
 def _axes(figure: go.Figure) -> None:

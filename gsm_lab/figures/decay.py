@@ -18,7 +18,7 @@ def falls(table: pd.DataFrame) -> go.Figure:
     Takes `trajectories.falls(...)`, a line a run. The closed form is drawn once where runs share it.
     """
     figure, worst, ends, drawn = go.Figure(), 0.0, [], []
-    for i, (label, rows) in enumerate(by_run(table)):
+    for i, (label, rows) in enumerate(by_run(table, "step", "measured", "exact", "closed_form")):
         look, who = line(i), name(label)
         exact, measured, closed = (rows[column].to_numpy() for column in ("exact", "measured", "closed_form"))
         envelope = np.maximum.accumulate(exact[::-1])[::-1]  # where a weight swings, errors are relative to the swing
@@ -50,8 +50,7 @@ def speed(table: pd.DataFrame) -> go.Figure:
 
     In these units the exact roots of all momenta near 1 lie on one line; it is drawn for the median momentum.
     """
-    if not len(table):
-        raise ValueError("table must hold at least one row, got none")
+    by_run(table, "momentum", "product", "of_critical", "weights", "measured", "off_exact", "off_closed_form")
     beta = float(np.percentile(table["momentum"], 50, method="nearest"))
     fastest = -0.5 * np.log(beta)
     x = np.geomspace(0.7 * table["of_critical"].min(), 1.4 * table["of_critical"].max(), 300)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from gsm_lab import checks
 from gsm_lab.figures.parts import drawn
 from gsm_lab.figures.style import line
 
@@ -19,7 +20,10 @@ def lines(table: pd.DataFrame, title: str, x: str, y: str, log: bool = False, he
         log: a logarithmic y axis.
         height: in pixels.
     """
-    figure = go.Figure()
+    checks.table("table", table, empty=True)
+    for name, value in (("title", title), ("x", x), ("y", y)):
+        checks.text(name, value)
+    log, figure = checks.flag("log", log), go.Figure()
     for i, name in enumerate(table.columns):
         hover = f"{name}: %{{y:.3g}} at {x} %{{x}}<extra></extra>"
         figure.add_trace(go.Scatter(x=table.index, y=table[name], name=str(name), hovertemplate=hover, **line(i)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from gsm_lab.checks import kind, table
 from gsm_lab.figures.style import COLOURS, finish, headed
 
 
@@ -55,7 +56,15 @@ def band(i: int, x: pd.Series, low: pd.Series, high: pd.Series) -> go.Scatter:
     )  # fmt: skip
 
 
-def some(what: Sized, name: str) -> None:
-    """Raises ValueError where there is nothing to draw."""
-    if not len(what):
-        raise ValueError(f"{name} must have at least one row, got none")
+def some(what: Any, name: str, *columns: str) -> None:
+    """Raises TypeError or ValueError where there is no table, nothing to draw in it, or one of the columns is not."""
+    table(name, what, columns)
+
+
+def several(tables: Any, *columns: str) -> None:
+    """The same for the argument `tables`, a mapping of some."""
+    kind("tables", tables, Mapping, "a mapping of labels to tables")
+    if not len(tables):
+        raise ValueError("tables must have at least one row, got none")
+    for label, one in tables.items():
+        some(one, f"tables[{label!r}]", *columns)

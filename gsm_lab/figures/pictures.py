@@ -11,6 +11,9 @@ import threading
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.basedatatypes import BaseFigure
+
+from gsm_lab.checks import integer, kind
 
 IDLE = 60.0  # seconds without a picture after which the browser is closed
 _LONGEST = 120.0  # seconds a picture may take
@@ -25,6 +28,8 @@ def static(figure: go.Figure, width: int = 860) -> bytes:
     Needs a Chromium or Chrome, which kaleido drives, and nothing from the network (formulas between dollar signs stay
     as they are). Raises what kaleido does where there is none, TimeoutError where one does not answer for two minutes.
     """
+    kind("figure", figure, BaseFigure, "a plotly figure")
+    width = integer("width", width, 10, 100_000)
     size = {"width": width, "height": figure.layout.height or 500, "scale": 1}
     return _drawer().draw(figure.to_dict(), {"format": "png", **size})
 

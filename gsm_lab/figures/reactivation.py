@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.figures.parts import drawn, error_bars, round_numbers, some, ticks
+from gsm_lab.checks import text
+from gsm_lab.figures.parts import drawn, error_bars, round_numbers, several, some, ticks
 from gsm_lab.figures.style import line
 
+_SHARES = ("share", "woken_share", "near_zero_share", "reactivated", "woken", "near_zero")
 _EPOCH = "epoch since the gate closed"
 _CHANCE = "of the passive weights, % a step"
 
@@ -24,7 +26,8 @@ def shares(table: pd.DataFrame, name: str = "", height: int = 420) -> go.Figure:
         name: of the layer or run, for the title.
         height: in pixels.
     """
-    some(table, "table")
+    some(table, "table", "epoch", "steps", *_SHARES)
+    text("name", name)
     figure = go.Figure()
     kinds = {"re-activated": "share", "woken": "woken_share", "once under 1e-3": "near_zero_share"}
     for i, (kind, column) in enumerate(kinds.items()):
@@ -50,10 +53,10 @@ def compared(tables: Mapping[object, pd.DataFrame], what: str = "momentum", heig
         what: the labels are.
         height: in pixels.
     """
-    some(tables, "tables")
+    several(tables, "epoch", "share", "reactivated", "pool")
+    text("what", what)
     figure, mean = go.Figure(), {}
     for i, (label, table) in enumerate(tables.items()):
-        some(table, f"tables[{label!r}]")
         mean[label] = 100 * table["reactivated"].sum() / table["pool"].sum()
         hover = (
             f"{what} {label}: %{{y:.3g}}% of the passive weights come back in a step, epoch %{{x:.1f}}<extra></extra>"
@@ -78,10 +81,10 @@ def survival(tables: Mapping[object, pd.DataFrame], what: str = "momentum", heig
         what: the labels are.
         height: in pixels.
     """
-    some(tables, "tables")
+    several(tables, "steps", "longer")
+    text("what", what)
     figure = go.Figure()
     for i, (label, table) in enumerate(tables.items()):
-        some(table, f"tables[{label!r}]")
         hover = f"{what} {label}: %{{y:.3g}}% of passive stretches last longer than %{{x:,}} steps<extra></extra>"
         y = 100 * table["longer"]
         figure.add_trace(go.Scatter(x=table["steps"], y=y, name=f"{what} {label}", hovertemplate=hover, **line(i)))
@@ -107,7 +110,7 @@ def layers(table: pd.DataFrame, height: int = 420) -> go.Figure:
         table: from `per_layer`.
         height: in pixels.
     """
-    some(table, "table")
+    some(table, "table", "layer", "weights", "active", "woken", "kept", "kept_woken")
     kinds = {"ever active": "active", "woken": "woken", "kept": "kept", "kept and woken": "kept_woken"}
     figure = go.Figure()
     for i, (kind, column) in enumerate(kinds.items()):
@@ -134,7 +137,7 @@ def kept(table: pd.DataFrame, height: int = 420) -> go.Figure:
         table: from `kept`.
         height: in pixels.
     """
-    some(table, "table")
+    some(table, "table", "what", "weights", "kept", "share", "kept_share")
     what = table.set_index("what")
     rows = what.drop("all weights")
     figure = go.Figure()
@@ -158,7 +161,7 @@ def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
         table: from `controls`.
         height: in pixels.
     """
-    some(table, "table")
+    some(table, "table", "seed", "variant", "after", "live", "cut", "tested")
     names = {"frozen": "frozen", "forbidden": "woken forbidden"}
     what = {"frozen": "only weights active then may be active", "forbidden": "who stays passive for long, stays so"}
     accuracies = {"live": "as it is", "cut": "after the cut"}

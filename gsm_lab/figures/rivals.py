@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from gsm_lab.checks import number, shown, text
 from gsm_lab.figures.parts import drawn, error_bars, some, ticks
 from gsm_lab.figures.style import line
 
+_COLUMNS = ("label", "model", "compression", "base", "live", "cut", "published", "seconds")
 FAR = 10.0  # points under the median of what is shown: beyond that a method is told in words, at the lower edge
 
 
@@ -25,7 +27,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         `low`, `high`: standard deviation, least and greatest of the accuracy after the cut; `lost` = live - cut, in
         points; `published`, what a paper reports; `seconds` a run. In the order in which labels come first.
     """
-    some(table, "table")
+    some(table, "table", *_COLUMNS)
     table = table.assign(**{k: 100 * table[k] for k in ("base", "live", "cut")})
     by = table.groupby(["label", "model", "compression"], sort=False)
     result = by.agg(
@@ -46,9 +48,7 @@ def budgets(table: pd.DataFrame, model: str = "lenet300", height: int = 460) -> 
 
     Raises ValueError where there are no rows of that model.
     """
-    part = table[table["model"] == model]
-    some(part, f"table of {model}")
-    rows = summary(part)
+    rows = summary(_part(table, model))
     figure = go.Figure()
     for i, (label, of) in enumerate(rows.groupby("label", sort=False)):
         of = of.sort_values("compression")
@@ -82,9 +82,9 @@ def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60
 
     Raises ValueError where there are no such rows.
     """
-    part = table[(table["model"] == model) & (table["compression"] == compression)]
-    some(part, f"table of {model} at {compression:g}x")
-    rows = summary(part).sort_values("cut", ascending=False, kind="stable")
+    rows = summary(_part(table, model, number("compression", compression, 1))).sort_values(
+        "cut", ascending=False, kind="stable"
+    )
     figure = go.Figure()
     for i, (column, name) in enumerate((("cut", "after the cut"), ("live", "before it"))):
         hover = f"%{{x}}: %{{y:.2f}}% {name}, mean of %{{customdata}} seeds<extra></extra>"
@@ -104,6 +104,21 @@ def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60
     near = rows[~far]
     seen = [*near["low"], *near["high"], *near["live"], dense]
     return _told_below(figure, seen, {r.label: [f"{r.cut:.1f}%"] for r in rows[far].itertuples()})
+
+
+def _part(table: pd.DataFrame, model: str, compression: float | None = None) -> pd.DataFrame:
+    """The rows of one network, at one compression. Raises ValueError where there are none."""
+    some(table, "table", *_COLUMNS)
+    part, at = table[table["model"] == text("model", model)], ""
+    if compression is not None:
+        part, at = part[part["compression"] == compression], f" at {compression:g}x"
+    if not len(part):
+        pairs = table[["model", "compression"]].drop_duplicates().to_numpy()
+        there = ", ".join(f"{m} at {c:g}x" for m, c in pairs)
+        raise ValueError(
+            f"table of {model[:80]}{at} must have at least one row, got none: model and compression must be of {there}"
+        )
+    return part
 
 
 def _told_below(figure: go.Figure, near: list[float], far: dict[Any, list[str]]) -> go.Figure:
@@ -129,7 +144,12 @@ def pixels(counts: Any, height: int = 440) -> go.Figure:
         counts: [height, width], a number a pixel.
         height: of the figure, in pixels.
     """
-    counts = np.asarray(counts)
+    try:
+        counts = np.asarray(counts, float)
+    except (TypeError, ValueError, OverflowError, RuntimeError, RecursionError):  # in numpy's words
+        raise TypeError(f"counts must be numbers, got {shown(counts)}") from None
+    if counts.ndim != 2 or not counts.size:
+        raise ValueError(f"counts must be of shape [height, width], got {list(counts.shape)}")
     read = int((counts > 0).sum())
     title = f"{read} of {counts.size} pixels are read, {counts.size - read} by no weight at all"
     hover = "row %{y}, column %{x}: %{z} weights<extra></extra>"

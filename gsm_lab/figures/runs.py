@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from gsm_lab import checks
 from gsm_lab.figures.style import finish, headed
 
 WIDE = {"type": "log", "dtick": 1, "exponentformat": "power", "minor": {"dtick": "D1"}}  # axis over many decades
@@ -31,19 +32,21 @@ def titled(figure: go.Figure, title: str, height: int, legend_rows: int = 1) -> 
     )
 
 
-def by_run(table: pd.DataFrame) -> list[tuple[Hashable, pd.DataFrame]]:
+def by_run(table: pd.DataFrame, *columns: str) -> list[tuple[Hashable, pd.DataFrame]]:
     """The rows of each run by its label, in order; a table without a column `run` is of one.
 
-    Raises ValueError for an empty table.
+    Raises ValueError for an empty table, or one without these columns, TypeError where it is none.
     """
+    checks.table("table", table, empty=True)
     if not len(table):
         raise ValueError("table must hold at least one row, got none")
+    checks.table("table", table, columns)
     return list(table.groupby("run", sort=False)) if "run" in table else [("this run", table)]
 
 
-def only_run(table: pd.DataFrame) -> None:
-    """Raise ValueError when the table is of several runs, naming them."""
-    runs = by_run(table)
+def only_run(table: pd.DataFrame, *columns: str) -> None:
+    """Raise ValueError when the table is of several runs, naming them, and as `by_run` does."""
+    runs = by_run(table, *columns)
     if len(runs) > 1:
         raise ValueError(f"table must be of one run, got {', '.join(name(label) for label, _ in runs)}; select one")
 

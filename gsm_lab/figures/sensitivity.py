@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from gsm_lab.checks import number
 from gsm_lab.figures.parts import drawn, error_bars, round_numbers, some, ticks
 from gsm_lab.figures.style import line
 
@@ -16,7 +17,7 @@ def densities(table: pd.DataFrame, height: int = 420) -> go.Figure:
         table: from `sensitivity`.
         height: in pixels.
     """
-    some(table, "table")
+    some(table, "table", "layer", "weights", "kept", "density", "low", "high")
     share = 100 * table[["density", "low", "high"]]
     hover = "%{x}: %{y:.3g}% of %{customdata[0]:,} weights stay, %{customdata[1]:.0f} of them"
     hover += "<br>%{customdata[2]:.3g} to %{customdata[3]:.3g}% by seed<extra></extra>"
@@ -47,6 +48,8 @@ def alone(table: pd.DataFrame, finetune: float = 0, height: int = 420) -> go.Fig
 
     Raises ValueError where the table has no such rows.
     """
+    some(table, "table", "layer", "ratio", "finetune", "lost")
+    finetune = number("finetune", finetune, 0)
     part = table[table["finetune"] == finetune]
     some(part, f"table at finetune={finetune:g}")
     figure, worst = go.Figure(), {}
@@ -81,7 +84,11 @@ def compared(answer: pd.DataFrame, truth: pd.DataFrame, agreement: pd.DataFrame,
         answer: from `sensitivity`. truth: from `alone`. agreement: from `agreement`.
         height: in pixels.
     """
-    some(answer, "answer")
+    some(answer, "answer", "layer", "density")
+    some(truth, "truth", "layer", "finetune", "more")
+    some(agreement, "agreement", "finetune", "tau", "low", "high", "layers")
+    if missing := [layer for layer in answer["layer"] if layer not in set(truth["layer"])]:
+        raise ValueError(f"truth must be of the layers of answer, and has no {', '.join(map(str, missing))}")
     figure = go.Figure()
     for i, (epochs, part) in enumerate(truth.groupby("finetune")):
         cost = part.groupby("layer")["more"].mean()[answer["layer"]]

@@ -9,7 +9,9 @@ import textwrap
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.basedatatypes import BaseFigure
 
+from gsm_lab.checks import integer, kind, number
 from gsm_lab.figures.pictures import static
 
 # Okabe and Ito's colours without the yellow, which disappears on white; sorted so that neighbours differ in lightness.
@@ -26,7 +28,7 @@ def line(i: int, **more: Any) -> dict[str, Any]:
 
     There are eight colours; from the ninth line on markers are open, and dashes go with other markers.
     """
-    turn, i = divmod(i, len(COLOURS))
+    turn, i = divmod(integer("i", i, 0), len(COLOURS))
     dash, symbol = DASHES[(i + 3 * turn) % len(DASHES)], SYMBOLS[i] + ("-open" if turn % 2 else "")
     return {
         "mode": "lines+markers",
@@ -37,7 +39,8 @@ def line(i: int, **more: Any) -> dict[str, Any]:
 
 
 def finish(figure: go.Figure, height: int) -> go.Figure:
-    """Template, fonts and margins; a zoom survives an update of the data."""
+    """Template, fonts and margins; a zoom survives an update of the data. Raises TypeError, ValueError for a height."""
+    height = number("height", height, 10, 100_000)
     figure.update_layout(
         template="plotly_white",
         height=height,
@@ -68,6 +71,7 @@ def show(figure: go.Figure) -> None:
     """
     from IPython.display import display
 
+    kind("figure", figure, BaseFigure, "a plotly figure")
     bundle = {
         "application/vnd.plotly.v1+json": json.loads(figure.to_json()),
         "text/plain": f"Figure with {len(figure.data)} lines",

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.figures.parts import drawn
+from gsm_lab.checks import one_of, text
+from gsm_lab.figures.parts import drawn, some
 from gsm_lab.figures.style import COLOURS, SYMBOLS, line
 
 _ESTIMATES = ("first order", "|g w|", "Fisher", "first + diagonal", "second order")
@@ -18,6 +19,10 @@ def scatter(table: pd.DataFrame, estimate: str = "|g w|", height: int = 460) -> 
 
     Weights whose truth is below the floor are left out and counted in the axis title.
     """
+    some(table, "table", "region", "layer", "index", "rank", "true")
+    one_of("estimate", estimate, [name for name in _ESTIMATES if name in table])
+    if "floor" not in table.attrs:
+        raise ValueError('table must be from singles, with its attrs: it has no attrs["floor"]')
     size, guess = table["true"].abs(), table[estimate].abs()
     shown = (size >= table.attrs["floor"]) & (guess > 0)
     figure = go.Figure()
@@ -62,6 +67,9 @@ def errors(agreement: pd.DataFrame, across: str = "region", note: str = "", heig
         across: the column on the x axis.
         note: where the figure is from, for the title.
     """
+    some(agreement, "agreement", "estimate", "relative_error", "rank_correlation", "weights", "below_floor")
+    one_of("across", across, agreement.columns)
+    text("note", note)
     figure = go.Figure()
     for estimate in (e for e in _ESTIMATES if e in set(agreement["estimate"])):
         rows = agreement[(agreement["estimate"] == estimate) & agreement["relative_error"].notna()]
@@ -87,9 +95,9 @@ def errors(agreement: pd.DataFrame, across: str = "region", note: str = "", heig
 
 def set_errors(table: pd.DataFrame, kind: str = "top", note: str = "", height: int = 420) -> go.Figure:
     """Sets of growing size of one kind, from `sets`: the relative error of every estimate. Raises ValueError."""
-    rows = table[table["kind"] == kind]
-    if rows.empty:
-        raise ValueError(f"kind must be one of {', '.join(dict.fromkeys(table['kind']))}, got {kind!r}")
+    some(table, "table", "kind", "size", "true", *_ESTIMATES, *(f"error of {name}" for name in _ESTIMATES))
+    rows = table[table["kind"] == one_of("kind", kind, dict.fromkeys(table["kind"]))]
+    text("note", note)
     figure = go.Figure()
     for i, estimate in enumerate(_ESTIMATES):
         error = rows[f"error of {estimate}"]
@@ -119,6 +127,7 @@ def set_errors(table: pd.DataFrame, kind: str = "top", note: str = "", height: i
 
 def rank_map(counts: pd.DataFrame, height: int = 480) -> go.Figure:
     """Every weight by its rank of T and its true rank, from `rank_map`: on the diagonal |g w| ranks rightly."""
+    _numbers(counts, "counts")
     total = counts.to_numpy().sum()
     near = sum(np.trace(counts.to_numpy(), offset) for offset in (-1, 0, 1)) / total
     figure = go.Figure(
@@ -151,6 +160,7 @@ _POWERS = ["1", "10", "100", "1,000", "10,000", "100,000"]
 
 def input_map(missed: pd.DataFrame, height: int = 440) -> go.Figure:
     """Where in the picture the weights are that |g w| wrongly leaves out, from `missed_by_input`."""
+    _numbers(missed, "missed")
     values = missed.to_numpy()
     rows, columns = values.shape
     figure = go.Figure(
@@ -169,6 +179,12 @@ def input_map(missed: pd.DataFrame, height: int = 440) -> go.Figure:
     figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain")
     figure.update_xaxes(constrain="domain")
     return figure
+
+
+def _numbers(table: pd.DataFrame, name: str) -> None:
+    some(table, name)
+    if not table.size or any(dtype.kind not in "iuf" for dtype in table.dtypes):
+        raise ValueError(f"{name} must be a table of numbers alone")
 
 
 def _said(estimate: str) -> str:

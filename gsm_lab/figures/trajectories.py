@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from gsm_lab.checks import number, one_of, whole
 from gsm_lab.figures.decay import falls, speed
 from gsm_lab.figures.runs import DOTS, NARROW, WIDE, by_run, layer_name, name, only_run, scatter, titled
 from gsm_lab.figures.style import line
@@ -28,7 +29,7 @@ def near_zero(table: pd.DataFrame) -> go.Figure:
 
     With the columns `expected_...` also, thin and dotted, what there would be if all weights were passive.
     """
-    runs = by_run(table)
+    runs = by_run(table, "step", "under_1e-3", "under_1e-4", "target")
     ends = ", ".join(f"{100 * rows['under_1e-4'].iloc[-1]:.1f}% ({name(label)})" for label, rows in runs)
     title = f"Under 1e-4 at the end: {ends}; {100 * runs[-1][1]['target'].iloc[-1]:.1f}% have to go"
     figure = make_subplots(
@@ -59,9 +60,10 @@ def cut_gap(table: pd.DataFrame, tolerance: float = 0.01) -> go.Figure:
 
     The title says from which step on a cut costs at most `tolerance` (accuracy, 0..1); the grey band shows it.
     """
-    said = []
+    runs, said = by_run(table, "step", "live", "cut", "gap", "loss"), []
+    tolerance = number("tolerance", tolerance, 0)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
-    for i, (label, rows) in enumerate(by_run(table)):
+    for i, (label, rows) in enumerate(runs):
         who = name(label)
         costs = np.flatnonzero(rows["gap"] > tolerance + 1e-6)
         first = costs[-1] + 1 if len(costs) else 0
@@ -87,7 +89,7 @@ def cut_gap(table: pd.DataFrame, tolerance: float = 0.01) -> go.Figure:
 
 def density(table: pd.DataFrame) -> go.Figure:
     """Share of each layer that a cut would keep over the steps, a line a layer. Takes `density(...)` of one run."""
-    only_run(table)
+    only_run(table, "step", "layer", "weights", "kept", "density")
     last = table[table["step"] == table["step"].max()].sort_values("density")
     last = last.iloc[[-1, 0]] if len(last) > 1 else last
     ends = [f"{100 * row['density']:.2g}% of {layer_name(row['layer'])}" for _, row in last.iterrows()]
@@ -114,11 +116,10 @@ def paths(table: pd.DataFrame, layer: str | None = None, shown: int = PATHS_SHOW
 
     Raises ValueError for a layer the table does not have, and for a table of several runs.
     """
-    only_run(table)
+    only_run(table, "weight", "layer", "kind", "step", "magnitude", "active")
+    shown = whole("shown", shown)
     if layer is not None:
-        names = [str(one) for one in table["layer"].unique()]
-        if layer not in names:
-            raise ValueError(f"layer must be one of {', '.join(names)}, got {layer!r}")
+        one_of("layer", layer, map(str, table["layer"].unique()))
         table = table[table["layer"] == layer]
     figure = make_subplots(
         rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=list(_KINDS.values())
@@ -152,7 +153,7 @@ def paths(table: pd.DataFrame, layer: str | None = None, shown: int = PATHS_SHOW
 
 def sets(table: pd.DataFrame) -> go.Figure:
     """How the final Q settles, what the batches ask for, and what a cut would remove. Takes `ActiveSets.frame()`."""
-    only_run(table)
+    only_run(table, "step", "active", "ever", "kept", "asked", "removed", "contested")
     start, end = table.iloc[0], table.iloc[-1]
     title = f"Within {start['step']:,.0f} steps, batches ask for {start['asked']:.1f} Q weights at first and "
     title += f"{end['asked']:.1f} Q in the end"
