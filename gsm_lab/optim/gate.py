@@ -195,7 +195,8 @@ class Gate:
             if other is p:
                 return self._active()[start : start + p.numel()].view(p.shape).to(p.device)
             start += other.numel()
-        raise ValueError(f"p, a tensor of shape {tuple(p.shape)}, is not among this optimizer's prunable tensors")
+        what = f"a tensor of shape {tuple(p.shape)}" if isinstance(p, Tensor) else f"a {type(p).__name__}"
+        raise ValueError(f"p, {what}, is not among this optimizer's prunable tensors")
 
     def magnitude(self, p: Tensor) -> Tensor:
         """|gradient| of one of the tensors, in memory that the next call or `close` uses again."""

@@ -90,7 +90,8 @@ class GSM(Competing):
         **sgd: Any,
     ) -> None:
         refuse_settings({"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay})
-        given = {"compression": compression, "nonzeros": nonzeros} if (compression, nonzeros) != (None, None) else {}
+        neither = compression is None and nonzeros is None
+        given = {} if neither else {"compression": compression, "nonzeros": nonzeros}
         self._own_now = {"compression": 1.0, "nonzeros": None, "smoothing": checked(smoothing), **given}
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **sgd)
         self._start_fresh()

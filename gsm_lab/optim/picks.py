@@ -6,17 +6,27 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 Pick = str | nn.Module | nn.Parameter
 Picks = Pick | Iterable[Pick] | None
+_LONGEST = 200  # characters of a name in an error
 
 
 def listed(picks: Picks) -> list[Pick]:
     """One pick or several, as a list."""
     if picks is None:
         return []
-    return [picks] if isinstance(picks, str | nn.Module | nn.Parameter) or not isinstance(picks, Iterable) else [*picks]
+    return [picks] if isinstance(picks, str | nn.Module | Tensor) or not isinstance(picks, Iterable) else [*picks]
+
+
+def _told(pick: object) -> str:
+    """A pick in words, not too long."""
+    try:
+        text = repr(pick)
+    except Exception:  # an int of 5,000 digits, a list in itself
+        text = ""
+    return text if 0 < len(text) <= _LONGEST else f"a {type(pick).__name__} that is too long to be one"
 
 
 class Names:
@@ -49,7 +59,7 @@ class Names:
             its = {id(p): p for p in self._of(pick, argument)}
             wide = {key for key, p in its.items() if p.ndim >= least}
             if not wide:
-                called = repr(pick) if isinstance(pick, str) else f"a {type(pick).__name__}"
+                called = _told(pick) if isinstance(pick, str) else f"a {type(pick).__name__}"
                 raise ValueError(
                     f"{argument} must name tensors of {least} dimensions or more, and {called} names none"
                     if its
@@ -63,7 +73,8 @@ class Names:
             its = [p for name, tensors in self._tensors.items() if _matches(name, pick) for p in tensors]
             if not its:
                 raise ValueError(
-                    f"{argument} names {pick!r}, and {self._called} has no such tensors; it has {self._near(pick)}"
+                    f"{argument} names {_told(pick)}, and {self._called} has no such tensors; "
+                    f"it has {self._near(pick)}"
                 )
             return its
         if isinstance(pick, nn.Parameter):
@@ -76,7 +87,7 @@ class Names:
             if not any(pick is module for module in self._model.modules()):
                 raise ValueError(f"{argument} holds a {type(pick).__name__} that is no part of {self._called}")
             return list(pick.parameters())
-        raise TypeError(f"{argument} must be a name, a glob, a module or a list of these, got {pick!r}")
+        raise TypeError(f"{argument} must be a name, a glob, a module or a list of these, got {_told(pick)}")
 
     @property
     def _called(self) -> str:

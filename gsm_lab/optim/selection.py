@@ -34,6 +34,8 @@ def budget(weights: int, compression: float | None = None, nonzeros: int | None 
     Raises:
         ValueError: neither or both given, a compression that is not a finite number of at least 1, or a Q outside 1..N.
     """
+    if not _is_number(weights) or not 0 <= weights < 1e300 or weights != int(weights):
+        raise ValueError(f"weights must be a whole number >= 0, got {weights!r}")
     if (compression is None) == (nonzeros is None):
         raise ValueError(
             f"give exactly one of compression and nonzeros, got compression={compression!r}, nonzeros={nonzeros!r}"
@@ -82,6 +84,10 @@ def top_q(metric: np.ndarray, q: int) -> Top:
         metric: float32 [N], contiguous, as `abs` returns it: each entry >= 0, inf, or NaN (which ranks first).
         q: how many to choose, 0 < q <= N.
     """
+    if not isinstance(metric, np.ndarray) or metric.dtype != np.float32 or metric.ndim != 1:
+        raise TypeError(f"metric must be a float32 array [N], got {type(metric).__name__}")
+    if not isinstance(q, int | np.integer) or not 0 < q <= metric.size:
+        raise ValueError(f"q must be a whole number from 1 to {metric.size:,}, the size of metric, got {q!r}")
     bound = _lower_bound(metric, q)
     candidates = not_below(metric, bound)
     if candidates.size >= q:  # all that reach the bound, so nothing was missed

@@ -54,7 +54,10 @@ def refuse_settings(given: Mapping[str, Any], where: str = "") -> None:
 
 def are_plain(settings: tuple[Any, ...]) -> bool:
     """Whether these are finite Python numbers: in a fraction of the time that `refuse_settings` takes."""
-    return _PLAIN_NUMBERS.issuperset(map(type, settings)) and all(map(math.isfinite, settings))
+    try:
+        return _PLAIN_NUMBERS.issuperset(map(type, settings)) and all(map(math.isfinite, settings))
+    except OverflowError:  # an int beyond every float
+        return False
 
 
 def _is_finite(x: Any) -> bool:
@@ -63,7 +66,10 @@ def _is_finite(x: Any) -> bool:
             return False
         # a look at what lies on a device would wait for it
         return not x.is_cpu or math.isfinite(x.detach().item())
-    return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
+    try:
+        return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
+    except OverflowError:  # an int beyond every float
+        return False
 
 
 def is_plain(group: dict[str, Any]) -> bool:
