@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gsm_lab import schema, tensor_files
+from gsm_lab import checks, schema, tensor_files
 from gsm_lab.files import held, remove_leftovers, sha256, write_atomically, writing
 from gsm_lab.interrupts import uninterrupted
 from gsm_lab.knobs import KNOBS
@@ -111,7 +111,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises CheckpointError for a file that is damaged, or has no checksum, and OSError where there is none.
     """
-    path = Path(path)
+    path = checks.path("path", path)
     path = path / WEIGHTS if path.is_dir() else path
     try:
         return tensor_files.checked(path)[0]
@@ -130,6 +130,8 @@ def resume(
     output: Callable[..., Any] | None = None,
 ) -> Run:
     """The run in `folder`, as one of that kind; see `Run.resume`."""
+    if model is not None:
+        checks.kind("model", model, nn.Module, "an nn.Module")
     tensors, plain = _read(folder / FILE)
     method = plain.get("method", "gsm")  # absent where nothing else could be saved
     if method != kind.method:

@@ -9,14 +9,13 @@ import json
 import platform
 import textwrap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gsm_lab import __version__
+from gsm_lab.checks import kind
 from gsm_lab.knobs import KNOBS
 from gsm_lab.outcome import Results, finding, number, results
-
-if TYPE_CHECKING:
-    from gsm_lab.run import Run
+from gsm_lab.run import Run
 
 EVENTS_SHOWN = 100
 _VERSIONS = ("torch", "numpy", "plotly")
@@ -27,7 +26,7 @@ def report(run: Run) -> str:
 
     Nothing in it is fetched from anywhere, and its policy forbids that.
     """
-    found = results(run)
+    found = results(kind("run", run, Run, "a gsm_lab.Run"))
     title = finding(run, found)
     tests = len(run.data.test_y)
     parts = [
@@ -53,6 +52,7 @@ def report(run: Run) -> str:
 
 def recipe(run: Run) -> str:
     """How to get to where `run` is: a command where one will do, else Python."""
+    kind("run", run, Run, "a gsm_lab.Run")
     named = isinstance(run.source_model, str) and isinstance(run.source_data, str)
     moves = [e for e in run.history.events if e["old"] is not None]
     began = dict(run.knobs) | {e["knob"]: e["new"] for e in reversed(run.history.events) if e["old"] is None}

@@ -27,7 +27,9 @@ from gsm_lab import __version__, methods, tensor_files
 from gsm_lab import data as datasets
 from gsm_lab.checkpoint import FILE, CheckpointError, note_of
 from gsm_lab.checkpoint import save as save_run
+from gsm_lab.checks import flag, one_of, path
 from gsm_lab.files import must_be_writable, write_atomically
+from gsm_lab.knobs import each, knob
 from gsm_lab.methods import tickets
 from gsm_lab.methods.rival import OF_THE_GATE
 from gsm_lab.model_state import fill, whole_state
@@ -91,10 +93,9 @@ def reproduce(
         FloatingPointError: at the end, runs broke down; it names them. All other rows are in `out`.
         KeyboardInterrupt: at an interrupt, when the run in hand has been saved.
     """
-    rows = entries(table, only, compressions)
-    seeds = list(seeds)
-    if not seeds:
-        raise ValueError("seeds must hold at least one value, got none")
+    rows, seeds, out = entries(table, only, compressions), each("seeds", seeds, "seed"), path("out", out)
+    one_of("data", data, datasets.NAMES)
+    epochs, progress = None if epochs is None else knob("epochs").check(epochs), flag("progress", progress)
     must_have_room_in_names(out)
     read(out)  # what is wrong with it is said now
     source = datasets.load(data)

@@ -16,6 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from gsm_lab.checks import is_number, one_of, several, shown
 from gsm_lab.knobs import SMOOTHED
 
 
@@ -113,18 +114,17 @@ def entries(
     Raises ValueError for an unknown table, listing all, and where no row is left, or a name is that of none, listing
     what there is.
     """
-    if table not in TABLES:
-        raise ValueError(f"table must be one of {', '.join(TABLES)}, got {table!r}")
-    rows = list(TABLES[table])
+    rows = list(TABLES[one_of("table", table, TABLES)])
     if only is not None:
-        wanted = [only] if isinstance(only, str) else list(only)
+        wanted = [only] if isinstance(only, str) else several("only", only, "name")
         known = sorted({name for e in rows for name in (e.label, e.method, e.model)})
-        if unknown := [name for name in wanted if name not in known] or not wanted:
-            raise ValueError(f"only must hold labels, methods or models of {table}, got {unknown or wanted}: {known}")
+        if unknown := [name for name in wanted if not isinstance(name, str) or name not in known]:
+            raise ValueError(f"only must hold labels, methods or models of {table}, got {shown(unknown)}: {known}")
         rows = [e for e in rows if {e.label, e.method, e.model} & set(wanted)]
     if compressions is not None:
         known = sorted({e.compression for e in rows})
-        rows = [e for e in rows if e.compression in compressions]
+        given = several("compressions", compressions)
+        rows = [e for e in rows if any(is_number(c) and c == e.compression for c in given)]
         if not rows:
-            raise ValueError(f"compressions must hold some of {known}, got {list(compressions)}")
+            raise ValueError(f"compressions must hold some of {known}, got {shown(given)}")
     return rows

@@ -68,10 +68,11 @@ class Playground(widgets.VBox):
         if not isinstance(run, Run | None):
             raise TypeError(f"run must be a gsm_lab.Run, as Run('lenet300', 'digits') makes it, got {texts.got(run)}")
         known = (*LIVE, *RESTARTS, *_BUTTONS, *PARTS)
-        if not isinstance(hide, Iterable):
-            raise TypeError(f"hide must be a list of names, got {texts.got(hide)}; valid: {', '.join(known)}")
-        hide = [hide] if isinstance(hide, str) else list(hide)
-        if unknown := [name for name in hide if name not in known]:
+        try:
+            hide = [hide] if isinstance(hide, str) else list(hide)
+        except TypeError:
+            raise TypeError(f"hide must be a list of names, got {texts.got(hide)}; valid: {', '.join(known)}") from None
+        if unknown := [name for name in hide if not isinstance(name, str) or name not in known]:
             raise ValueError(f"hide has {texts.got(unknown[0])}; valid: {', '.join(known)}")
         self.run = Run(hold=1.0) if run is None else run
         knobs = self.run.knobs

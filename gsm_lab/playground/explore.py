@@ -40,12 +40,17 @@ class explore(widgets.VBox):
 
     def __init__(self, draw: Callable[..., go.Figure], **choices: Sequence[Any]) -> None:
         if not callable(draw):
-            raise TypeError(f"draw must be a function that returns a figure, got {draw!r}")
+            raise TypeError(f"draw must be a function that returns a figure, got {got(draw)}")
         if not choices:
             raise ValueError("choices must hold at least one name with its values, as in momentum=[0.9, 0.98]")
         for name, values in choices.items():
             if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
-                raise ValueError(f"{name} must be a list of at least one value, got {values!r}")
+                raise ValueError(f"{name} must be a list of at least one value, got {got(values)}")
+            for value in values:
+                try:
+                    str(value)
+                except Exception as error:
+                    raise ValueError(f"{name} must hold values that menus can show, got {got(value)}") from error
         self._draw = draw
         self._drawn = _plain(draw(**{name: values[0] for name, values in choices.items()}))
         self.menus = {
@@ -76,8 +81,8 @@ class explore(widgets.VBox):
             if name not in self.menus:
                 raise ValueError(f"there is no choice {name!r}; the choices are {', '.join(self.menus)}")
             valid = [v for _, v in self.menus[name].options]
-            if value not in valid:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, valid))}, got {value!r}")
+            if not _among(value, valid):
+                raise ValueError(f"{name} must be one of {', '.join(map(str, valid))}, got {got(value)}")
         for name, value in values.items():
             self.menus[name].value = value
 
@@ -112,6 +117,13 @@ class explore(widgets.VBox):
             with contextlib.suppress(Exception):  # without a browser that draws it there is no picture
                 bundle["image/png"] = base64.b64encode(static(go.Figure(self.figure.to_dict()))).decode()
         return bundle
+
+
+def _among(value: Any, valid: list[Any]) -> bool:
+    try:
+        return value in valid
+    except Exception:  # an array, or a table, is equal to nothing as a whole
+        return any(value is one for one in valid)
 
 
 def _plain(figure: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import math
 from html import escape
 from typing import Any
 
+from gsm_lab.checks import shown
 from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
 from gsm_lab.optim import budget
 from gsm_lab.player import Player
@@ -71,9 +72,8 @@ def budget_text(run: Run) -> str:
 
 def got(what: Any) -> str:
     """What was given, in a few words, for a message."""
-    text = (
-        repr(what) if isinstance(what, str | int | float | None | list | tuple | dict) else f"a {type(what).__name__}"
-    )
+    plain = isinstance(what, str | int | float | None | list | tuple | dict)
+    text = shown(what) if plain else f"a {type(what).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
