@@ -8,132 +8,46 @@ argument. Nothing else, and nothing that takes long.
 from __future__ import annotations
 
 import contextlib
-import copy
-import datetime
-import decimal
-import fractions
 import inspect
 import io
 import re
-import tempfile
 import warnings
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 from hypothesis import strategies as st
-from torch import nn
 from torch.nn import functional as F
 
 import gsm_lab as gl
 from gsm_lab import expect, knobs, methods, models, optim
+from gsm_lab.data import Batches, fetch
 from gsm_lab.knobs import KNOBS
-from gsm_lab.studies import taylor
+from tests.random_figure_calls import FIGURE_CALLS, closed
+from tests.random_inputs import (
+    EXTREME,
+    SMALL,
+    Calls,
+    Made,
+    data,
+    figure,
+    folder,
+    model,
+    optimizer,
+    run,
+    saved,
+    steps_on,
+)
+from tests.random_study_calls import STUDY_CALLS
 
 ALLOWED = (TypeError, ValueError, OSError)
 _OF_PYTHON = re.compile("unexpected keyword argument|positional argument|multiple values|keywords must be strings")
+OF_OPTIM = ("GSM", "cut(", "keep_masks", "param_groups", "prunable", "budget", "top_q")
 
 
-class Stubborn:
-    """Has no repr, no length, no truth."""
-
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-    def __bool__(self) -> bool:
-        raise RuntimeError("neither true nor false")
-
-
-def nested(depth: int) -> list:
-    found: list = []
-    for _ in range(depth):
-        found = [found]
-    return found
-
-
-def _text(value: Any) -> str:
-    try:
-        return repr(value)
-    except (RecursionError, ValueError):
-        return " " * 1000
-
-
-JUNK = (
-    None, True, False, "", "x", "3", "nan", "lenet300", "digits", "\0", "a" * 3000, b"bytes", (), [], [[]], [1, [2]],
-    {}, {"a": 1}, set(), object(), Stubborn(), int, Exception("?"), print, lambda *_: None, nested(3000), ...,
-    -1, 0, 1, 2, 10**400, -(10**400), 10**5000, 0.5, -0.5, 1e308, -1e308, 5e-324, float("nan"), float("inf"),
-    -float("inf"), 1j, fractions.Fraction(1, 3), decimal.Decimal("0.1"), datetime.date(2026, 1, 1), Path("nowhere"),
-    np.float32(0.25), np.float64("nan"), np.int64(3), np.bool_(True), np.array([]), np.array([1.0, 2.0]),
-    np.array(["a"]), np.array([object()]), np.zeros((2, 2)), torch.tensor(0.5), torch.tensor([]), torch.tensor(True),
-    torch.ones(3, 3), torch.tensor(float("nan")), torch.tensor([1 + 1j]), torch.float64, torch.device("cpu"),
-    nn.Linear(2, 2), nn.Flatten(), slice(None), range(3), iter(()), NotImplemented,
-)  # fmt: skip
-EXTREME = tuple(
-    one for one in JUNK if type(one) is Stubborn or (type(one) in (str, list, int) and len(_text(one)) > 999)
-)
-OF_OPTIM = ("GSM", "cut(", "keep_masks")
-junk = st.one_of(
-    st.sampled_from(JUNK),
-    st.floats(),
-    st.integers(-5, 5),
-    st.text(max_size=5),
-    st.lists(st.one_of(st.floats(), st.none(), st.text(max_size=2)), max_size=3),
-)
-
-
-@cache
-def data() -> gl.Dataset:
-    drawn = torch.Generator().manual_seed(0)
-    y = torch.arange(60) % 3
-    x = 2 * torch.randn(3, 6, generator=drawn)[y] + torch.randn(60, 6, generator=drawn)
-    return gl.Dataset(x[:40], y[:40], x[40:], y[40:])
-
-
-def model() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-
-
-SMALL = {"batch_size": 8, "pretrain": 1, "epochs": 2, "compression": 4.0, "evaluate_every": 5}
-
-
-@cache
-def _run() -> gl.Run:
-    run = gl.Run(model(), data(), **SMALL)
-    run.step(3)
-    return run
-
-
-def run() -> gl.Run:
-    """A run some steps on, and one's own."""
-    return copy.deepcopy(_run())
-
-
-@cache
-def folder() -> str:
-    return tempfile.mkdtemp(prefix="gsm-lab-random-")
-
-
-@cache
-def saved() -> Path:
-    return _run().save(Path(folder()) / "saved")
-
-
-def figure() -> go.Figure:
-    return go.Figure(go.Scatter(x=[1, 2, 3], y=[1.0, 2.0, 4.0], name="line"))
-
-
-def optimizer() -> gl.GSM:
-    return gl.GSM(gl.param_groups(model()), lr=0.1, compression=4.0)
-
-
-def knob_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
-    found: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
+def knob_calls() -> Calls:
+    found: Calls = {}
     for name, knob in KNOBS.items():
         if name in ("model", "data"):
             continue
@@ -158,22 +72,52 @@ def _moved(one: gl.Run, kw: dict[str, Any]) -> None:
         one.step()
 
 
-# name -> (function, arguments that work)
-CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+def _cut_with(optimizer: Any) -> None:
+    """The model that the optimizer trains, if it is one."""
+    whole = model()
+    if isinstance(optimizer, gl.GSM):
+        optimizer = gl.GSM(gl.param_groups(whole), compression=4.0)
+    gl.cut(whole, optimizer=optimizer)
+
+
+def _active(p: Any) -> Any:
+    own = optimizer()
+    return own.active(own.param_groups[0]["params"][0] if isinstance(p, torch.nn.Parameter) else p)
+
+
+def method_calls() -> Calls:
+    """The options of every rival."""
+    found: Calls = {}
+    for method in methods.METHODS:
+        for knob in methods.kind(method).options:
+            call = lambda method=method, **kw: methods.build(method, model=model(), data=data(), **SMALL | kw)  # noqa: E731
+            found[f"build({method!r}, {knob.name}=)"] = (call, {knob.name: knob.default})
+    return found
+
+
+CALLS: Calls = {
     **knob_calls(),
+    **method_calls(),
+    **STUDY_CALLS,
+    **FIGURE_CALLS,
     "Run": (
         lambda **kw: gl.Run(**SMALL, **kw),
-        {"model": model(), "data": data(), "loss": F.cross_entropy, "output": None},
+        {
+            "model": Made(model), "data": data(), "loss": F.cross_entropy, "output": None, "include": None,
+            "exclude": None,
+        },
     ),
     "Run.step": (lambda n: run().step(n), {"n": 1}),
-    "Run.train": (lambda epochs: run().train(epochs, progress=False), {"epochs": 0.2}),
+    "Run.train": (lambda **kw: run().train(**kw), {"epochs": 0.2, "progress": False}),
     "Run.pretrain": (lambda most: gl.Run(model(), data(), **SMALL).pretrain(most), {"most": 2}),
     "Run.evaluate": (lambda cut: run().evaluate(cut=cut), {"cut": False}),
     "Run.save": (lambda folder: run().save(folder), {"folder": None}),
     "Run.resume": (
-        lambda folder, model, data, loss: gl.Run.resume(folder, model=model, data=data, loss=loss),
-        {"folder": None, "model": model(), "data": data(), "loss": F.cross_entropy},
+        gl.Run.resume,
+        {"folder": None, "model": Made(model), "data": data(), "loss": F.cross_entropy, "output": None},
     ),
+    "reset(model=)": (lambda model: run().reset(model=model), {"model": "lenet300"}),
+    "reset(data=)": (lambda data: run().reset(model="lenet300", data=data), {"data": "digits"}),
     "load": (gl.load, {"name": "digits", "root": "/nowhere"}),
     "Dataset": (
         gl.Dataset,
@@ -184,6 +128,15 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "Dataset.validation": (lambda **kw: data().validation(**kw), {"n": 5, "seed": 0}),
     "knobs.knob": (knobs.knob, {"name": "lr"}),
+    "knobs.table": (knobs.table, {"names": ["lr"]}),
+    **{
+        f"knobs.{one.__name__}": (one, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3})
+        for one in (knobs.half_life, knobs.oscillates)
+    },
+    "Batches": (Batches, {"dataset": data(), "batch_size": 8, "seed": 0}),
+    "fetch": (fetch, {"name": "digits", "root": "/nowhere"}),
+    "models.copied": (models.copied, {"model": Made(model)}),
+    "models.resnet56": (models.resnet56, {"shape": (1, 8, 8), "classes": 3, "mean": 0.1, "std": 0.3}),
     "knobs.checked": (lambda lr: knobs.checked({"lr": lr}), {"lr": 0.1}),
     "knobs.resolve": (lambda momentum: knobs.resolve({"momentum": momentum}, "digits", "lenet300"), {"momentum": 0.9}),
     "expect": (expect, {"name": "it", "value": 1.0, "stored": 1.0, "tolerance": 0.1}),
@@ -203,56 +156,96 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda candidates: setattr(optimizer(), "candidates", candidates),
         {"candidates": torch.ones(72, dtype=torch.bool)},
     ),
+    "GSM(lr=)": (lambda lr: gl.GSM(gl.param_groups(model()), lr=lr), {"lr": 0.1}),
+    "GSM.active": (_active, {"p": Made(lambda: next(model().parameters()))}),
+    "param_groups": (gl.param_groups, {"model": Made(model), "include": None, "exclude": "2"}),
+    "prunable": (models.prunable, {"model": Made(model), "include": None, "exclude": "2"}),
+    "budget": (optim.budget, {"weights": 100, "compression": 4.0}),
+    "budget(nonzeros=)": (lambda nonzeros: optim.budget(100, nonzeros=nonzeros), {"nonzeros": 5}),
+    "top_q": (optim.top_q, {"metric": np.ones(9, np.float32), "q": 2}),
+    "cut(model=)": (
+        lambda **kw: gl.cut(**kw, nonzeros=4), {"model": Made(model), "include": None, "exclude": None},
+    ),
+    "cut(optimizer=)": (_cut_with, {"optimizer": Made(optimizer)}),
     "cut(compression=)": (lambda compression: gl.cut(model(), compression=compression), {"compression": 4.0}),
     "cut(nonzeros=)": (lambda nonzeros: gl.cut(model(), nonzeros=nonzeros), {"nonzeros": 4}),
+    "keep_masks(model=)": (
+        lambda **kw: optim.keep_masks(**kw, nonzeros=4), {"model": Made(model), "include": None, "exclude": None},
+    ),
     "keep_masks": (lambda nonzeros: optim.keep_masks(model(), nonzeros=nonzeros), {"nonzeros": 4}),
     "methods.kind": (methods.kind, {"method": "dns"}),
     "methods.build": (lambda method: methods.build(method, model=model(), data=data(), **SMALL), {"method": "dns"}),
-    "methods.prune(until=)": (
-        lambda until: methods.prune("dns", progress=False, model=model(), data=data(), until=until, **SMALL),
-        {"until": 0.5},
+    "methods.build(compression=)": (
+        lambda compression: methods.build("dns", model=model(), data=data(), **SMALL | {"compression": compression}),
+        {"compression": 4.0},
     ),
+    "methods.prune": (
+        lambda **kw: methods.prune(**kw, **SMALL),
+        {"method": "dns", "progress": False, "model": Made(model), "data": data()},
+    ),
+    "methods.finish": (methods.finish, {"run": Made(run)}),
+    "methods.weights": (methods.weights, {"run": Made(steps_on)}),
     "models.build": (
         models.build,
         {"name": "lenet300", "shape": (1, 4, 4), "classes": 3, "mean": 0.1, "std": 0.3, "seed": 0},
     ),
     "models.lenet300": (models.lenet300, {"shape": (1, 4, 4), "classes": 3, "mean": 0.1, "std": 0.3}),
     "models.lenet5": (models.lenet5, {"shape": (1, 28, 28), "classes": 3, "mean": 0.1, "std": 0.3}),
-    "taylor.of_run": (lambda samples: taylor.of_run(_run(), samples=samples), {"samples": 8}),
 }  # fmt: skip
 
 calls = st.sampled_from([(name, argument) for name, (_, valid) in CALLS.items() for argument in valid])
 
 
-OTHER_WORDS = {("knobs.knob", "name"): "there is no knob", ("models.build", "name"): "model must be"}
+# what an argument goes by in an error, where not by its name; and the calls that are refused, the last thing they do
+OTHER_WORDS = {
+    ("knobs.knob", "name"): "there is no knob",
+    ("knobs.table", "names"): "there is no knob",
+    ("models.build", "name"): "model must be",
+    ("Playground.load_state", "line"): "a state is one line",
+    ("cut(optimizer=)", "optimizer"): "exactly one of compression",
+    ("GSM(lr=)", "lr"): "learning rate",
+    ("explore", "draw"): "is an invalid keyword argument for",
+}
+REFUSED = {
+    "local_gradients": "timeout must be", "with_hook": "timeout must be", "reproduce": "cannot be written",
+    "fetch": "comes with scikit-learn",
+}  # fmt: skip
+
+
+def called(name: str, **replaced: Any) -> Any:
+    """Call it with what works, but for what is replaced. Raises what it raises."""
+    function, valid = CALLS[name]
+    arguments = {k: v.make() if isinstance(v, Made) else v for k, v in (valid | replaced).items()}
+    if "folder" in valid and arguments["folder"] is None and "folder" not in replaced:
+        arguments["folder"] = saved() if name == "Run.resume" else Path(folder()) / "other"
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(**arguments)
 
 
 def complaint(name: str, argument: str, value: Any) -> str:
     """What is wrong with what this call does; "" where nothing is."""
-    function, valid = CALLS[name]
-    arguments = {k: copy.deepcopy(v) if isinstance(v, nn.Module) else v for k, v in valid.items()}
-    if "folder" in arguments:
-        arguments["folder"] = saved() if name == "Run.resume" else Path(folder()) / "other"
-    arguments[argument] = value
-    if function.__module__ == __name__ and any(value is one for one in EXTREME) and name.startswith(OF_OPTIM):
+    if any(value is one for one in EXTREME) and name.startswith(OF_OPTIM):
         return ""  # the optimizer stands for itself, and prints what it is given
-    if isinstance(value, str | Path) and argument in ("folder", "root") and str(value).strip():
-        arguments[argument] = Path(folder()) / "new" / str(value)  # not into the working directory
+    if argument == "settings" and isinstance(value, dict) and not value:
+        return ""  # asks for LeNet-300-100 on the digits, which takes a minute
+    if isinstance(value, str | Path) and argument in ("folder", "root", "out") and str(value).strip():
+        value = (closed() if argument == "out" else Path(folder()) / "new") / str(value)  # not here
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            function(**arguments)
+        called(name, **{argument: value})
     except AssertionError as error:
         if name.startswith("expect") and "If the change is meant" in str(error):
             return ""
         return f"{name}({argument}=...): AssertionError: {error}"
     except ALLOWED as error:
-        if len(str(error)) > 1000 and argument != "folder" and not isinstance(error, OSError):  # these name the path
-            return f"{name}({argument}=...): an error of {len(str(error)):,} characters"
-        named = argument in str(error) or OTHER_WORDS.get((name, argument), argument) in str(error)
-        named = named or (argument == "folder" and str(arguments[argument]) in str(error))
-        if not (named or isinstance(error, OSError) or _OF_PYTHON.search(str(error))):
-            return f"{name}({argument}=...): {type(error).__name__} does not name it: {str(error)[:200]}"
+        said = str(error)
+        if len(said) > 1000 and argument not in ("folder", "out") and not isinstance(error, OSError):  # which name it
+            return f"{name}({argument}=...): an error of {len(said):,} characters"
+        words = (argument, OTHER_WORDS.get((name, argument), argument), REFUSED.get(name, argument))
+        words += ("there is no knob",) if argument == "settings" or name.startswith("zero_out_speed") else ()
+        named = any(word in said for word in words) or (argument in ("folder", "out") and str(value) in said)
+        if not (named or isinstance(error, OSError) or _OF_PYTHON.search(said)):
+            return f"{name}({argument}=...): {type(error).__name__} does not name it: {said[:200]}"
     except Exception as error:
         where = inspect.trace()[-1]
         return f"{name}({argument}=...): {type(error).__name__}: {str(error)[:200]} at {where.filename}:{where.lineno}"

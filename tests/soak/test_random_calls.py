@@ -5,7 +5,8 @@ from collections import Counter
 
 from hypothesis import HealthCheck, given, settings
 
-from tests.random_calls import CALLS, JUNK, calls, complaint, junk
+from tests.random_calls import CALLS, calls, complaint
+from tests.random_inputs import JUNK, junk
 
 CALLS_MADE = int(os.environ.get("GSM_LAB_RANDOM_CALLS", "5000"))
 
