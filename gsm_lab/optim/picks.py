@@ -73,8 +73,7 @@ class Names:
             its = [p for name, tensors in self._tensors.items() if _matches(name, pick) for p in tensors]
             if not its:
                 raise ValueError(
-                    f"{argument} names {_told(pick)}, and {self._called} has no such tensors; "
-                    f"it has {self._near(pick)}"
+                    f"{argument} names {_told(pick)}, and {self._called} has no such tensors; it has {self._near(pick)}"
                 )
             return its
         if isinstance(pick, nn.Parameter):
