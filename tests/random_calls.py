@@ -206,6 +206,7 @@ OTHER_WORDS = {
     ("GSM(lr=)", "lr"): "learning rate",
     ("explore", "draw"): "is an invalid keyword argument for",
 }
+OF_DEFAULTS = {("zero_out_speed(run)", "run")}  # settings, too: without any of them the run is one that takes a minute
 REFUSED = {
     "local_gradients": "timeout must be", "with_hook": "timeout must be", "reproduce": "cannot be written",
     "fetch": "comes with scikit-learn",
@@ -227,8 +228,8 @@ def complaint(name: str, argument: str, value: Any) -> str:
     """What is wrong with what this call does; "" where nothing is."""
     if any(value is one for one in EXTREME) and name.startswith(OF_OPTIM):
         return ""  # the optimizer stands for itself, and prints what it is given
-    if argument == "settings" and isinstance(value, dict) and not value:
-        return ""  # asks for LeNet-300-100 on the digits, which takes a minute
+    if isinstance(value, dict) and not value and (name, argument) in OF_DEFAULTS | {(name, "settings")}:
+        return ""  # asks for LeNet-300-100 on the digits
     if isinstance(value, str | Path) and argument in ("folder", "root", "out") and str(value).strip():
         value = (closed() if argument == "out" else Path(folder()) / "new") / str(value)  # not here
     try:
