@@ -17,8 +17,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.browser import NONE, find_browser, under_ci
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under `nohup`; the programs that tests start inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background; the programs that tests start inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under `nohup`
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 BENCH, SOAK = Path(__file__).with_name("bench"), Path(__file__).with_name("soak")
 NOTEBOOKS = "test_notebooks.py"

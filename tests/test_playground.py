@@ -3,6 +3,8 @@
 import gc
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -948,3 +950,24 @@ def test_the_read_out_says_how_many_truly_receive_a_gradient(board: Callable[...
     assert f"only {active}</b> of 45" in pg.budget.value
     pg.step(1)
     assert "only" not in pg.budget.value and "(1×)</b> receive" in pg.budget.value
+
+
+SHOWN = """
+import gc, weakref
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for cell in ("import gsm_lab as gl; pg = gl.Playground()", "pg", "pg", "1 + 1"):
+    shell.run_cell(cell, store_history=True).raise_error()
+gone = [weakref.ref(x) for x in (shell.user_ns["pg"], shell.user_ns["pg"].run)]
+assert shell.user_ns["_2"] is shell.user_ns["_3"] is shell.user_ns["pg"]
+shell.run_cell("pg.close(); del pg", store_history=True).raise_error()
+gc.collect()
+assert [one() for one in gone] == [None, None], "kept"
+assert shell.user_ns["_4"] == shell.user_ns["_oh"][4] == 2, "what else was shown stays"
+"""
+
+
+def test_a_playground_that_a_cell_has_shown_is_gone_when_it_is_closed() -> None:
+    """IPython keeps what cells show in several places, by number, by age, and among hidden names."""
+    done = subprocess.run([sys.executable, "-c", SHOWN], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -38,13 +38,15 @@ def forget_output(what: Any) -> None:
     shell = get_ipython()
     if shell is None:
         return
-    hook, names = shell.displayhook, shell.user_ns
-    shown = names.get("_oh", {})
+    shown = shell.user_ns.get("_oh", {})
     for count in [count for count, value in shown.items() if value is what]:
         del shown[count]
-        names.pop(f"_{count}", None)
-    for name in ("_", "__", "___"):
-        if names.get(name) is what:
+    # IPython writes what was shown down a second time, among the names that `%who` does not list
+    for names in (shell.user_ns, getattr(shell, "user_ns_hidden", {})):
+        for name in [name for name, value in names.items() if value is what and name.strip("_").isdigit()]:
+            del names[name]
+        for name in [name for name in ("_", "__", "___") if names.get(name) is what]:
             names[name] = ""
-        if getattr(hook, name, None) is what:
-            setattr(hook, name, "")
+    for name in ("_", "__", "___"):
+        if getattr(shell.displayhook, name, None) is what:
+            setattr(shell.displayhook, name, "")
