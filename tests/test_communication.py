@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
-from gsm_lab.data import load
+from gsm_lab.data import Dataset, load
 from gsm_lab.models import build, prunable
 from gsm_lab.optim import exchange
 from gsm_lab.run import Run
@@ -362,3 +363,15 @@ def test_a_model_of_ones_own_is_copied_to_the_ranks():
     weights = torch.cat([p.detach().reshape(-1) for p in prunable(model).values()]).numpy()
     np.testing.assert_array_equal(look.weights, weights)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_batch_norm_has_the_statistics_of_the_first_rank():
+    """Each rank's own are of its last rows, so that the accuracies which it measures are its own, too."""
+    x = torch.randn(120, 6, generator=torch.Generator().manual_seed(0))
+    data = Dataset(x[:80], torch.arange(80) % 3, x[80:], torch.arange(40) % 3)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(6, momentum=1.0), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    small = {"model": model, "data": data, "batch_size": 4, "pretrain": 1, "epochs": 1, "compression": 4.0}
+    table = study.with_hook(small, factors=[2], seeds=[0], progress=False)
+    assert sorted(table["factor"]) == [2, math.inf]
+    assert table["live"].between(0, 1).all() and table["base"].nunique() == 1

@@ -105,7 +105,8 @@ def with_hook(
         A row a run: `seed`; `factor` (inf for the dense exchange); `live` and `cut`, test accuracy 0..1 at the end;
         `lost`, the cut accuracy of the seed's dense exchange minus this one's; `base`, the dense model's accuracy when
         the gate closed; `tested`, test samples; `bytes` a rank sends in a step over a ring (indices of 4 bytes), and
-        `share` of these in the bytes of the dense exchange; `ranks`.
+        `share` of these in the bytes of the dense exchange; `ranks`. Accuracies are with the batch norm statistics of
+        rank 0, which are the network's, as always under DDP.
 
     Raises:
         ValueError: a setting out of range, no seeds or no factors, or a loss that is no mean over samples.
@@ -116,8 +117,9 @@ def with_hook(
     total = len(seeds) * (1 + len(factors)) * (first.dense_left + first.planned)
     arguments = {"settings": dict(settings), "factors": factors, "seeds": seeds}
     found = on_ranks(_exchanges, ranks, arguments, total=total, timeout=timeout, progress=progress)
-    for rank, rows in enumerate(found):
-        if rows != found[0]:
+    digests = [[row["digest"] for row in rows] for rows in found]
+    for rank, its in enumerate(digests):
+        if its != digests[0]:
             raise RuntimeError(f"rank {rank} ended with another model than rank 0")
     table = pd.DataFrame(found[0]).drop(columns="digest")
     dense = table[np.isinf(table["factor"])].set_index("seed")
@@ -190,7 +192,7 @@ class RankRun(Run):
 
 def _quiet(settings: Mapping[str, Any], **more: Any) -> RankRun:
     """A run that is not evaluated on the way."""
-    run = RankRun(**{**settings, **more})
+    run = fresh(settings, RankRun, **more)
     run.set(evaluate_every=max(1, run.planned))
     return run
 

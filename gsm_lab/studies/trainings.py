@@ -15,13 +15,13 @@ from gsm_lab.run import Run
 _STEPS_A_LOOK = 25  # of the progress bar
 
 
-def fresh(settings: Mapping[str, Any], **more: Any) -> Run:
-    """A run of its own: a model that came as a module is not shared with other runs."""
+def fresh(settings: Mapping[str, Any], kind: type[Run] = Run, **more: Any) -> Run:
+    """A run of its own, of some kind: a model that came as a module is not shared with other runs."""
     if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
         raise TypeError(f"settings must be the arguments of a Run by name, got {shown(settings)}")
     model = settings.get("model", "lenet300")
     own = {"model": copied(model)[0]} if isinstance(model, nn.Module) else {}
-    return Run(**{**settings, **own, **more})
+    return kind(**{**settings, **own, **more})
 
 
 def bar_over(runs: Iterable[Run], progress: bool) -> tqdm:
