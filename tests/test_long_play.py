@@ -59,17 +59,22 @@ def played(place: Place, steps: int, seconds: float) -> int:
     press(place, "pause")
     place.until(lambda said: not said["playing"])  # the step in progress is still finished
 
-    def all_is_shown() -> bool:
-        return place.last_step() == place.kernel()["steps"]
-
-    wait_for(all_is_shown, place.page)
+    all_is_shown(place)
     for _ in range(12):
         shown = place.last_step()
         press(place, "step")
         wait_for(lambda shown=shown: place.last_step() > shown, place.page)
     place.page.wait_for_timeout(500)  # for the page's answer to the last one
-    wait_for(all_is_shown, place.page)
+    all_is_shown(place)
     return place.kernel()["steps"]
+
+
+def all_is_shown(place: Place) -> None:
+    """Wait until the page has the last step."""
+    try:
+        wait_for(lambda: place.last_step() == place.kernel()["steps"], place.page)
+    except AssertionError:
+        pytest.fail(f"the page shows step {place.last_step()} of {place.kernel()}")
 
 
 @pytest.fixture(scope="module")
