@@ -103,7 +103,9 @@ def cost(
         if not (is_number(r) and r >= 2 and r == int(r)):
             raise ValueError(f"ranks must be a whole number >= 2, got {shown(r)}")
         if not (is_number(n) and 1 <= n <= most):
-            raise ValueError(f"weights must be from 1 to 256^index_bytes = {most:,}, got {shown(n)}")
+            raise ValueError(
+                f"weights must be from 1 to 256^index_bytes = {most:,}, got {f'{n:,}' if is_number(n) else shown(n)}"
+            )
         q = budget(int(n), compression=compression)
         sent = min(n, max(1, int(min(factor * q, n))))
         rest, levels = r - 1, math.ceil(math.log2(r))
