@@ -366,7 +366,7 @@ def test_a_model_of_ones_own_is_copied_to_the_ranks():
 
 
 def test_batch_norm_has_the_statistics_of_the_first_rank():
-    """Each rank's own are of its last rows, so that the accuracies which it measures are its own, too."""
+    """Each rank's own are of its last rows, and so are its accuracies; and each run begins with the model as given."""
     x = torch.randn(120, 6, generator=torch.Generator().manual_seed(0))
     data = Dataset(x[:80], torch.arange(80) % 3, x[80:], torch.arange(40) % 3)
     torch.manual_seed(0)
