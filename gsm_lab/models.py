@@ -163,20 +163,32 @@ def build(name: str, shape: tuple[int, ...], classes: int, mean: float, std: flo
         return MODELS[name](shape, classes, mean, std)
 
 
+def computed(*owners: object) -> dict[int, Any]:
+    """A memo for `copy.deepcopy` with copies of the tensors that modules have computed and keep, in lists as well."""
+    memo: dict[int, Any] = {}
+    modules = [module for owner in owners if isinstance(owner, nn.Module) for module in owner.modules()]
+    kept = [value for module in modules for value in vars(module).values()]
+    seen = set()
+    while kept:
+        value = kept.pop()
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            kept += value.values() if isinstance(value, dict) else value
+    return memo
+
+
 def copied(model: nn.Module, what: object = None) -> tuple[nn.Module, object]:
     """A copy of a module, and of `what` belongs to it (a loss): what they share is shared by the copies.
 
-    Tensors that a module has computed and keeps (the `weight` of `torch.nn.utils.weight_norm` or of a pruning mask,
-    which `copy.deepcopy` refuses) are copied as they are; their hooks compute them again.
+    Tensors that a module has computed and keeps (its last activations; the `weight` of `torch.nn.utils.weight_norm` or
+    of a pruning mask), which `copy.deepcopy` refuses, are copied as they are; forward or a hook computes them again.
 
     Raises ValueError for a module that cannot be copied.
     """
-    memo: dict[int, object] = {}
-    kind("model", model, nn.Module, "an nn.Module")
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+    memo = computed(kind("model", model, nn.Module, "an nn.Module"), what)
     try:
         return copy.deepcopy(model, memo), copy.deepcopy(what, memo)
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from gsm_lab.anatomy import Anatomy
+from gsm_lab.models import computed
 from gsm_lab.turns import turn
 
 
@@ -49,12 +50,13 @@ class Shared:
         with self.between_steps():
             new = object.__new__(type(self))
             memo[id(self)] = new
+            memo.update(computed(*vars(self).values()))
             new.__setstate__(copy.deepcopy(self._kept_state(), memo))
             return new
 
     def __getstate__(self) -> dict[str, Any]:
         with self.between_steps():  # of which it must be a whole; pickle takes its time after this
-            return copy.deepcopy(self._kept_state(), {id(self): self})
+            return copy.deepcopy(self._kept_state(), computed(*vars(self).values()) | {id(self): self})
 
     def _kept_state(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_player", "_anatomy")}

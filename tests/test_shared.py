@@ -226,6 +226,41 @@ def test_a_copy_goes_on_alike_and_shares_nothing(state: Callable[[Run], None], c
     assert differs(everything(run), everything(other)) == []
 
 
+class Keeping(nn.Module):
+    """Keeps what it has computed, and so does its loss: PyTorch's own `copy.deepcopy` refuses such tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.all: dict[str, list[Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.a(x).relu()
+        self.all["last"] = [self.last, x]
+        return self.b(self.last)
+
+
+class KeepingLoss(nn.CrossEntropyLoss):
+    def forward(self, answer: Tensor, y: Tensor) -> Tensor:
+        self.last = super().forward(answer, y)
+        return self.last
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run)), copy.copy])
+def test_a_model_may_keep_what_it_computes(copied: Callable[[Run], Run]) -> None:
+    run = tiny(Keeping(), loss=KeepingLoss())
+    run.step(7)
+    run.loss(run.model(run.data.train_x[:8]), run.data.train_y[:8])
+    for one in (run.model, run.loss):
+        with pytest.raises(RuntimeError, match="deepcopy"):
+            copy.deepcopy(one)
+    other = copied(run)
+    assert other.model.last is other.model.all["last"][0] and other.model.last is not run.model.last
+    for one in (run, other):
+        one.step(9)
+    assert differs(everything(run), everything(other)) == []
+
+
 @pytest.mark.parametrize("method", ["dns", "fisher", "gates"])
 def test_so_do_copies_of_rivals(method: str) -> None:
     run = methods.kind(method)(net(), mine(), batch_size=8, pretrain=1, epochs=6, compression=4.0)
