@@ -366,6 +366,13 @@ def test_controls_forbid_what_they_say() -> None:
     alone = tiny(epochs=6, weight_decay=0.02)
     alone.step(alone.planned)
     assert table["cut"][0] == alone.evaluate(cut=True) and table["live"][0] == alone.evaluate()
+    frozen = tiny(epochs=6, weight_decay=0.02)  # the dense epochs of a seed are done once: as if each did its own
+    seen: list[np.ndarray] = []
+    frozen.recorders.append(lambda step, active, weights: seen.append(active.copy()))
+    frozen.step(frozen.epoch_steps)
+    frozen.opt.candidates = torch.from_numpy(seen[-1])
+    frozen.step(frozen.planned - frozen.steps)
+    assert table["cut"][1] == frozen.evaluate(cut=True) and table["live"][1] == frozen.evaluate()
 
 
 @pytest.mark.parametrize("patience", [None, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from gsm_lab.knobs import each
 from gsm_lab.optim.prunable import keep_masks
 from gsm_lab.run import Run
 from gsm_lab.studies.recorder import Recorder
-from gsm_lab.studies.trainings import bar_over, fresh, to_the_end
+from gsm_lab.studies.trainings import bar_over, dense, fresh, to_the_end
 
 
 def watch(
@@ -83,12 +84,15 @@ def controls(
             raise ValueError(f"after must hold epochs between 0 and {first.knobs['epochs']}, got {shown(epochs)}")
     kinds = [("plain", math.nan), *((kind, epochs) for kind in ("frozen", "forbidden") for epochs in after)]
     rows = []
-    with bar_over([first] * len(kinds) * len(seeds), progress) as bar:
+    with bar_over([first] * len(seeds), progress) as bar:
+        bar.total += first.planned * (len(kinds) - 1) * len(seeds)
         for seed in seeds:
-            plain = 0.0
+            plain, start = 0.0, fresh(settings, seed=seed)
+            bar.set_description(f"dense, seed {seed}")
+            dense(start, bar)
             for variant, epochs in kinds:
                 bar.set_description(f"{variant}, seed {seed}")
-                run = fresh(settings, seed=seed)
+                run = copy.deepcopy(start, {id(start.data): start.data})  # but for the data, which nobody changes
                 recorder = Recorder(run, patience)
                 if variant != "plain":
                     closes = max(1, round(epochs * run.epoch_steps))

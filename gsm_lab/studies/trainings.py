@@ -30,11 +30,16 @@ def bar_over(runs: Iterable[Run], progress: bool) -> tqdm:
     return tqdm(total=sum(run.dense_left + run.planned for run in runs), unit="step", disable=hidden)
 
 
-def to_the_end(run: Run, bar: tqdm) -> None:
-    """To the end of the plan, in portions, so that the bar moves."""
+def dense(run: Run, bar: tqdm) -> None:
+    """Its dense epochs, in portions, so that the bar moves; a copy of the run then begins with what they led to."""
     while run.base is None:
         left = run.dense_left
         bar.update(left - run.pretrain(_STEPS_A_LOOK))
+
+
+def to_the_end(run: Run, bar: tqdm) -> None:
+    """To the end of the plan, in portions, so that the bar moves."""
+    dense(run, bar)
     while run.steps < run.planned:
         n = min(_STEPS_A_LOOK, run.planned - run.steps)
         run.step(n)
