@@ -14,7 +14,8 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -120,6 +121,19 @@ def _hold(threads: int) -> threading.Event:
     threading.Thread(target=hold, daemon=True, name="gsm_lab waiting").start()
     there.wait()
     return let_go
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Meanwhile PyTorch computes with one thread: small pieces, or what spins for itself, as the LU of MKL does."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache

@@ -277,7 +277,7 @@ def test_what_is_left_of_a_layer_is_the_exact_solution(seed: int, bits: int) -> 
         )
 
 
-def test_a_run_of_l_obs_solves_its_layer() -> None:
+def test_a_run_of_l_obs_solves_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a network of one layer all is known: whom it takes out, and the values that it leaves to the others."""
     data = mine()
     torch.manual_seed(0)
@@ -285,7 +285,12 @@ def test_a_run_of_l_obs_solves_its_layer() -> None:
     x, w = data.train_x.double(), model.weight.detach().double()
     run = methods.build("lobs", model=model, data=data, pretrain=0, compression=2, rounds=1, damping=1e-9, batch_size=8)
     run.pretrain()
+    threads = []
+    solve = torch.linalg.solve
+    monkeypatch.setattr(torch.linalg, "solve", lambda *args: (threads.append(torch.get_num_threads()), solve(*args))[1])
+    torch.set_num_threads(2)
     run.before()
+    assert set(threads) == {1} and torch.get_num_threads() == 2, "two threads that solve spin while they wait"
     losses = [[nearest(x, w[u], [i for i in range(8) if i != q])[1] for q in range(8)] for u in range(4)]
     mask = torch.zeros(32, dtype=torch.bool)
     mask[torch.tensor(losses).flatten().topk(16).indices] = True

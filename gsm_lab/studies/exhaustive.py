@@ -13,8 +13,7 @@ it, such as convolutions, are evaluated one weight at a time, in batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +26,7 @@ from gsm_lab.outputs import answer
 from gsm_lab.sample_gradients import shares, single_losses
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.structure import NoSuchStructure, close, fully_connected, hooked, passed, used_once
+from gsm_lab.threads import one_thread
 
 _NUMBERS = 2_000_000  # moved units held at once: 16 MB in float64
 
@@ -48,7 +48,7 @@ def loss_changes(problem: Problem, layer: str, progress: bool = True) -> Tensor:
     weight = problem.weights[layer]
     with (
         torch.no_grad(),
-        _one_thread(),
+        one_thread(),  # the pieces are small: several would mostly wait for each other
         problem.computing(),
         tqdm(total=weight.numel(), unit="weight", desc=layer, disable=hidden) as bar,
     ):
@@ -90,17 +90,6 @@ class _Chain:
     after: Tensor
     rest: Callable[[Tensor], Tensor]
     shares: Tensor
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The pieces are small: several threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Reached(Exception):
