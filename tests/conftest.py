@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import os
 import secrets
 import signal
@@ -21,6 +22,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background; t
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under `nohup`
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each program that tests start would compile our modules anew
 
 BENCH, SOAK = Path(__file__).with_name("bench"), Path(__file__).with_name("soak")
 NOTEBOOKS = "test_notebooks.py"
@@ -55,6 +58,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker("soak")
     early = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (item.path in browses, early.get(item.path.name, len(LONGEST))))
+
+
+def pytest_collection_finish():
+    """What has been imported stays: the garbage collection that many tests ask for need not look at it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 class ByModule(LoadScopeScheduling):
