@@ -18,7 +18,7 @@ help:
 	@echo "             make test EXTRAS=test,clients   inside Lightning, Hugging Face, ... too (installs 270 MB more)"
 	@echo "make nbval   only the notebooks"
 	@echo "make bench   the measurements in tests/bench"
-	@echo "make soak    what is rare, looked for long: kills, full disks, flipped bits, random calls, half an hour of play"
+	@echo "make soak    what is rare, looked for long: kills, full disks, flipped bits, random calls, half an hour of play, notebooks"
 	@echo "make clean   remove caches and build output ($(VENV) stays; delete that folder to start over)"
 	@echo "PYTHON=...   the Python to make $(VENV) with (3.11 to 3.14)"
 
