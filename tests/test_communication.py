@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -329,6 +330,7 @@ def test_at_scale_uses_the_assumptions_as_written():
     ("call", "message"),
     [
         (lambda: study.cost(10**10), r"weights must be from 1 to 256\^index_bytes = 4,294,967,296, got 10,000,000,000"),
+        (lambda: study.cost(Fraction(1, 3)), r"weights must be from 1 to .*, got Fraction\(1, 3\)"),
         (lambda: study.cost(ranks=1), "ranks must be a whole number >= 2, got 1"),
         (lambda: study.cost(ranks=[]), "ranks must hold at least one value, got none"),
         (lambda: study.cost(link=0), "link must be a finite number > 0, got 0"),

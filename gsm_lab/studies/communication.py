@@ -104,7 +104,8 @@ def cost(
             raise ValueError(f"ranks must be a whole number >= 2, got {shown(r)}")
         if not (is_number(n) and 1 <= n <= most):
             raise ValueError(
-                f"weights must be from 1 to 256^index_bytes = {most:,}, got {f'{n:,}' if is_number(n) else shown(n)}"
+                f"weights must be from 1 to 256^index_bytes = {most:,}, "
+                f"got {f'{n:,}' if is_number(n) and isinstance(n, (int, float)) else shown(n)}"
             )
         q = budget(int(n), compression=compression)
         sent = min(n, max(1, int(min(factor * q, n))))
