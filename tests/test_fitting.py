@@ -446,10 +446,12 @@ MEANS = {  # loss, classes, whether it is a mean over rows
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, None], ids=["a", "b", "c", "zero head"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", MEANS)
-def test_ranks_may_share_a_loss_that_is_a_mean(name: str, seed: int | None) -> None:
+def test_ranks_may_share_a_loss_that_is_a_mean(name: str, dtype: torch.dtype, seed: int | None) -> None:
     loss, classes, is_mean = MEANS[name]
-    net = mlp(classes if classes > 2 else 1, seed or 0)
+    net = mlp(classes if classes > 2 else 1, seed or 0).to(dtype)
+    loss = copy.deepcopy(loss).to(dtype) if isinstance(loss, nn.Module) else loss
     if seed is None:  # all logits are equal then, and losses of all labels too
         nn.init.zeros_(net[2].weight), nn.init.zeros_(net[2].bias)
     before = copy.deepcopy(net.state_dict())
