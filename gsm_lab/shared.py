@@ -50,7 +50,7 @@ class Shared:
         with self.between_steps():
             new = object.__new__(type(self))
             memo[id(self)] = new
-            memo.update(computed(*vars(self).values()))
+            memo.update(computed(*vars(self).values()) | memo)  # what has been copied already stays that copy
             new.__setstate__(copy.deepcopy(self._kept_state(), memo))
             return new
 
