@@ -289,8 +289,11 @@ def test_a_run_of_l_obs_solves_its_layer(monkeypatch: pytest.MonkeyPatch) -> Non
     solve = torch.linalg.solve
     monkeypatch.setattr(torch.linalg, "solve", lambda *args: (threads.append(torch.get_num_threads()), solve(*args))[1])
     torch.set_num_threads(2)
-    run.before()
-    assert set(threads) == {1} and torch.get_num_threads() == 2, "two threads that solve spin while they wait"
+    try:
+        run.before()
+        assert set(threads) == {1} and torch.get_num_threads() == 2, "two threads that solve spin while they wait"
+    finally:
+        torch.set_num_threads(1)
     losses = [[nearest(x, w[u], [i for i in range(8) if i != q])[1] for q in range(8)] for u in range(4)]
     mask = torch.zeros(32, dtype=torch.bool)
     mask[torch.tensor(losses).flatten().topk(16).indices] = True
