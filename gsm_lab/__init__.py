@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gsm_lab.data import Dataset, load
     from gsm_lab.optim import GSM, cut, param_groups
     from gsm_lab.playground import Playground, explore
-    from gsm_lab.run import Run
+    from gsm_lab.training.run import Run
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _WHERE = {
     "param_groups": "gsm_lab.optim",
     "Dataset": "gsm_lab.data",
     "load": "gsm_lab.data",
-    "Run": "gsm_lab.run",
+    "Run": "gsm_lab.training.run",
     "Playground": "gsm_lab.playground",
     "explore": "gsm_lab.playground",
 }

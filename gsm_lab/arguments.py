@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from gsm_lab import __version__, knobs
 from gsm_lab.tables import TABLES
 
-PARALLEL = ("ddp", "fsdp")  # of `gsm_lab.parallel`
+PARALLEL = ("ddp", "fsdp")  # of `gsm_lab.distributed.placement`
 
 
 def parser(commands: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParser:

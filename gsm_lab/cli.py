@@ -21,8 +21,8 @@ from gsm_lab.arguments import PARALLEL, failed
 from gsm_lab.folder import INTERRUPTED, complete, must_be_free, train
 
 if TYPE_CHECKING:
-    from gsm_lab.run import Run
-    from gsm_lab.world import World
+    from gsm_lab.distributed.world import World
+    from gsm_lab.training.run import Run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and args.command != "lab":
         parser.error(f"unknown argument {rest[0]!r}")
-    from gsm_lab.interrupts import status, stops
+    from gsm_lab.training.interrupts import status, stops
 
     try:
         if args.command == "lab":  # Jupyter ends itself
@@ -97,7 +97,7 @@ def resume(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Make a run's report.html again, and whatever else in its folder is missing or damaged."""
-    from gsm_lab.run import Run
+    from gsm_lab.training.run import Run
 
     with contextlib.ExitStack() as ours:
         _take(ours, args.folder, if_run=True)
@@ -178,13 +178,14 @@ def doctor(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _kind_of_run(args: argparse.Namespace) -> Iterator[tuple[type[Run], World | None]]:
-    """`Run`, or one of `gsm_lab.parallel` where that is asked for, or torchrun has started this process."""
+    """`Run`, or a run over ranks where that is asked for, or torchrun has started this process."""
     if args.parallel is None and not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        from gsm_lab.run import Run
+        from gsm_lab.training.run import Run
 
         yield Run, None
         return
-    from gsm_lab import parallel, world
+    from gsm_lab.distributed import placement as parallel
+    from gsm_lab.distributed import world
 
     with contextlib.ExitStack() as joined:
         try:  # what is wrong is said before leaving: until then torchrun's SIGTERM, which ends the others, is held back
@@ -203,8 +204,8 @@ def _take(ours: contextlib.ExitStack, folder: Path, world: World | None = None, 
 
     With `if_run` only where it holds a run; where it does not, whoever reads it says so.
     """
-    from gsm_lab.checkpoint import FILE
-    from gsm_lab.files import held
+    from gsm_lab.training.checkpoint import FILE
+    from gsm_lab.training.files import held
 
     with world.together() if world else contextlib.nullcontext():
         if (world is None or world.rank == 0) and (not if_run or os.path.isfile(folder / FILE)):

@@ -21,9 +21,9 @@ def surroundings() -> Iterator[tuple[str, str]]:
     import pooch
     import torch
 
-    from gsm_lab import threads
     from gsm_lab.data.sources import ENVIRONMENT, FILES
     from gsm_lab.optim.gate import compiled
+    from gsm_lab.training import threads
 
     yield "ok", f"{torch.get_num_threads()} threads for training, {threads.described()}; {os.cpu_count()} processors"
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gsm_lab.run import Run
+    from gsm_lab.training.run import Run
 
 SAVE_EVERY = 60.0  # seconds of training
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -20,7 +20,7 @@ _PIECE = 20  # steps between two looks at the clock
 
 def must_be_free(folder: Path, overwrite: bool) -> None:
     """Raises ValueError where the folder holds a run, or a file that one would replace, and that is not to be."""
-    from gsm_lab.checkpoint import FILE, KEPT
+    from gsm_lab.training.checkpoint import FILE, KEPT
 
     if overwrite:
         return
@@ -43,9 +43,9 @@ def train(run: Run, folder: Path, resumed: bool = False) -> int:
     interrupt, or `UNSAVED` where what was reached in the end cannot be written. Raises what ends training
     (`Run.breakdowns`), with what was saved; and OSError, before the first step, where the folder is not writable.
     """
-    from gsm_lab.checkpoint import DERIVED
-    from gsm_lab.files import must_be_writable
-    from gsm_lab.interrupts import status
+    from gsm_lab.training.checkpoint import DERIVED
+    from gsm_lab.training.files import must_be_writable
+    from gsm_lab.training.interrupts import status
 
     saves = _Saves(run, folder, resumed)
     with run.by_first_rank() as first:  # if that fails, then before the work
@@ -114,8 +114,8 @@ class _Saves:
 
     def save(self) -> None:
         """Save, and only then remove what belongs to another state of the run, or to another run."""
-        from gsm_lab.checkpoint import DERIVED
-        from gsm_lab.files import writing
+        from gsm_lab.training.checkpoint import DERIVED
+        from gsm_lab.training.files import writing
 
         self.run.save(self.folder)
         self.last = (self.run.dense_steps, self.run.steps)
@@ -172,8 +172,8 @@ def complete(run: Run, folder: Path, anew: Collection[str] = ()) -> list[str]:
     written in any case. Returns the names of what was not as it should be. Whoever calls it holds the folder.
     """
     from gsm_lab import kept
-    from gsm_lab.checkpoint import BESIDE, DERIVED, KEPT, read, readable
-    from gsm_lab.files import remove_leftovers
+    from gsm_lab.training.checkpoint import BESIDE, DERIVED, KEPT, read, readable
+    from gsm_lab.training.files import remove_leftovers
 
     plain = read(folder)
     remove_leftovers(folder, KEPT)  # of one that was killed behind its last save, after which there is no other
@@ -200,8 +200,8 @@ def complete(run: Run, folder: Path, anew: Collection[str] = ()) -> list[str]:
 
 
 def _write(folder: Path, name: str, content: bytes) -> None:
-    from gsm_lab import checkpoint
-    from gsm_lab.files import writing
+    from gsm_lab.training import checkpoint
+    from gsm_lab.training.files import writing
 
     with writing(folder):
         checkpoint.write_atomically(folder / name, content)
@@ -209,12 +209,12 @@ def _write(folder: Path, name: str, content: bytes) -> None:
 
 def _write_weights(run: Run, folder: Path) -> None:
     """The cut network's parameters and buffers; the run keeps its own."""
-    from gsm_lab import tensor_files
-    from gsm_lab.checkpoint import FILE, WEIGHTS
-    from gsm_lab.model_state import whole_state
     from gsm_lab.models import copied
     from gsm_lab.optim import cut
     from gsm_lab.optim.prunable import exactly
+    from gsm_lab.training import tensor_files
+    from gsm_lab.training.checkpoint import FILE, WEIGHTS
+    from gsm_lab.training.model_state import whole_state
 
     network, _ = copied(run.model)
     stay = cut(network, nonzeros=run.nonzeros, **exactly(network, run.history.layers))
@@ -225,9 +225,10 @@ def _write_weights(run: Run, folder: Path) -> None:
 
 def write_report(run: Run, folder: Path) -> Path:
     """Write `report.html`, atomically; returns where it is."""
-    from gsm_lab import kept, tensor_files
-    from gsm_lab.checkpoint import FILE
+    from gsm_lab import kept
     from gsm_lab.report import report
+    from gsm_lab.training import tensor_files
+    from gsm_lab.training.checkpoint import FILE
 
     page = kept.sealed(report(run).encode(), tensor_files.fingerprint(folder / FILE))
     _write(folder, "report.html", page)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gsm_lab import tensor_files
-from gsm_lab.checkpoint import BESIDE, DERIVED, FILE, WEIGHTS, CheckpointError, read
-from gsm_lab.files import sha256
+from gsm_lab.training import tensor_files
+from gsm_lab.training.checkpoint import BESIDE, DERIVED, FILE, WEIGHTS, CheckpointError, read
+from gsm_lab.training.files import sha256
 
 
 class State(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gsm_lab.knobs import half_life, oscillates
 
 if TYPE_CHECKING:
-    from gsm_lab.run import Run
+    from gsm_lab.training.run import Run
 
 
 LOSSLESS = 0.005  # of accuracy: what a cut may cost and still be worth no warning; or a standard error, if that is more

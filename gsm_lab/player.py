@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from gsm_lab.data.dataset import integer
-from gsm_lab.run import Run
+from gsm_lab.training.run import Run
 
 UNWATCHED = 15.0  # seconds without an acknowledged frame after which a player pauses
 FRAME = 0.2  # seconds from one frame to the next, at least

@@ -23,16 +23,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from gsm_lab import __version__, methods, tensor_files
+from gsm_lab import __version__, methods
 from gsm_lab import data as datasets
-from gsm_lab.checkpoint import FILE, CheckpointError, note_of
-from gsm_lab.checkpoint import save as save_run
 from gsm_lab.checks import flag, one_of, path
-from gsm_lab.files import must_be_writable, write_atomically
 from gsm_lab.knobs import each, knob
 from gsm_lab.methods import tickets
-from gsm_lab.methods.rival import OF_THE_GATE
-from gsm_lab.model_state import fill, whole_state
+from gsm_lab.methods.base import OF_THE_GATE
 from gsm_lab.results import (
     KEY,
     SEEDS,
@@ -47,8 +43,13 @@ from gsm_lab.results import (
     read,
     unfinished,
 )
-from gsm_lab.run import Run
 from gsm_lab.tables import Entry, entries
+from gsm_lab.training import tensor_files
+from gsm_lab.training.checkpoint import FILE, CheckpointError, note_of
+from gsm_lab.training.checkpoint import save as save_run
+from gsm_lab.training.files import must_be_writable, write_atomically
+from gsm_lab.training.model_state import fill, whole_state
+from gsm_lab.training.run import Run
 
 if TYPE_CHECKING:
     from filelock import FileLock

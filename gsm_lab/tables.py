@@ -26,7 +26,7 @@ class Entry:
 
     `label`: how the tables name it. `published`: accuracy in percent after the cut that a paper reports, None where
     there is none. `settings`: on MNIST, where they differ from the recipe of the method (`knobs.RECIPES` for GSM,
-    `methods.rival.RECIPES` and `recipes` of a class for the others). `by`: for a winning ticket who finds the mask
+    `methods.base.RECIPES` and `recipes` of a class for the others). `by`: for a winning ticket who finds the mask
     (`methods.tickets`); `settings` are then those of the search, and `retrain` those of the training after it.
     """
 

@@ -31,11 +31,12 @@ from typing import NamedTuple
 import torch
 
 import gsm_lab as gl
-from gsm_lab import cli, data, kept, outcome, report, reproduce, results, tensor_files
+from gsm_lab import cli, data, kept, outcome, report, reproduce, results
 from gsm_lab import folder as run_folder
-from gsm_lab.checkpoint import FILE, KEPT, WEIGHTS, CheckpointError, load_weights
 from gsm_lab.tables import TABLES, Entry
-from gsm_lab.training import Training
+from gsm_lab.training import tensor_files
+from gsm_lab.training.checkpoint import FILE, KEPT, WEIGHTS, CheckpointError, load_weights
+from gsm_lab.training.step import Training
 
 RUN = ["run", "--epochs", "2", "--pretrain", "1", "--batch-size", "128", "--threads", "1", "--out"]
 STEPS = 22  # gated, and 11 dense before them
@@ -405,7 +406,7 @@ def disks(right: Right, tally: Tally, short: bool, scratch: Path) -> None:
 
 
 def _two_writers(right: Right, tally: Tally, folder: Path) -> None:
-    from gsm_lab.files import held
+    from gsm_lab.training.files import held
 
     shutil.copytree(right.half, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -429,7 +430,7 @@ def _as_another_process(work: Callable[[], object]) -> Callable[[], object]:
     """A fork has inherited what this process holds, and has to forget it to be another one."""
 
     def forgetful() -> object:
-        from gsm_lab import files
+        from gsm_lab.training import files
 
         files._held.clear()
         return work()

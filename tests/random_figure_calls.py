@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 import gsm_lab as gl
-from gsm_lab import checkpoint, figures, report, reproduce
+from gsm_lab import figures, report, reproduce
 from gsm_lab.figures import communication as of_ranks
 from gsm_lab.figures import convergence as of_seeds
 from gsm_lab.figures import decay as of_decay
@@ -20,6 +20,7 @@ from gsm_lab.figures import sensitivity as of_layers
 from gsm_lab.figures import taylor as of_estimates
 from gsm_lab.figures import trajectories as of_runs
 from gsm_lab.studies import communication, convergence, reactivation, sensitivity, taylor, trajectories
+from gsm_lab.training import checkpoint
 from tests import random_study_calls as studied
 from tests.random_inputs import Calls, Made, figure, folder, run, steps_on
 
@@ -214,7 +215,7 @@ def _sets() -> pd.DataFrame:
 
 @cache
 def _weights() -> Path:
-    from gsm_lab import tensor_files
+    from gsm_lab.training import tensor_files
 
     path = Path(folder()) / "weights.safetensors"
     path.write_bytes(tensor_files.content_of(steps_on().model.state_dict(), {"of": "a test"}))

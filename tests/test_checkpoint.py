@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gsm_lab
-from gsm_lab import Run, checkpoint
-from gsm_lab.checkpoint import FILE, CheckpointError
+from gsm_lab import Run
+from gsm_lab.training import checkpoint
+from gsm_lab.training.checkpoint import FILE, CheckpointError
 from tests.test_run import Breaks, Net, Tied, differs, everything, mine, net, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -289,7 +290,7 @@ def test_nothing_in_it_is_a_pickle(saved: Path) -> None:
 
 def test_no_module_of_ours_can_read_a_pickle() -> None:
     """But for what a program sends to processes that it has started itself, through a pipe that nobody else has."""
-    inside = Path(gsm_lab.__file__).parent / "studies/processes.py"
+    inside = Path(gsm_lab.__file__).parent / "distributed/launch.py"
     readers = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     for path in {*Path(gsm_lab.__file__).parent.rglob("*.py")} - {inside}:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -331,7 +332,7 @@ def test_a_save_that_fails_leaves_the_old_run_and_no_rubbish(
     run.step(3)
     before = {path: path.read_bytes() for path in saved.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(f"gsm_lab.files.os.{where}", full)
+        patch.setattr(f"gsm_lab.training.files.os.{where}", full)
         with pytest.raises(OSError, match="No space left"):
             run.save(saved)
     assert {path: path.read_bytes() for path in saved.iterdir()} == before

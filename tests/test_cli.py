@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 import gsm_lab as gl
-from gsm_lab import arguments, checkpoint, cli, doctor, files, knobs
+from gsm_lab import arguments, cli, doctor, knobs
 from gsm_lab import folder as run_folder
 from gsm_lab.data.sources import FILES
+from gsm_lab.training import checkpoint, files
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--pretrain", "1", "--epochs", "2", "--threads", "1"]
@@ -416,7 +417,7 @@ def test_they_are_where_that_is_asked_for(tmp_path):
 HOLDS = """
 import sys
 from pathlib import Path
-from gsm_lab.files import held
+from gsm_lab.training.files import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from gsm_lab.data import Dataset, load
+from gsm_lab.distributed.launch import on_ranks
 from gsm_lab.models import build, prunable
 from gsm_lab.optim import exchange
-from gsm_lab.run import Run
 from gsm_lab.studies import communication as study
-from gsm_lab.studies.processes import on_ranks
 from gsm_lab.studies.sparse_exchange import local_top
+from gsm_lab.training.run import Run
 from tests import process_workers
 
 SMALL = {"data": "digits", "model": "lenet300", "compression": 60, "pretrain": 1, "epochs": 1, "batch_size": 64}

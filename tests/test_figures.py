@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from gsm_lab import figures
 from gsm_lab.figures.dashboard import LAYERS_SHOWN, MARKS_SHOWN, POINTS, update
 from gsm_lab.figures.style import COLOURS, LINE, headed, line
-from gsm_lab.history import History
 from gsm_lab.knobs import KNOBS
+from gsm_lab.training.history import History
 
 LAYERS = {"a.weight": 60, "b.weight": 40}
 LOOK_EVERY = 7

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gsm_lab import files
-from gsm_lab.files import FolderInUse, held, must_be_writable, remove_leftovers, write_atomically
+from gsm_lab.training import files
+from gsm_lab.training.files import FolderInUse, held, must_be_writable, remove_leftovers, write_atomically
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,7 +73,7 @@ def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
 HOLDS = """
 import sys
 from pathlib import Path
-from gsm_lab.files import held
+from gsm_lab.training.files import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

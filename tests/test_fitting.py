@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsm_lab import Dataset, Run, methods
-from gsm_lab.fitting import must_be_a_mean
-from gsm_lab.outputs import predicted
+from gsm_lab.training.fitting import must_be_a_mean
+from gsm_lab.training.outputs import predicted
 
 SMALL = {"batch_size": 8, "pretrain": 1, "epochs": 2, "compression": 2.0, "evaluate_every": 3}
 

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsm_lab import Run, tally
-from gsm_lab.history import History, Rows
+from gsm_lab import Run
 from gsm_lab.knobs import KNOBS, LIVE
+from gsm_lab.training import tally
+from gsm_lab.training.history import History, Rows
 
 LAYERS = {"fc1.weight": 235_200, "fc2.weight": 30_000, "fc3.weight": 1_000}
 SMALL = {"a": 5, "b": 3}

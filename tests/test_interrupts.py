@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from gsm_lab.interrupts import STOPS, Stopped, held_back, interruptible, status, stops, uninterrupted
+from gsm_lab.training.interrupts import STOPS, Stopped, held_back, interruptible, status, stops, uninterrupted
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import gsm_lab as gl
 from gsm_lab import Dataset, Run, figures, methods
-from gsm_lab.checkpoint import CheckpointError
 from gsm_lab.methods import tickets
-from gsm_lab.methods.rival import Rival
+from gsm_lab.methods.base import Rival
 from gsm_lab.studies import reactivation, trajectories
 from gsm_lab.studies.recorder import Recorder
+from gsm_lab.training.checkpoint import CheckpointError
 from tests.test_run import Breaks, Net, Tied, differs, equal, everything, mine, net
 
 RIVALS = [name for name in methods.METHODS if name != "gsm"]

@@ -169,7 +169,7 @@ def test_resnet56_refuses_what_is_no_image(shape: tuple[int, ...]) -> None:
 
 @every_model
 def test_gradients_of_single_samples_can_be_had_at_once(name: str) -> None:
-    """By vmap; what it cannot take is done one by one, slowly (see `gsm_lab.derivatives`)."""
+    """By vmap; what it cannot take is done one by one, slowly (see `gsm_lab.training.derivatives`)."""
     model = made(name).eval()
     x, y = torch.rand(3, *SHAPES[name]), torch.tensor([1, 7, 2])
 

@@ -22,8 +22,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 import gsm_lab as gl
-from gsm_lab import Run, cli, parallel, sharded, world
+from gsm_lab import Run, cli
 from gsm_lab import folder as run_folder
+from gsm_lab.distributed import placement as parallel
+from gsm_lab.distributed import sharded, world
 from tests.processes import Ended, in_ranks
 from tests.test_cli import environ
 from tests.test_run import Net, differs, everything, mine, net
@@ -359,7 +361,7 @@ def test_without_torchrun_the_trainer_says_what_to_type(capsys):
 
 def test_a_run_over_ranks_needs_ranks():
     with pytest.raises(
-        RuntimeError, match=r"there is no process group: put `with gsm_lab.world.joined\(\):` around it"
+        RuntimeError, match=r"there is no process group: put `with gsm_lab.distributed.world.joined\(\):` around it"
     ):
         parallel.DDPRun()
     with pytest.raises(ValueError, match="parallel must be one of ddp, fsdp, got 'tp'"):

@@ -311,7 +311,7 @@ def test_a_csv_that_cannot_be_written_is_said_before_a_run(small, tmp_path, monk
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(module, "_made", lambda *_: pytest.fail("a run was made"))
-    monkeypatch.setattr("gsm_lab.files.os.fsync", refused)
+    monkeypatch.setattr("gsm_lab.training.files.os.fsync", refused)
     out = tmp_path / "a.csv"
     assert cli.main(["reproduce", "small", "--data", "digits", "--only", "DNS", "--out", str(out)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]

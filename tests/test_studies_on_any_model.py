@@ -18,13 +18,13 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import gsm_lab as gl
-from gsm_lab.derivatives import differentiable_twice
 from gsm_lab.models import copied
 from gsm_lab.studies import communication, sensitivity, taylor
 from gsm_lab.studies.curvature import diagonal
 from gsm_lab.studies.exhaustive import _chain
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.steps import steps
+from gsm_lab.training.derivatives import differentiable_twice
 
 
 class Net(nn.Module):

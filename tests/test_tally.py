@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsm_lab import tally
+from gsm_lab.training import tally
 
 
 @pytest.fixture(autouse=True, scope="module", params=["compiled", "numpy"])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import gsm_lab as gl
-from gsm_lab import threads
-from gsm_lab.checkpoint import FILE
 from gsm_lab.report import report
-from gsm_lab.threads import Waiting
+from gsm_lab.training import threads
+from gsm_lab.training.checkpoint import FILE
+from gsm_lab.training.threads import Waiting
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gsm_lab import Dataset, Run
-from gsm_lab.history import History
 from gsm_lab.knobs import KNOBS, half_life, oscillates
 from gsm_lab.optim import keep_masks
 from gsm_lab.studies import trajectories as study
+from gsm_lab.training.history import History
 
 NAMES = ["0.weight", "2.weight"]
 

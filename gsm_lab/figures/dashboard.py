@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 from gsm_lab.checks import kind, whole
 from gsm_lab.figures.looks import add_looks, update_looks
 from gsm_lab.figures.style import COLOURS, finish, line
-from gsm_lab.history import History
+from gsm_lab.training.history import History
 
 POINTS = 400  # a line; more cannot be seen, and makes a live figure slow
 LAYERS_SHOWN = 8

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from gsm_lab import checks
 from gsm_lab.checks import shown
-from gsm_lab.run import Run
+from gsm_lab.training.run import Run
 
 # name -> (module, class)
 METHODS: dict[str, tuple[str, str]] = {
-    "gsm": ("gsm_lab.run", "Run"),
+    "gsm": ("gsm_lab.training.run", "Run"),
     "magnitude": ("gsm_lab.methods.magnitude", "Magnitude"),
     "l1": ("gsm_lab.methods.l1", "L1"),
     "admm": ("gsm_lab.methods.admm", "ADMM"),
@@ -30,7 +30,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "gates": ("gsm_lab.methods.gates", "Gates"),
     "random": ("gsm_lab.methods.random", "Random"),
 }
-_MODULES = (*(name for name in METHODS if name != "gsm"), "rival", "tickets")
+_MODULES = (*(name for name in METHODS if name != "gsm"), "base", "tickets")
 
 __all__ = ["METHODS", "build", "kind", "prune", *_MODULES]
 

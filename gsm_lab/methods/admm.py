@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gsm_lab.knobs import Knob
-from gsm_lab.methods.rival import UNTIL, Rival
+from gsm_lab.methods.base import UNTIL, Rival
 
 
 class ADMM(Rival):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from gsm_lab.knobs import Knob
-from gsm_lab.methods.rival import UNTIL, Shadowed
+from gsm_lab.methods.base import UNTIL, Shadowed
 from gsm_lab.optim.selection import budget
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gsm_lab.fitting import evaluating
 from gsm_lab.knobs import Knob
-from gsm_lab.methods.rival import ROUNDS, UNTIL, Rival
-from gsm_lab.sample_gradients import of_samples
+from gsm_lab.methods.base import ROUNDS, UNTIL, Rival
+from gsm_lab.training.fitting import evaluating
+from gsm_lab.training.sample_gradients import of_samples
 
 _STREAM = 0xF15E
 _TRIED = 4  # samples that tell whether there are gradients of single ones

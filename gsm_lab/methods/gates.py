@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gsm_lab.knobs import Knob
-from gsm_lab.methods.rival import UNTIL, Shadowed
+from gsm_lab.methods.base import UNTIL, Shadowed
 
 
 class Gates(Shadowed):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from gsm_lab.knobs import Knob
-from gsm_lab.methods.rival import RECIPES, UNTIL, Rival
+from gsm_lab.methods.base import RECIPES, UNTIL, Rival
 
 
 class L1(Rival):

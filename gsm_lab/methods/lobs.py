@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsm_lab.fitting import evaluating
 from gsm_lab.knobs import Knob
-from gsm_lab.methods.rival import ROUNDS, UNTIL, Rival
-from gsm_lab.outputs import answer
-from gsm_lab.threads import one_thread
+from gsm_lab.methods.base import ROUNDS, UNTIL, Rival
+from gsm_lab.training.fitting import evaluating
+from gsm_lab.training.outputs import answer
+from gsm_lab.training.threads import one_thread
 
 _STREAM = 0x10B5
 _AT_ONCE = 500  # samples; bounds memory

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gsm_lab.methods.rival import ROUNDS, UNTIL, Rival
+from gsm_lab.methods.base import ROUNDS, UNTIL, Rival
 
 
 class Magnitude(Rival):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gsm_lab.methods.rival import Rival
+from gsm_lab.methods.base import Rival
 
 _STREAM = 0x5EED  # apart from what else is drawn from the seed
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from gsm_lab.checks import flag, integer, kind, one_of, whole
-from gsm_lab.methods.rival import OF_THE_GATE, Rival
+from gsm_lab.methods.base import OF_THE_GATE, Rival
 from gsm_lab.models import copied
 from gsm_lab.optim.prunable import keep_masks
-from gsm_lab.run import Run
+from gsm_lab.training.run import Run
 
 BY = ("gsm", "magnitude", "random")  # who finds the mask
 

@@ -22,7 +22,7 @@ from gsm_lab.playground.controls import ChoiceControl, KnobControl
 from gsm_lab.playground.presets import PRESETS, Preset
 from gsm_lab.playground.taylor import TaylorView
 from gsm_lab.playground.view import STYLE, Figure, Viewer
-from gsm_lab.run import Run
+from gsm_lab.training.run import Run
 
 LIVE = ("compression", "momentum", "weight_decay", "lr", "smoothing")
 RESTARTS = ("model", "data", "batch_size", "seed")

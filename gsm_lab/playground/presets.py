@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gsm_lab.knobs import KNOBS
 
 if TYPE_CHECKING:
-    from gsm_lab.run import Run
+    from gsm_lab.training.run import Run
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import ipywidgets as widgets
 import numpy as np
 
-from gsm_lab.history import Rows
 from gsm_lab.player import FRAME, Player
-from gsm_lab.run import Run
 from gsm_lab.studies.steps import Before, relative_error
+from gsm_lab.training.history import Rows
+from gsm_lab.training.run import Run
 
 SHARE = 0.025  # of the time that looking may take
 LOOKS = 4000  # kept; then every second one is, as in a history

@@ -12,7 +12,7 @@ from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
 from gsm_lab.optim import budget
 from gsm_lab.player import Player
 from gsm_lab.playground.presets import Preset
-from gsm_lab.run import Run
+from gsm_lab.training.run import Run
 
 
 def explained(preset: Preset) -> str:

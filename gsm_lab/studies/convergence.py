@@ -15,8 +15,8 @@ import pandas as pd
 
 from gsm_lab.checks import flag, kind, several, whole
 from gsm_lab.knobs import each
-from gsm_lab.run import Run
 from gsm_lab.studies.trainings import bar_over, fresh, to_the_end
+from gsm_lab.training.run import Run
 
 COLUMNS = ("loss", "live", "cut", "distance", "turnover", "renewed")
 

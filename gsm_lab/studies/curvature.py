@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gsm_lab.checks import flag, kind
-from gsm_lab.derivatives import gradients, products_with
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.structure import NoSuchStructure, close, fully_connected, hooked, used_once
+from gsm_lab.training.derivatives import gradients, products_with
 
 
 def diagonal(problem: Problem, all_layers: bool = False) -> Tensor | None:

@@ -22,7 +22,7 @@ import pandas as pd
 
 from gsm_lab.checks import integer, is_number, number, several, shown, whole
 from gsm_lab.knobs import checked, oscillates
-from gsm_lab.run import Run
+from gsm_lab.training.run import Run
 
 MOMENTA = (0.9, 0.98, 0.99)
 _SLOWEST = 100_000  # steps of half a swing, beyond which nobody waits for it

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gsm_lab.checks import flag, kind, one_of
-from gsm_lab.outputs import answer
-from gsm_lab.sample_gradients import shares, single_losses
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.structure import NoSuchStructure, close, fully_connected, hooked, passed, used_once
-from gsm_lab.threads import one_thread
+from gsm_lab.training.outputs import answer
+from gsm_lab.training.sample_gradients import shares, single_losses
+from gsm_lab.training.threads import one_thread
 
 _NUMBERS = 2_000_000  # moved units held at once: 16 MB in float64
 

@@ -20,13 +20,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab.checks import flag, integer, is_number, several, shown
-from gsm_lab.fitting import must_be_a_mean
+from gsm_lab.distributed.launch import MOST, on_ranks
 from gsm_lab.knobs import each
-from gsm_lab.outputs import answer
-from gsm_lab.run import Run
-from gsm_lab.studies.processes import MOST, on_ranks
 from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
 from gsm_lab.studies.trainings import fresh
+from gsm_lab.training.fitting import must_be_a_mean
+from gsm_lab.training.outputs import answer
+from gsm_lab.training.run import Run
 
 _STEPS_A_REPORT = 20
 LOOKS = 15  # steps looked at unless told, evenly over the run

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 
 from gsm_lab.checks import integer, kind, one_of, several, whole
-from gsm_lab.history import THRESHOLDS, Rows
 from gsm_lab.optim import keep_masks
-from gsm_lab.run import Run
 from gsm_lab.studies.decay import gather
+from gsm_lab.training.history import THRESHOLDS, Rows
+from gsm_lab.training.run import Run
 
 KINDS = ("kept", "switched", "passive")
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)  # bits set in a byte

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from gsm_lab.derivatives import (
+from gsm_lab.models import copied, prunable
+from gsm_lab.optim import param_groups
+from gsm_lab.optim.layers import kernels
+from gsm_lab.optim.picks import Picks
+from gsm_lab.studies.precision import Raised
+from gsm_lab.studies.refusals import check_kinds, refuse_hidden_weights
+from gsm_lab.training.derivatives import (
     Loss,
     differentiable_twice,
     gradients,
@@ -23,15 +29,9 @@ from gsm_lab.derivatives import (
     not_compiled,
     products_with,
 )
-from gsm_lab.models import copied, prunable
-from gsm_lab.optim import param_groups
-from gsm_lab.optim.layers import kernels
-from gsm_lab.optim.picks import Picks
-from gsm_lab.outputs import Output, answer, answer_with
-from gsm_lab.run import Run
-from gsm_lab.sample_gradients import AT_ONCE, OfSamples, of_samples, sample_gradients
-from gsm_lab.studies.precision import Raised
-from gsm_lab.studies.refusals import check_kinds, refuse_hidden_weights
+from gsm_lab.training.outputs import Output, answer, answer_with
+from gsm_lab.training.run import Run
+from gsm_lab.training.sample_gradients import AT_ONCE, OfSamples, of_samples, sample_gradients
 
 _ABOUT_PRECISION = ("dtype", "scalar type", "Double", "Float", "BFloat16")  # in what PyTorch says of two of them
 
@@ -46,7 +46,7 @@ class Problem:
             model, in `dtype` as that.
         dtype: of all computation, also where the model or the loss casts to a lower one by itself. Differences of
             losses cancel, so float64 unless given.
-        output: from (model, x) to what the loss takes, where that is not `model(x)`; see `gsm_lab.outputs`.
+        output: from (model, x) to what the loss takes, where that is not `model(x)`; see `gsm_lab.training.outputs`.
         include, exclude: which tensors are prunable, as for `gsm_lab.optim.prunable`; those of a `Run` unless given.
 
     Attributes:
@@ -268,7 +268,7 @@ class Problem:
         """Mean over the samples of the square of each sample's gradient [N]: the empirical Fisher diagonal.
 
         For a loss that is a weighted sum over samples, the sum of weight times squared gradient. Raises ValueError
-        where there are no gradients of single samples, see `gsm_lab.derivatives.of_samples`.
+        where there are no gradients of single samples, see `gsm_lab.training.derivatives.of_samples`.
         """
         return self._of_samples.squared
 

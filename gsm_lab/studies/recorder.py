@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from gsm_lab.checks import kind, whole
-from gsm_lab.run import Run
 from gsm_lab.studies import scan
+from gsm_lab.training.run import Run
 
 
 class Recorder:

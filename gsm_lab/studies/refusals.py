@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gsm_lab.checks import shown
-from gsm_lab.derivatives import Loss, named
+from gsm_lab.training.derivatives import Loss, named
 
 
 def check_kinds(model: Any, x: Any, y: Any, loss: Any, dtype: Any, output: Any) -> None:

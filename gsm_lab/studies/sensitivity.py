@@ -28,14 +28,14 @@ from tqdm.auto import tqdm
 from gsm_lab import checks
 from gsm_lab.checks import MOST, flag, integer, is_number, several, shown, whole
 from gsm_lab.data import Dataset
-from gsm_lab.fitting import evaluating
 from gsm_lab.knobs import each
-from gsm_lab.methods.rival import Rival
+from gsm_lab.methods.base import Rival
 from gsm_lab.models import copied
 from gsm_lab.optim.prunable import exactly, keep_masks
-from gsm_lab.outputs import answer
-from gsm_lab.run import Run
 from gsm_lab.studies.trainings import bar_over, fresh, to_the_end
+from gsm_lab.training.fitting import evaluating
+from gsm_lab.training.outputs import answer
+from gsm_lab.training.run import Run
 
 RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # shares of a layer's weights that are taken out
 _ORDERINGS = 40_320  # at most so many are looked at: all of eight layers

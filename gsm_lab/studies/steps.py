@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from gsm_lab.checks import flag, whole
-from gsm_lab.derivatives import products_with
-from gsm_lab.run import Run
 from gsm_lab.studies.checks import check, some
 from gsm_lab.studies.problem import Problem
+from gsm_lab.training.derivatives import products_with
+from gsm_lab.training.run import Run
 
 ORDERS = ("first", "second")
 _CHECKED = 3  # weights

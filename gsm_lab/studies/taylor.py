@@ -26,13 +26,13 @@ from gsm_lab import checks
 from gsm_lab.checks import flag, integer, is_number, number, several, shown
 from gsm_lab.knobs import each
 from gsm_lab.optim import budget
-from gsm_lab.outputs import Output
-from gsm_lab.run import Run
 from gsm_lab.studies.checks import check, some, worst
 from gsm_lab.studies.curvature import diagonal
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.ranking import exhaustive, misranked, missed_by_input, rank_map, table_of
 from gsm_lab.studies.steps import steps
+from gsm_lab.training.outputs import Output
+from gsm_lab.training.run import Run
 
 __all__ = [
     "ESTIMATES", "REGIONS", "STAGES", "Problem", "agreement", "exhaustive", "misranked", "missed_by_input", "of_run",
@@ -47,7 +47,7 @@ STAGES = {"start": 0.0, "middle": 0.5, "end": 1.0}
 def of_run(run: Run, samples: int = 256, dtype: torch.dtype = torch.float64, output: Output | None = None) -> Problem:
     """The problem of a run's model as it is now, on the first `samples` of its training set.
 
-    `output`: the adapter of `gsm_lab.outputs`, the run's unless given.
+    `output`: the adapter of `gsm_lab.training.outputs`, the run's unless given.
     """
     checks.kind("run", run, Run, "a Run")
     _check_samples(run, samples)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from gsm_lab.checks import flag, shown
 from gsm_lab.models import copied
-from gsm_lab.run import Run
+from gsm_lab.training.run import Run
 
 _STEPS_A_LOOK = 25  # of the progress bar
 

@@ -19,9 +19,7 @@ import numpy as np
 import pandas as pd
 
 from gsm_lab.checks import flag, kind, number, one_of, shown
-from gsm_lab.history import History
 from gsm_lab.knobs import each
-from gsm_lab.run import Run
 from gsm_lab.studies.decay import (
     MOMENTA,
     closed_form_rate,
@@ -33,6 +31,8 @@ from gsm_lab.studies.decay import (
 )
 from gsm_lab.studies.paths import KINDS, ActiveSets, Paths, predicted
 from gsm_lab.studies.trainings import fresh
+from gsm_lab.training.history import History
+from gsm_lab.training.run import Run
 
 __all__ = [
     "KINDS", "MOMENTA", "ActiveSets", "Paths",

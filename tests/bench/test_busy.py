@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gsm_lab.data.sources import ENVIRONMENT
-from gsm_lab.threads import USERS_OWN
+from gsm_lab.training.threads import USERS_OWN
 from tests.bench.test_history import machine
 
 ROUNDS, SECONDS, SETTLE = 5, 4.0, 6.0

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsm_lab.derivatives import Loss, differentiable_twice, gradients, joined, leaves, named
-from gsm_lab.outputs import Output, answer, answer_with
+from gsm_lab.training.derivatives import Loss, differentiable_twice, gradients, joined, leaves, named
+from gsm_lab.training.outputs import Output, answer, answer_with
 
 AT_ONCE = 32  # samples that are batched; bounds memory
 
@@ -87,7 +87,7 @@ def sample_gradients(
         loss: from (answer to one sample [1, ...], labels [1]) to a scalar.
         weights: parameters of the model by name, N entries in all.
         x, y: inputs [n, ...] and labels [n].
-        output: the adapter of `gsm_lab.outputs`, if there is one.
+        output: the adapter of `gsm_lab.training.outputs`, if there is one.
         singly: one sample at a time by plain autograd; otherwise only where `torch.func` cannot take the model.
 
     Yields [k, N] for some samples at a time, in their order, entries in the order of `weights`.

@@ -1,7 +1,7 @@
 """Runs over ranks: several processes train one model, with DDP (each holds all of it) or FSDP2 (each holds a part).
 
-    with gsm_lab.world.joined():                          # in every process that torchrun started
-        kind = gsm_lab.parallel.kind("ddp")               # or "fsdp"
+    with gsm_lab.distributed.world.joined():                          # in every process that torchrun started
+        kind = gsm_lab.distributed.placement.kind("ddp")               # or "fsdp"
         run = kind(data="mnist", compression=60)          # settings and methods of `Run`
         run.train()
         run.save("runs/a")                                # what `Run.resume` reads, in one process or many
@@ -32,11 +32,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
-from gsm_lab.fitting import must_be_a_mean
-from gsm_lab.interrupts import interrupt
-from gsm_lab.outputs import answer
-from gsm_lab.run import Run
-from gsm_lab.world import Elsewhere, RankLost, World, lost_ranks, stops_held_back
+from gsm_lab.distributed.world import Elsewhere, RankLost, World, lost_ranks, stops_held_back
+from gsm_lab.training.fitting import must_be_a_mean
+from gsm_lab.training.interrupts import interrupt
+from gsm_lab.training.outputs import answer
+from gsm_lab.training.run import Run
 
 
 class ParallelRun(Run):
@@ -195,9 +195,9 @@ class ParallelRun(Run):
             return int(self.world.total(torch.tensor(super()._right(x[rows], y[rows], replaced))))
 
     def save(self, folder: str | Path) -> Path:
-        """Write all of the run to `folder`: rank 0 does, and the others wait for it. See `gsm_lab.checkpoint`.
+        """Write all of the run to `folder`: rank 0 does, and the others wait for it. See `gsm_lab.training.checkpoint`.
 
-        Raises OSError on rank 0, and `gsm_lab.world.Elsewhere` on the others, where it cannot be written.
+        Raises OSError on rank 0, and `gsm_lab.distributed.world.Elsewhere` on the others, where it cannot be written.
         """
         with lost_ranks(), self.world.together():
             return super().save(folder)
@@ -225,7 +225,7 @@ class ParallelRun(Run):
 
     @contextlib.contextmanager
     def by_first_rank(self) -> Iterator[bool]:
-        """True on rank 0; the others wait for it, and raise `gsm_lab.world.Elsewhere` where it raises."""
+        """True on rank 0; the others wait for it, and raise `gsm_lab.distributed.world.Elsewhere` where it raises."""
         with lost_ranks(), self.world.together():
             yield self.world.rank == 0
 
@@ -261,9 +261,9 @@ class DDPRun(ParallelRun):
 
 
 def kind(name: str) -> type[ParallelRun]:
-    """`DDPRun` for "ddp", `gsm_lab.sharded.FSDPRun` for "fsdp". Raises ValueError for another name."""
+    """`DDPRun` for "ddp", `gsm_lab.distributed.sharded.FSDPRun` for "fsdp". Raises ValueError for another name."""
     if name == "fsdp":
-        from gsm_lab.sharded import FSDPRun
+        from gsm_lab.distributed.sharded import FSDPRun
 
         return FSDPRun
     if name != "ddp":

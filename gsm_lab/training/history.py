@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gsm_lab import tally
 from gsm_lab.knobs import LIVE
+from gsm_lab.training import tally
 from gsm_lab.turns import turn
 
 THRESHOLDS = (1e-3, 1e-4)  # below these a weight is near zero
@@ -198,7 +198,7 @@ class History:
             count = sum(self.layers.values())
             self._before = self._part_of(np.unpackbits(arrays["before"], count=count).astype(bool))
 
-    # Three that are otherwise where a process holds a part of each layer, see `gsm_lab.sharded`.
+    # Three that are otherwise where a process holds a part of each layer, see `gsm_lab.distributed.sharded`.
 
     def _total(self, counts: np.ndarray) -> np.ndarray:
         return counts

@@ -25,19 +25,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gsm_lab import checks, schema, tensor_files
-from gsm_lab.files import held, remove_leftovers, sha256, write_atomically, writing
-from gsm_lab.interrupts import uninterrupted
+from gsm_lab import checks
 from gsm_lab.knobs import KNOBS
-from gsm_lab.model_state import fill, part_of, whole, whole_state
 from gsm_lab.optim.layers import kernels
 from gsm_lab.optim.prunable import exactly
 from gsm_lab.optim.ranks import is_distributed
-from gsm_lab.tensor_files import digest as _digest
+from gsm_lab.training import schema, tensor_files
+from gsm_lab.training.files import held, remove_leftovers, sha256, write_atomically, writing
+from gsm_lab.training.interrupts import uninterrupted
+from gsm_lab.training.model_state import fill, part_of, whole, whole_state
+from gsm_lab.training.tensor_files import digest as _digest
 
 if TYPE_CHECKING:
     from gsm_lab.data import Dataset
-    from gsm_lab.run import Run
+    from gsm_lab.training.run import Run
 
 FILE = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
@@ -62,7 +63,7 @@ def save(run: Run, folder: Path, note: dict[str, Any] | None = None) -> Path:
         FolderInUse: another process trains into that folder.
         FileExistsError: there is no run in it, but a file of a name that a run writes: somebody's own.
         OSError: it cannot be written. What an earlier save left is whole. (The two above are OSErrors as well.)
-        ValueError: the model keeps something that cannot be kept here, see `gsm_lab.model_state.whole_state`.
+        ValueError: the model keeps something that cannot be kept here, see `gsm_lab.training.model_state.whole_state`.
     """
     with uninterrupted():
         tensors, plain = _state(run)

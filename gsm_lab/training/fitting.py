@@ -16,8 +16,8 @@ from torch.nn.parameter import is_lazy
 from gsm_lab import data as datasets
 from gsm_lab import models
 from gsm_lab.checks import shown
-from gsm_lab.derivatives import named
-from gsm_lab.outputs import Output, answer, logits
+from gsm_lab.training.derivatives import named
+from gsm_lab.training.outputs import Output, answer, logits
 
 _OUTPUTS = (-3.0, -1.0, 0.0, 1.0, 3.0)  # at which a loss is asked what a single output means
 _CLASSES_TRIED, _FEW = 64, 8  # rows, of as many classes, and others

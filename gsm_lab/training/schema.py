@@ -17,7 +17,7 @@ from torch import Tensor
 from gsm_lab import knobs as settings
 
 if TYPE_CHECKING:
-    from gsm_lab.run import Run
+    from gsm_lab.training.run import Run
 
 ROOMS = ("model", "initial", "momentum", "average", "method", "gate", "history", "random")  # of tensors
 _LARGEST = 2**53  # of a number that JSON's readers take for a whole one

@@ -25,8 +25,8 @@ from gsm_lab.knobs import KNOBS, Knob, recipe_of
 from gsm_lab.optim.picks import Picks
 from gsm_lab.optim.prunable import clear, keep_masks, warn_of_empty
 from gsm_lab.optim.selection import chosen, top_q
-from gsm_lab.outputs import Output
-from gsm_lab.run import Run
+from gsm_lab.training.outputs import Output
+from gsm_lab.training.run import Run
 
 # Options that several methods have.
 UNTIL = Knob("until", 0.6, "share of the run after which who is in the network is settled", False, most=1)

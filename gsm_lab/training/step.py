@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsm_lab import schedule, threads
 from gsm_lab.data import Batches
-from gsm_lab.history import History
 from gsm_lab.optim import GSM, budget, keep_masks
 from gsm_lab.optim.prunable import clear
 from gsm_lab.optim.ranks import local
-from gsm_lab.outputs import Output, answer
-from gsm_lab.shared import Shared
+from gsm_lab.training import schedule, threads
+from gsm_lab.training.history import History
+from gsm_lab.training.outputs import Output, answer
+from gsm_lab.training.shared import Shared
 
 _BEYOND = 1e6  # |w| that no lower learning rate brings back
 _CUT_AGAIN = 0.99  # of the weights, on a ramp: to cut at every step would cost as much as the step

@@ -103,7 +103,7 @@ class _Member:
         environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": _loopback()}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", f"from gsm_lab.studies.processes import serve; serve({theirs.fileno()})"],
+                [sys.executable, "-c", f"from gsm_lab.distributed.launch import serve; serve({theirs.fileno()})"],
                 env=environ,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -15,14 +15,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from gsm_lab import data as datasets
-from gsm_lab.checkpoint import part_of
-from gsm_lab.history import History
+from gsm_lab.distributed.placement import ParallelRun
+from gsm_lab.distributed.world import World
 from gsm_lab.optim import param_groups
 from gsm_lab.optim.ranks import local
 from gsm_lab.optim.spread import placed_as
-from gsm_lab.parallel import ParallelRun
-from gsm_lab.run import Run
-from gsm_lab.world import World
+from gsm_lab.training.checkpoint import part_of
+from gsm_lab.training.history import History
+from gsm_lab.training.run import Run
 
 _UNIT = 1_000_000  # parameters; smaller modules are gathered together with what they are part of
 

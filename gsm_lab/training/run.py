@@ -14,20 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsm_lab import checkpoint, fitting, models
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
-from gsm_lab.anatomy import Anatomy
+from gsm_lab import models
 from gsm_lab.checks import flag, number, path, shown
-from gsm_lab.history import History
-from gsm_lab.interrupts import interruptible
-from gsm_lab.model_state import whole_state
 from gsm_lab.optim import GSM, cut, keep_masks, param_groups
 from gsm_lab.optim.picks import Picks, listed
 from gsm_lab.optim.ranks import local
 from gsm_lab.outcome import too_early
-from gsm_lab.outputs import Output, answer_with, predicted
-from gsm_lab.training import Training
+from gsm_lab.training import checkpoint, fitting
+from gsm_lab.training.anatomy import Anatomy
+from gsm_lab.training.history import History
+from gsm_lab.training.interrupts import interruptible
+from gsm_lab.training.model_state import whole_state
+from gsm_lab.training.outputs import Output, answer_with, predicted
+from gsm_lab.training.step import Training
 
 _EVALUATED_AT_ONCE = 2000  # samples; bounds memory
 _STEPS_A_LOOK = 10  # of the progress bar
@@ -84,7 +85,7 @@ class Run(Training):
     options: tuple[settings.Knob, ...] = ()  # what can be set beside the knobs of a run
     own: dict[str, Any] = {}  # noqa: RUF012  (those options in force)
     means_nothing: tuple[str, ...] = ()  # knobs that the method takes no notice of
-    rank = 0  # of this process among those that train the run together (`gsm_lab.parallel`): here it is alone
+    rank = 0  # of this process among those that train the run together : here it is alone
     breakdowns: tuple[type[Exception], ...] = (FloatingPointError,)  # that end training; what was saved is still good
     unsaved: tuple[type[Exception], ...] = (OSError,)  # from `save`, where nothing could be written
 
@@ -317,7 +318,7 @@ class Run(Training):
         """Continue from a `method_state()`."""
 
     def save(self, folder: str | Path) -> Path:
-        """Write all of the run to `folder`, atomically; returns the folder. See `gsm_lab.checkpoint`."""
+        """Write all of the run to `folder`, atomically; returns the folder. See `gsm_lab.training.checkpoint`."""
         with self.between_steps():
             return checkpoint.save(self, path("folder", folder))
 
@@ -338,7 +339,7 @@ class Run(Training):
         """
         return checkpoint.resume(cls, path("folder", folder), model, data, loss, output)
 
-    # -- what is otherwise where ranks share the work, see `gsm_lab.parallel` ------------------------------------------
+    # -- what is otherwise where ranks share the work, see `gsm_lab.distributed` ---------------------------------------
 
     _interruptible = staticmethod(interruptible)
 

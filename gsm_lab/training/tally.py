@@ -16,7 +16,7 @@ CHUNK = 65_536  # weights whose |w| is formed at a time: the scratch stays small
 def compiled() -> ModuleType | None:
     """The compiled loops, where numba is installed."""
     try:
-        from gsm_lab import tally_compiled
+        from gsm_lab.training import tally_compiled
     except (ImportError, RuntimeError):  # the latter where numba finds no folder to keep its compiled code in
         return None
     return tally_compiled

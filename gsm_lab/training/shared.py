@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from gsm_lab.anatomy import Anatomy
 from gsm_lab.models import computed
+from gsm_lab.training.anatomy import Anatomy
 from gsm_lab.turns import turn
 
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gsm_lab.interrupts import STOPS, held_back
 from gsm_lab.optim.ranks import RankLost
+from gsm_lab.training.interrupts import STOPS, held_back
 
 __all__ = ["Elsewhere", "RankLost", "World", "joined", "lost_ranks", "stops_held_back"]
 
@@ -94,7 +94,7 @@ class World:
 
     def __init__(self) -> None:
         if not (dist.is_available() and dist.is_initialized()):
-            raise RuntimeError("there is no process group: put `with gsm_lab.world.joined():` around it")
+            raise RuntimeError("there is no process group: put `with gsm_lab.distributed.world.joined():` around it")
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local = int(os.environ.get("LOCAL_RANK", self.rank))
 

@@ -1,0 +1,1 @@
+"""A run: its settings, the loop that trains it, its history, and what is kept of it on disk."""
