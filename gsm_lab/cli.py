@@ -22,7 +22,7 @@ from gsm_lab.folder import INTERRUPTED, complete, must_be_free, train
 
 if TYPE_CHECKING:
     from gsm_lab.distributed.world import World
-    from gsm_lab.training.run import Run
+    from gsm_lab.training.placement import Single
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,19 +54,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train, cut, and leave everything in a folder."""
+    from gsm_lab.training.run import Run
+
     _set_threads(args.threads)
     given = {name: getattr(args, name) for name in knobs.KNOBS if getattr(args, name) is not None}
     if args.out is not None:  # before data is loaded, or fetched
         must_be_free(args.out, args.overwrite)
-    with _kind_of_run(args) as (kind, world), contextlib.ExitStack() as ours:
+    with _placement(args) as (placement, world), contextlib.ExitStack() as ours:
         if args.out is not None:
             _take(ours, args.out, world)
             must_be_free(args.out, args.overwrite)
-        new = kind(**given)
-        k = new.knobs
+        new = Run(**given, placement=placement)
+        its = new.settings
         folder = args.out
         if folder is None:
-            folder = Path("runs") / f"{k['data']}-{k['model']}-{k['compression']:g}x-seed{k['seed']}"
+            folder = Path("runs") / f"{its.data}-{its.model}-{its.compression:g}x-seed{its.seed}"
             _take(ours, folder, world)
             must_be_free(folder, args.overwrite)
         return train(new, folder)
@@ -74,10 +76,12 @@ def run(args: argparse.Namespace) -> int:
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run to the end of its plan."""
+    from gsm_lab.training.run import Run
+
     _set_threads(args.threads)
-    with _kind_of_run(args) as (kind, world), contextlib.ExitStack() as ours:
+    with _placement(args) as (placement, world), contextlib.ExitStack() as ours:
         _take(ours, args.folder, world, if_run=True)
-        old = kind.resume(args.folder)
+        old = Run.resume(args.folder, placement=placement)
         if args.epochs is not None:
             if args.epochs * old.epoch_steps < old.steps:
                 raise ValueError(
@@ -86,11 +90,11 @@ def resume(args: argparse.Namespace) -> int:
                 )
             old.set(epochs=args.epochs)
         if old.base is not None and old.steps >= old.planned:
-            with old.by_first_rank() as first:
+            with old.placement.by_first_rank() as first:
                 if first:
-                    epochs = old.knobs["epochs"]
+                    epochs = old.settings.epochs
                     print(f"The run in {args.folder} is at the end of its {epochs} epochs; --epochs N extends it to N.")
-                    _tell_mended(complete(old.alone(args.folder), args.folder))
+                    _tell_mended(complete(old.placement.alone(old, args.folder), args.folder))
             return 0
         return train(old, args.folder, resumed=True)
 
@@ -177,20 +181,18 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _kind_of_run(args: argparse.Namespace) -> Iterator[tuple[type[Run], World | None]]:
-    """`Run`, or a run over ranks where that is asked for, or torchrun has started this process."""
+def _placement(args: argparse.Namespace) -> Iterator[tuple[Single | None, World | None]]:
+    """Where the run happens: in this process; over ranks where that is asked for, or torchrun has started this one."""
     if args.parallel is None and not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        from gsm_lab.training.run import Run
-
-        yield Run, None
+        yield None, None
         return
-    from gsm_lab.distributed import placement as parallel
+    from gsm_lab import distributed
     from gsm_lab.distributed import world
 
     with contextlib.ExitStack() as joined:
         try:  # what is wrong is said before leaving: until then torchrun's SIGTERM, which ends the others, is held back
             ranks = joined.enter_context(world.joined(args.timeout))
-            yield parallel.kind(args.parallel or PARALLEL[0]), ranks
+            yield distributed.kind(args.parallel or PARALLEL[0])(), ranks
         except world.RankLost as error:
             sys.exit(failed(error, 1, every_rank=True))
         except FloatingPointError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 SAVE_EVERY = 60.0  # seconds of training
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 UNSAVED = 1  # trained, and not to be written
-_PIECE = 20  # steps between two looks at the clock
 
 
 def must_be_free(folder: Path, overwrite: bool) -> None:
@@ -40,15 +38,15 @@ def train(run: Run, folder: Path, resumed: bool = False) -> int:
     """Train to the end of the plan, saving now and then, and leave all there is to leave in `folder`.
 
     What cannot be saved on the way is said, and tried again a minute later. Returns the exit status: 0, that of an
-    interrupt, or `UNSAVED` where what was reached in the end cannot be written. Raises what ends training
-    (`Run.breakdowns`), with what was saved; and OSError, before the first step, where the folder is not writable.
+    interrupt, or `UNSAVED` where what was reached in the end cannot be written. Raises what ends training (`breakdowns`
+    of the run's placement), with what was saved; and OSError, before the first step, where the folder is not writable.
     """
     from gsm_lab.training.checkpoint import DERIVED
     from gsm_lab.training.files import must_be_writable
     from gsm_lab.training.interrupts import status
 
     saves = _Saves(run, folder, resumed)
-    with run.by_first_rank() as first:  # if that fails, then before the work
+    with run.placement.by_first_rank() as first:  # if that fails, then before the work
         if first:
             must_be_writable(folder)
     stopped = 0
@@ -56,22 +54,22 @@ def train(run: Run, folder: Path, resumed: bool = False) -> int:
         _until_done(run, saves.now_and_then)
     except KeyboardInterrupt as stop:  # comes between two steps
         stopped = status(stop)
-    except run.breakdowns as error:
+    except run.placement.breakdowns as error:
         if saves.last is None:
             raise
         raise type(error)(f"{error} ({saves.kept()})") from None
     try:
         try:
             saves.save()
-        except run.unsaved as error:
-            if run.rank == 0:
+        except run.placement.unsaved as error:
+            if run.placement.rank == 0:
                 print(f"gsm-lab: {error}; {saves.kept()}", file=sys.stderr)
             return stopped or UNSAVED
     except KeyboardInterrupt as stop:  # while it was saved, and is
         stopped = stopped or status(stop)
-    if run.rank > 0:
+    if run.placement.rank > 0:
         return stopped
-    run = run.alone(folder)
+    run = run.placement.alone(run, folder)
     if not stopped:
         try:
             complete(run, folder, anew=DERIVED)
@@ -119,7 +117,7 @@ class _Saves:
 
         self.run.save(self.folder)
         self.last = (self.run.dense_steps, self.run.steps)
-        with self.run.by_first_rank() as first, writing(self.folder):
+        with self.run.placement.by_first_rank() as first, writing(self.folder):
             if first:
                 for name in DERIVED:
                     (self.folder / name).unlink(missing_ok=True)
@@ -128,8 +126,8 @@ class _Saves:
         """Save; where that cannot be done, say so and go on: there is another save to come."""
         try:
             self.save()
-        except self.run.unsaved as error:
-            if self.run.rank == 0:
+        except self.run.placement.unsaved as error:
+            if self.run.placement.rank == 0:
                 again = f"training goes on, and in {SAVE_EVERY:.0f} s it is saved again"
                 print(f"\ngsm-lab: {error}; {again}; {self.kept()}", file=sys.stderr)
 
@@ -143,26 +141,15 @@ class _Saves:
 
 def _until_done(run: Run, save: Callable[[], None]) -> None:
     """Train to the end of the plan under one progress bar; every minute `save` is called."""
-    from tqdm.auto import tqdm
+    from gsm_lab.training.callbacks import Progress, Regularly
+    from gsm_lab.training.loop import advance
 
-    total, saved = run.dense_left + max(0, run.planned - run.steps), time.monotonic()
     # In a log file a bar is a line every ten seconds, not ten lines a second.
     interval = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(total=total, unit="step", mininterval=interval, disable=run.rank > 0) as bar:
-        while run.base is None or run.steps < run.planned:
-            phase = "dense" if run.base is None else f"gate closed, C = {run.knobs['compression']:g}"
-            if not bar.disable and bar.desc != f"{phase}: ":
-                bar.set_description(phase)
-            before = run.dense_steps + run.steps
-            if run.base is None:
-                run.pretrain(_PIECE)
-            else:
-                run.step(min(_PIECE, run.planned - run.steps))
-            bar.update(run.dense_steps + run.steps - before)
-            if run.first_rank_says(time.monotonic() - saved >= SAVE_EVERY):
-                save()
-                saved = time.monotonic()
-    run.train(epochs=0, progress=False)  # looks at the accuracies once more
+    total = run.dense_left + max(0, run.planned - run.steps)
+    with Progress(total, run.placement.rank == 0, phase=True, mininterval=interval) as bar:
+        advance(run, run.planned, [bar, Regularly(SAVE_EVERY, save)])
+    run.train(epochs=0, progress=False)  # evaluates once more
 
 
 def complete(run: Run, folder: Path, anew: Collection[str] = ()) -> list[str]:
@@ -172,8 +159,9 @@ def complete(run: Run, folder: Path, anew: Collection[str] = ()) -> list[str]:
     written in any case. Returns the names of what was not as it should be. Whoever calls it holds the folder.
     """
     from gsm_lab import kept
-    from gsm_lab.training.checkpoint import BESIDE, DERIVED, KEPT, read, readable
+    from gsm_lab.training.checkpoint import BESIDE, DERIVED, KEPT, read
     from gsm_lab.training.files import remove_leftovers
+    from gsm_lab.training.state import readable
 
     plain = read(folder)
     remove_leftovers(folder, KEPT)  # of one that was killed behind its last save, after which there is no other
@@ -218,7 +206,7 @@ def _write_weights(run: Run, folder: Path) -> None:
 
     network, _ = copied(run.model)
     stay = cut(network, nonzeros=run.nonzeros, **exactly(network, run.history.layers))
-    about = {"format": "pt", "model": str(run.knobs["model"]), "data": run.data.name, "nonzeros": str(stay)}
+    about = {"format": "pt", "model": run.settings.model, "data": run.data.name, "nonzeros": str(stay)}
     about["checkpoint"] = tensor_files.fingerprint(folder / FILE)
     _write(folder, WEIGHTS, tensor_files.content_of(whole_state(network)[0], about))
 

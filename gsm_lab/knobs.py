@@ -1,13 +1,14 @@
 """Every setting of a run, declared once: widgets, command line, the checkpoints' header and the docs come from here.
 
-A knob is *live* (it may move while training goes on) or it *restarts* the run.
+A knob is *live* (it may move while training goes on) or it *restarts* the run. To add one is to add one field to
+`Settings`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gsm_lab.checks import number, several, shown
@@ -22,6 +23,12 @@ class Knob:
     `low` and `high` are the ends of its slider. What is valid reaches from `least` to `most` (to below `most` where
     `open_end`), or is one of `choices`. `scale` says how a slider moves: "linear"; "log"; "log0", log with zero at the
     left end; "log1m", log in 1 - value, as fits a momentum; "choice".
+
+    Who takes notice of it: `gate`, it says something about GSM's gate, and other methods refuse it unless they say that
+    they use it; `shards`, it can be had where weights are spread over ranks (else it has to be the default there);
+    `dense`, the dense epochs depend on it. Who shows it: `control`, the playground has a control for it; `marked`, the
+    dashboard marks where it moved. `later`: tables of runs were made before there was such a setting, so that it is not
+    named in them where it has its default.
     """
 
     name: str
@@ -37,6 +44,12 @@ class Knob:
     most: float = math.inf
     open_end: bool = False
     choices: tuple[str, ...] = ()
+    gate: bool = False
+    shards: bool = True
+    dense: bool = False
+    control: bool = False
+    marked: bool = False
+    later: bool = False
 
     @property
     def whole(self) -> bool:
@@ -111,68 +124,94 @@ def _significant(x: float, digits: int) -> float:
     return float(f"{x:.{digits - 1}e}")
 
 
-_ALL = (
-    Knob("model", "lenet300", "network to train", False, scale="choice", choices=("lenet300", "lenet5", "resnet56")),
-    Knob("data", "digits", "data set", False, scale="choice", choices=("digits", "mnist", "fashion_mnist")),
-    Knob(
-        "compression", 60.0, "C = N / Q: one weight in C receives its gradient, and survives the cut", True,
-        "compression C", "×", "log", 1, 3000, least=1,
-    ),
-    Knob(
-        "momentum", 0.9, "beta: at the same learning rate, more makes passive weights decay faster", True,
-        "momentum β", "", "log1m", 0, 0.999, most=1, open_end=True,
-    ),
-    Knob(
-        "weight_decay", 3e-3, "eta: pulls every weight towards zero; passive weights feel nothing else", True,
-        "weight decay η", "per step", "log0", 1e-5, 3e-2, most=1,
-    ),
-    Knob(
-        "lr", 0.1, "alpha: step size, before the schedule lowers it", True,
-        "learning rate α", "", "log", 1e-3, 1, most=100,
-    ),
-    Knob(
-        "hold", 0.6, "share of the run at full learning rate; then a cosine takes it to 1% (1: no schedule)", True,
-        "hold", "of the run", "linear", 0, 1, most=1,
-    ),
-    Knob(
-        "smoothing", 0.0, "0: the gate looks at this step's gradients; s: at their size over 1 / (1 - s) steps", True,
-        "smoothing s", "", "log1m", 0, 0.999, most=1, open_end=True,
-    ),
-    Knob(
-        "ramp", 0.0, "share of the run over which C rises, by equal factors, from 4 to its full value", True,
-        "ramp", "of the run", "linear", 0, 1, most=1,
-    ),
-    Knob(
-        "freeze", 1.0, "share of the run after which only the then Q largest weights are active (1: never)", True,
-        "freeze", "of the run", "linear", 0, 1, most=1,
-    ),
-    Knob(
-        "cut_at", 1.0, "share of the run after which the net is cut to the C then in force, and on as C rises, and "
-        "trained with the decay of the dense epochs; until a reset (1: never)", True,
-        "cut at", "of the run", "linear", 0, 1, most=1,
-    ),
-    Knob(
-        "epochs", 150, "gated epochs the schedule is laid out for", True,
-        "epochs", "epochs", "log", 1, 500, least=1, most=_MOST,
-    ),
-    Knob(
-        "evaluate_every", 50, "steps from one look at the test accuracy, live and cut, to the next", True,
-        "evaluate every", "steps", "log", 1, 1000, least=1, most=_MOST,
-    ),
-    Knob("batch_size", 64, "samples a step", False, "batch size", "samples", "log", 8, 512, least=1, most=_MOST),
-    Knob(
-        "pretrain", 15, "dense epochs before the gate closes (momentum 0.9, cosine)", False,
-        "pretrain", "epochs", "linear", 0, 50, most=_MOST,
-    ),
-    Knob("pretrain_lr", 0.05, "learning rate of the dense epochs", False, "dense rate", "", "log", 1e-3, 1, most=100),
-    Knob(
-        "pretrain_decay", 5e-4, "weight decay of the dense epochs", False,
-        "dense decay", "per step", "log0", 1e-5, 3e-2, most=1,
-    ),
-    Knob("seed", 0, "initial weights and batch order", False, "seed", "", "linear", 0, 99, most=2**31 - 1),
-)  # fmt: skip
+def _of(default: Any, help: str, live: bool, *rest: Any, **more: Any) -> Any:
+    """A field of `Settings`, with the knob that declares it."""
+    return field(default=default, metadata={"knob": Knob("", default, help, live, *rest, **more)})
 
-KNOBS: dict[str, Knob] = {knob.name: knob for knob in _ALL}
+
+# fmt: off
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of a run, as it is in force; each field is declared with its `Knob`, found in `KNOBS` by name.
+
+    `model` and `data` may be names of one's own: those of a model or data set that was given as such.
+    """
+
+    model: str = _of(
+        "lenet300", "network to train", False, scale="choice", choices=("lenet300", "lenet5", "resnet56"),
+        dense=True, control=True,
+    )
+    data: str = _of(
+        "digits", "data set", False, scale="choice", choices=("digits", "mnist", "fashion_mnist"), control=True,
+    )
+    compression: float = _of(
+        60.0, "C = N / Q: one weight in C receives its gradient, and survives the cut", True,
+        "compression C", "×", "log", 1, 3000, least=1, control=True, marked=True,
+    )
+    momentum: float = _of(
+        0.9, "beta: at the same learning rate, more makes passive weights decay faster", True,
+        "momentum β", "", "log1m", 0, 0.999, most=1, open_end=True, control=True, marked=True,
+    )
+    weight_decay: float = _of(
+        3e-3, "eta: pulls every weight towards zero; passive weights feel nothing else", True,
+        "weight decay η", "per step", "log0", 1e-5, 3e-2, most=1, control=True, marked=True,
+    )
+    lr: float = _of(
+        0.1, "alpha: step size, before the schedule lowers it", True,
+        "learning rate α", "", "log", 1e-3, 1, most=100, control=True, marked=True,
+    )
+    hold: float = _of(
+        0.6, "share of the run at full learning rate; then a cosine takes it to 1% (1: no schedule)", True,
+        "hold", "of the run", most=1, marked=True,
+    )
+    smoothing: float = _of(
+        0.0, "0: the gate looks at this step's gradients; s: at their size over 1 / (1 - s) steps", True,
+        "smoothing s", "", "log1m", 0, 0.999, most=1, open_end=True, gate=True, shards=False, control=True, marked=True,
+    )
+    ramp: float = _of(
+        0.0, "share of the run over which C rises, by equal factors, from 4 to its full value", True,
+        "ramp", "of the run", most=1, gate=True,
+    )
+    freeze: float = _of(
+        1.0, "share of the run after which only the then Q largest weights are active (1: never)", True,
+        "freeze", "of the run", most=1, gate=True, shards=False,
+    )
+    cut_at: float = _of(
+        1.0, "share of the run after which the net is cut to the C then in force, and on as C rises, and "
+        "trained with the decay of the dense epochs; until a reset (1: never)", True,
+        "cut at", "of the run", most=1, gate=True, shards=False, later=True,
+    )
+    epochs: int = _of(
+        150, "gated epochs the schedule is laid out for", True,
+        "epochs", "epochs", "log", 1, 500, least=1, most=_MOST, marked=True,
+    )
+    evaluate_every: int = _of(
+        50, "steps from one look at the test accuracy, live and cut, to the next", True,
+        "evaluate every", "steps", "log", 1, 1000, least=1, most=_MOST,
+    )
+    batch_size: int = _of(
+        64, "samples a step", False,
+        "batch size", "samples", "log", 8, 512, least=1, most=_MOST, dense=True, control=True,
+    )
+    pretrain: int = _of(
+        15, "dense epochs before the gate closes (momentum 0.9, cosine)", False,
+        "pretrain", "epochs", "linear", 0, 50, most=_MOST, dense=True,
+    )
+    pretrain_lr: float = _of(
+        0.05, "learning rate of the dense epochs", False, "dense rate", "", "log", 1e-3, 1, most=100, dense=True,
+    )
+    pretrain_decay: float = _of(
+        5e-4, "weight decay of the dense epochs", False,
+        "dense decay", "per step", "log0", 1e-5, 3e-2, most=1, dense=True,
+    )
+    seed: int = _of(
+        0, "initial weights and batch order", False,
+        "seed", "", "linear", 0, 99, most=2**31 - 1, dense=True, control=True,
+    )
+# fmt: on
+
+
+KNOBS: dict[str, Knob] = {f.name: replace(f.metadata["knob"], name=f.name) for f in fields(Settings)}
 LIVE: tuple[str, ...] = tuple(name for name, knob in KNOBS.items() if knob.live)
 
 # Settings that work, by (data, model), where they differ from the defaults, which are for LeNet-300-100 on digits.
@@ -222,12 +261,11 @@ def checked(settings: dict[str, Any], live_only: bool = False) -> dict[str, Any]
     return {name: knob(name).check(value) for name, value in settings.items()}
 
 
-def resolve(settings: dict[str, Any], data: str, model: str) -> dict[str, Any]:
-    """All knobs: those given, else what works for this data and model (`RECIPES`), else the defaults."""
+def resolve(settings: dict[str, Any], data: str, model: str) -> Settings:
+    """All settings: those given, else what works for this data and model (`RECIPES`), else the defaults."""
     given = checked({name: value for name, value in settings.items() if name not in ("data", "model")})
     recipe = RECIPES.get(recipe_of(data, model), {})
-    defaults = {name: k.default for name, k in KNOBS.items()}
-    return defaults | recipe | given | {"data": data, "model": model}
+    return Settings(**(recipe | given | {"data": data, "model": model}))
 
 
 def recipe_of(data: str, model: str) -> tuple[str, str]:

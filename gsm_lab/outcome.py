@@ -57,10 +57,10 @@ def too_early(run: Run) -> str:
     """
     with run.lock:
         evaluations = run.history.evaluations.array()
-        if run.method != "gsm" or run.base is None or not run.steps or not len(evaluations):
+        if run.method.name != "gsm" or run.base is None or not run.steps or not len(evaluations):
             return ""
         live, cut = float(evaluations["live_accuracy"][-1]), float(evaluations["cut_accuracy"][-1])
-        settings = [run.knobs[name] for name in ("lr", "momentum", "weight_decay")]
+        settings = [run.settings.lr, run.settings.momentum, run.settings.weight_decay]
         steps, moved = run.steps, any(e["knob"] == "compression" and e["step"] for e in run.history.events)
     life = half_life(*settings)
     least = max(LOSSLESS, math.sqrt(live * (1 - live) / len(run.data.test_y)))

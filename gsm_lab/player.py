@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from gsm_lab.data.dataset import integer
+from gsm_lab.training.loop import portion
 from gsm_lab.training.run import Run
 
 UNWATCHED = 15.0  # seconds without an acknowledged frame after which a player pauses
@@ -210,10 +211,9 @@ class Player:
 
     def _advance(self) -> None:
         try:
-            if self.run.base is None:  # one dense step at a time too: a pause has not to wait for all of them
-                self.run.pretrain(1)
-            else:
-                self.run.step(1)
+            gated = self.run.base is not None  # one dense step at a time too: a pause has not to wait for all of them
+            portion(self.run, 1)
+            if gated:
                 self._left -= 1
                 self._clock()
         except Exception as error:

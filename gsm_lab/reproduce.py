@@ -26,7 +26,7 @@ import torch
 from gsm_lab import __version__, methods
 from gsm_lab import data as datasets
 from gsm_lab.checks import flag, one_of, path
-from gsm_lab.knobs import each, knob
+from gsm_lab.knobs import KNOBS, each, knob
 from gsm_lab.methods import tickets
 from gsm_lab.methods.base import OF_THE_GATE
 from gsm_lab.results import (
@@ -45,9 +45,10 @@ from gsm_lab.results import (
 )
 from gsm_lab.tables import Entry, entries
 from gsm_lab.training import tensor_files
+from gsm_lab.training.callbacks import Progress, Regularly
 from gsm_lab.training.checkpoint import FILE, CheckpointError, note_of
-from gsm_lab.training.checkpoint import save as save_run
 from gsm_lab.training.files import must_be_writable, write_atomically
+from gsm_lab.training.loop import advance
 from gsm_lab.training.model_state import fill, whole_state
 from gsm_lab.training.run import Run
 
@@ -55,10 +56,6 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 SAVE_EVERY = 60.0  # seconds of training
-_PIECE = 20  # steps between two looks at the clock
-# came later than the first rows of the tables: not named where they are as things were before
-_LATER = {"cut_at": 1.0, "thresholds": "deviations"}
-_DENSE = ("model", "seed", "batch_size")  # the knobs that the dense epochs depend on, beside their own
 
 
 def reproduce(
@@ -165,14 +162,16 @@ def _planned(entry: Entry, source: datasets.Dataset, seed: int, data: str, epoch
         return {"run": methods.build(entry.method, **fixed, **first)}
     return {
         "search": methods.build("gsm", **fixed, **first),
-        "ticket": tickets.Ticket(**fixed, **{"pretrain": 0} | then),
+        "ticket": Run(method=tickets.Ticket(), **fixed, **{"pretrain": 0} | then),
     }
 
 
 def _settings(run: Run) -> dict[str, Any]:
     """All knobs and options in force, but for those that are columns, and how often it is looked at."""
     columns = ("model", "data", "compression", "seed", "evaluate_every")
-    return {k: v for k, v in (run.knobs | run.own).items() if k not in columns and _LATER.get(k) != v}
+    # what came later than the first rows of the tables is not named where things are as they were before
+    later = {k.name: k.default for k in (*KNOBS.values(), *run.method.options) if k.later}
+    return {k: v for k, v in (run.knobs | run.options).items() if k not in columns and later.get(k) != v}
 
 
 def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) ->
         base = run.base
     else:
         mask, base, before = _searched(runs["search"], by, folder / "search", progress)
-        runs["ticket"].wear(mask)
+        runs["ticket"].method.wear(runs["ticket"], mask)
         run, more = _trained(runs["ticket"], folder / "ticket", progress)
         before += more
     live = run.evaluate()
@@ -195,7 +194,7 @@ def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) ->
         "base": base,
         "live": live,
         "cut": cut,
-        "epochs": run.knobs["epochs"],
+        "epochs": run.settings.epochs,
         "seconds": round(before + time.perf_counter() - start, 1),
     }
 
@@ -218,29 +217,28 @@ def _trained(run: Run, folder: Path, progress: bool, until: int | None = None) -
     from tqdm.auto import tqdm
 
     run, before = _as_it_was_left(run, folder)
-    start = saved = time.monotonic()
+    start = time.monotonic()
+
+    def seconds() -> float:
+        return before + time.monotonic() - start
 
     def save() -> None:
-        save_run(run, folder, note={"seconds": before + time.monotonic() - start})
+        run.save(folder, note={"seconds": seconds()})
+
+    def now_and_then() -> None:
+        try:
+            save()
+        except OSError as error:  # there is another one to come
+            tqdm.write(f"gsm-lab: {error}; training goes on, and it is tried again", file=sys.stderr)
+
+    def gate_closed(run: Run, done: int) -> None:
+        if done and run.base is not None and not run.steps and run.settings.pretrain:
+            _hand_over(run, folder, seconds())
 
     end = run.planned if until is None else until
-    total = run.dense_left + max(0, end - run.steps)
-    with tqdm(total=total, unit="step", leave=False, disable=not progress) as bar:
+    with Progress(run.dense_left + max(0, end - run.steps), progress, leave=False) as bar:
         try:
-            while run.base is None or run.steps < end:
-                done = run.dense_steps + run.steps
-                if run.base is None:
-                    if not run.pretrain(_PIECE) and run.knobs["pretrain"]:
-                        _hand_over(run, folder, before + time.monotonic() - start)
-                else:
-                    run.step(min(_PIECE, end - run.steps))
-                bar.update(run.dense_steps + run.steps - done)
-                if time.monotonic() - saved >= SAVE_EVERY:
-                    try:
-                        save()
-                    except OSError as error:  # there is another one to come
-                        tqdm.write(f"gsm-lab: {error}; training goes on, and it is tried again", file=sys.stderr)
-                    saved = time.monotonic()
+            advance(run, end, [gate_closed, bar, Regularly(SAVE_EVERY, now_and_then)])
         except KeyboardInterrupt:
             save()
             raise
@@ -254,7 +252,7 @@ def _as_it_was_left(run: Run, folder: Path) -> tuple[Run, float]:
     if (folder / FILE).exists():
         try:
             seconds = note_of(folder).get("seconds", math.nan)  # as older ones kept them elsewhere: not known
-            return type(run).resume(folder, data=run.data), seconds
+            return methods.resume(folder, data=run.data), seconds
         except CheckpointError as error:
             print(f"gsm-lab: {error}: it is made anew", file=sys.stderr)
     return run, _take_over(run, folder)
@@ -262,7 +260,7 @@ def _as_it_was_left(run: Run, folder: Path) -> tuple[Run, float]:
 
 def _dense_file(run: Run, folder: Path) -> Path:
     """Where the network is kept that the dense epochs of this run, and of all with the same ones, lead to."""
-    knobs = {name: v for name, v in run.knobs.items() if name in _DENSE or name.startswith("pretrain")}
+    knobs = {name: v for name, v in run.knobs.items() if KNOBS[name].dense}
     code = Path(inspect.getfile(type(run.model))).read_text()  # what an older version left is another network
     made_by = [code, __version__, torch.__version__, torch.get_num_threads()]
     name = json.dumps([knobs, run.data.digest, made_by], sort_keys=True)

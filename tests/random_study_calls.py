@@ -225,7 +225,7 @@ STUDY_CALLS: Calls = {
         lambda **kw: tickets.ticket(**kw, **settings()), {"by": "random", "progress": False, "retrain": None},
     ),
     "Ticket.wear": (
-        lambda mask: tickets.Ticket(**settings() | {"compression": 4.0}).wear(mask),
+        lambda mask: tickets.worn(mask, **settings() | {"compression": 4.0}),
         {"mask": torch.ones(72, dtype=torch.bool)},
     ),
 }  # fmt: skip

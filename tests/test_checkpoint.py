@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 def assert_same(a: Run, b: Run) -> None:
     assert differs(everything(a), everything(b)) == []
     pd.testing.assert_frame_equal(a.history.frame(), b.history.frame(), check_exact=True)
-    assert a._given == b._given
+    assert a.given == b.given
 
 
 def header(path: Path) -> dict:
@@ -422,14 +422,14 @@ def test_a_safetensors_file_of_somebody_else_is_refused(saved: Path, metadata: d
 def test_another_format_is_refused(saved: Path, version: int | None) -> None:
     tensors = load_file(saved / FILE)
     text = json.dumps({"version": version})
-    save_file(tensors, saved / FILE, {"gsm_lab": text, "sha256": checkpoint._digest(tensors, text)})
+    save_file(tensors, saved / FILE, {"gsm_lab": text, "sha256": checkpoint.digest(tensors, text)})
     refused(saved, f"has format {version}; this gsm_lab reads format {checkpoint.VERSION}")
 
 
 def test_the_checksum_by_hand() -> None:
     tensors = {"b": torch.tensor([[1, 2]], dtype=torch.int16), "a": torch.tensor(True), "c": torch.empty(0)}
     text = b"headera torch.bool ()\x01b torch.int16 (1, 2)\x01\x00\x02\x00c torch.float32 (0,)"
-    assert checkpoint._digest(tensors, "header") == hashlib.sha256(text).hexdigest()
+    assert checkpoint.digest(tensors, "header") == hashlib.sha256(text).hexdigest()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ def test_a_named_model_may_be_given_as_a_module(tmp_path: Path) -> None:
 def written(folder: Path, plain: object, tensors: dict[str, Tensor]) -> None:
     """A checkpoint with the right checksum, whatever is in it."""
     text = plain if isinstance(plain, str) else json.dumps(plain)
-    save_file(tensors, folder / FILE, {"gsm_lab": text, "sha256": checkpoint._digest(tensors, text)})
+    save_file(tensors, folder / FILE, {"gsm_lab": text, "sha256": checkpoint.digest(tensors, text)})
 
 
 def without(plain: dict, name: str) -> dict:
@@ -569,7 +569,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("case", PLAIN)
 def test_a_header_that_is_not_as_expected_is_refused(saved: Path, case: str) -> None:
-    tensors, plain = checkpoint._read(saved / FILE)
+    tensors, plain = checkpoint.read_all(saved)
     written(saved, PLAIN[case](plain), tensors)
     model = net(4)
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -603,7 +603,7 @@ TENSORS = {
 
 @pytest.mark.parametrize("case", TENSORS)
 def test_tensors_that_are_not_as_expected_are_refused(saved: Path, case: str) -> None:
-    tensors, plain = checkpoint._read(saved / FILE)
+    tensors, plain = checkpoint.read_all(saved)
     written(saved, plain, TENSORS[case](tensors))
     model = net(4)
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -618,19 +618,19 @@ def test_what_a_method_keeps_is_not_as_expected(tmp_path: Path, method: str) -> 
     run = gsm_lab.methods.build(method, model=net(), data=mine(), batch_size=8, pretrain=0, compression=4)
     run.step(2)
     run.save(tmp_path)
-    tensors, plain = checkpoint._read(tmp_path / FILE)
+    tensors, plain = checkpoint.read_all(tmp_path)
     for broken in (
         {name: t for name, t in tensors.items() if not name.startswith("method/")},
         tensors | {name: t[..., :1].contiguous() for name, t in tensors.items() if name.startswith("method/")},
     ):
         written(tmp_path, plain, broken)
         with pytest.raises(CheckpointError, match="is not as expected"):
-            type(run).resume(tmp_path, net(), mine())
+            gsm_lab.methods.resume(tmp_path, net(), mine())
 
 
 def test_a_file_without_what_came_later_is_resumed(saved: Path) -> None:
     """As the first versions wrote it."""
-    tensors, plain = checkpoint._read(saved / FILE)
+    tensors, plain = checkpoint.read_all(saved)
     for name in ("method", "options", "shorn", "beside", "finished"):
         plain = without(plain, name)
     plain["knobs"] = without(plain["knobs"], "cut_at")

@@ -1,6 +1,7 @@
 """What all rivals of GSM share: budgets, exact zeros, histories, repeating and resuming to the bit, and bad input."""
 
 import copy
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def make(method: str, model: nn.Module | None = None, data: Dataset | None = Non
 
 
 def all_of(run: Run) -> dict[str, object]:
-    return everything(run) | {"method": copy.deepcopy(run.method_state()), "own": dict(run.own)}
+    return everything(run) | {"method": copy.deepcopy(run.method.state(run)), "own": dict(run.options)}
 
 
 def flat(run: Run) -> Tensor:
@@ -54,9 +55,9 @@ class Watch:
     def __call__(self, step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
         w = np.concatenate([part.reshape(-1) for part in weights])
         self.sizes.append(np.count_nonzero(w))
-        if self.run.method != "admm" or self.run.settled:  # before, its model is dense; the mask is that of Z
+        if self.run.method.name != "admm" or self.run.method.settled:  # before, that of Z
             assert np.array_equal(w != 0, active), f"step {step}"
-        if self.run.settled:
+        if self.run.method.settled:
             assert not w[~active].any() and not np.signbit(w[~active]).any(), f"step {step}"
 
 
@@ -64,10 +65,10 @@ def ended(run: Run) -> None:
     """Train to the end and cut; assert the budget, that zeros are zeros, and that the history counted them."""
     watch = Watch(run)
     run.train(progress=False)
-    assert watch.sizes == list(run.history.frame()["active"]) or run.method == "admm"
+    assert watch.sizes == list(run.history.frame()["active"]) or run.method.name == "admm"
     kept, w = methods.finish(run), flat(run)
     assert kept == int(w.count_nonzero()) and torch.isfinite(w).all()
-    assert kept == run.nonzeros or (run.method in MAY_BE_FEWER and 0 < kept < run.nonzeros)
+    assert kept == run.nonzeros or (run.method.name in MAY_BE_FEWER and 0 < kept < run.nonzeros)
     assert not torch.signbit(w[w == 0]).any()
 
 
@@ -91,7 +92,7 @@ def test_a_run_ends_with_its_budget(method: str, knobs: dict) -> None:
     run = make(method, **knobs, **({"ramp": 0.4} if method == "dns" else {}))
     ended(run)
     if knobs.get("compression") != 1:
-        assert run.settled and run.history.frame()["active"].iloc[-1] <= run.nonzeros
+        assert run.method.settled and run.history.frame()["active"].iloc[-1] <= run.nonzeros
 
 
 @pytest.mark.parametrize("until", [0, 0.05, 0.9, 1])
@@ -100,7 +101,10 @@ def test_it_may_be_settled_at_any_time(method: str, until: float) -> None:
     run = make(method, until=until)
     ended(run)
     if until < 1:
-        frame, last = run.history.frame(), max(1, run.settles) + 1  # some settle before a step and some after it
+        frame, last = (
+            run.history.frame(),
+            max(1, run.method.settles(run)) + 1,
+        )  # some settle before a step, some after
         assert frame["active"].iloc[last - 1 :].max() <= run.nonzeros
 
 
@@ -154,7 +158,7 @@ def test_a_move_of_the_epochs_passes_nothing_over(method: str) -> None:
     run.step(16)
     run.set(epochs=2)  # all should have been settled after 12 steps
     run.step(2)
-    assert run.settled and int(flat(run).count_nonzero()) <= run.nonzeros
+    assert run.method.settled and int(flat(run).count_nonzero()) <= run.nonzeros
     run.step(2)
     assert run.finished
 
@@ -229,7 +233,7 @@ def test_it_resumes_to_the_bit(method: str, at: int | str, tmp_path: Path) -> No
     straight, run = make(method), make(method)
     run.pretrain(4) if at == "dense" else run.pretrain()
     run.step(0 if at == "dense" else at)
-    again = methods.kind(method).resume(run.save(tmp_path), model=net(9), data=mine())
+    again = methods.resume(run.save(tmp_path), model=net(9), data=mine())
     assert differs(all_of(run), all_of(again)) == []
     again.step(31 - again.steps)
     straight.step(31)
@@ -241,9 +245,9 @@ def test_another_methods_run_is_not_resumed(saved: str, asked: str, tmp_path: Pa
     given = {"model": net(), "data": mine(), "batch_size": 8, "pretrain": 0}
     run = tickets.ticket("random", **given) if saved == "tickets" else make(saved)
     run.save(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"is one of '{saved}': gsm_lab\.methods\.kind\('{saved}'\)\.resume"):
-        methods.kind(asked).resume(tmp_path, model=net(), data=mine())
-    assert type(methods.kind(saved).resume(tmp_path, model=net(), data=mine())) is type(run)
+    with pytest.raises(CheckpointError, match=rf"is one of '{saved}', not of '{asked}': gsm_lab\.methods\.resume"):
+        Run.resume(tmp_path, model=net(), data=mine(), method=methods.kind(asked)())
+    assert type(methods.resume(tmp_path, model=net(), data=mine()).method) is type(run.method)
 
 
 def test_an_older_file_goes_on_as_it_was_whatever_works_best_now(
@@ -251,14 +255,17 @@ def test_an_older_file_goes_on_as_it_was_whatever_works_best_now(
 ) -> None:
     run = make("dns")
     run.step(5)
-    del run.own["thresholds"], run.knobs["hold"]  # as if there had been none
-    run.save(tmp_path)
+    del run.options["thresholds"]  # as if there had been none
+    with monkeypatch.context() as before:
+        knobs = {name: value for name, value in run.knobs.items() if name != "hold"}
+        before.setattr(Run, "knobs", property(lambda run: knobs))
+        run.save(tmp_path)
     monkeypatch.setitem(gl.knobs.RECIPES, ("corners", "net"), {"hold": 0.1})
     monkeypatch.setattr(methods.kind("dns"), "recipes", {("corners", "net"): {"thresholds": "size"}})
     now = make("dns")
-    assert now.own["thresholds"] == "size" and now.knobs["hold"] == 0.1
-    again = methods.kind("dns").resume(tmp_path, model=net(), data=mine())
-    assert again.own["thresholds"] == "deviations" and again.knobs["hold"] == 0.6
+    assert now.options["thresholds"] == "size" and now.knobs["hold"] == 0.1
+    again = methods.resume(tmp_path, model=net(), data=mine())
+    assert again.options["thresholds"] == "deviations" and again.knobs["hold"] == 0.6
 
 
 @pytest.mark.parametrize("method", RIVALS)
@@ -275,7 +282,7 @@ def test_a_step_that_is_refused_changes_nothing_and_can_be_done_again(method: st
     straight = make(method, model, pretrain=0)
     run.pretrain()
     run.step(bad - 1)
-    run._schedule_gate()  # what the step begins with; once more is once
+    run.method.before_step(run)  # what the step begins with; once more is once
     before = all_of(run)
     with pytest.raises(FloatingPointError, match="no weight was changed"):
         run.step()
@@ -302,13 +309,13 @@ def test_a_ticket_begins_with_the_first_weights_of_the_search(by: str, tmp_path:
     run = tickets.ticket(by, progress=False, model=model, retrain={"epochs": 3, "seed": 1}, **knobs)
     assert equal(dict(model.state_dict()), dict(first)), "the caller's model is left alone"
     start = torch.cat([first[name].reshape(-1) for name in run.history.layers])
-    assert torch.equal(flat(run), torch.where(mask, start, 0.0)) and torch.equal(run.inside, mask)
+    assert torch.equal(flat(run), torch.where(mask, start, 0.0)) and torch.equal(run.method.inside, mask)
     others = {name for name in first if name not in run.history.layers}
     assert all(torch.equal(run.model.state_dict()[name], first[name]) for name in others)
     straight = copy.deepcopy(run)
     run.step(7)
     assert not torch.equal(flat(run), flat(straight))
-    again = tickets.Ticket.resume(run.save(tmp_path), model=net(), data=mine())
+    again = methods.resume(run.save(tmp_path), model=net(), data=mine())
     for one in (run, again):
         one.reset()
         assert torch.equal(flat(one), torch.where(mask, start, 0.0)), "a reset keeps the mask"
@@ -341,7 +348,7 @@ def test_a_search_ends_where_the_net_has_been_cut_on_the_way(when: dict[str, flo
 def test_a_ticket_of_a_named_model_and_what_is_refused() -> None:
     run = tickets.ticket("magnitude", progress=False, pretrain=0, seed=3)
     start = torch.cat([p.detach().reshape(-1) for p in gl.models.prunable(Run(seed=3).model).values()])
-    assert torch.equal(flat(run), torch.where(run.inside, start, 0.0))
+    assert torch.equal(flat(run), torch.where(run.method.inside, start, 0.0))
     with pytest.raises(ValueError, match="by must be one of gsm, magnitude, random, got 'luck'"):
         tickets.ticket("luck")
     run.step(1)
@@ -350,7 +357,7 @@ def test_a_ticket_of_a_named_model_and_what_is_refused() -> None:
     with pytest.raises(ValueError, match="retrain must not set seed"):
         tickets.ticket("random", retrain={"seed": 4})
     with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \(266200,\), got torch.bool of shape"):
-        run.wear(torch.ones(4, dtype=torch.bool))
+        run.method.wear(run, torch.ones(4, dtype=torch.bool))
 
 
 # ------------------------------------------------------------------------------------------------ the same recording
@@ -426,9 +433,9 @@ def test_a_layer_that_is_left_empty_is_named() -> None:
 
 def test_scores_that_are_not_finite_are_refused() -> None:
     run = make("magnitude")
-    assert isinstance(run, Rival)
+    assert isinstance(run.method, Rival)
     with pytest.raises(FloatingPointError, match="a score of magnitude is not finite after 0 steps"):
-        run.best(torch.full((368,), torch.nan), 4)
+        run.method.best(run, torch.full((368,), torch.nan), 4)
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=30), min_size=1, max_size=4), st.integers(0, 9))
@@ -465,22 +472,22 @@ def test_what_is_said_of_the_gate_is_refused(method: str) -> None:
 def test_a_reset_may_change_an_option() -> None:
     run = make("magnitude", rounds=3)
     run.reset(rounds=2)
-    assert run.own["rounds"] == 2
+    assert run.options["rounds"] == 2
     run.reset()
-    assert run.own["rounds"] == 2
+    assert run.options["rounds"] == 2
     with pytest.raises(ValueError, match="rounds must be"):
         run.reset(rounds=0)
     with pytest.raises(ValueError, match="seed must be"):
         run.reset(rounds=5, seed=-1)
     run.reset()
-    assert run.own["rounds"] == 2, "a refused reset leaves no trace"
+    assert run.options["rounds"] == 2, "a refused reset leaves no trace"
 
 
 def test_a_knob_that_means_nothing_is_no_reason_not_to_resume(tmp_path: Path) -> None:
     """Runs of rivals that were saved when such knobs were taken without a word."""
     run = make("magnitude")
     run.step(3)
-    run.knobs["ramp"] = run._given["ramp"] = 0.4
-    again = methods.kind("magnitude").resume(run.save(tmp_path), model=net(), data=mine())
+    run.settings, run.given["ramp"] = dataclasses.replace(run.settings, ramp=0.4), 0.4
+    again = methods.resume(run.save(tmp_path), model=net(), data=mine())
     assert again.knobs["ramp"] == 0 and again.steps == 3
     again.reset()

@@ -32,7 +32,7 @@ def quadratic(method: str, target: Tensor, start: Tensor, **settings: object) ->
     model.weight.data.copy_(start)
     knobs = {"batch_size": n, "pretrain": 0, "hold": 1.0, "weight_decay": 0.0, "epochs": 400, "momentum": 0.5}
     knobs |= {"lr": 0.1, "evaluate_every": 999} | settings
-    return methods.kind(method)(model, Dataset(eye, rows, eye, rows), loss=Quadratic(target), **knobs)
+    return Run(model, Dataset(eye, rows, eye, rows), loss=Quadratic(target), **knobs, method=methods.kind(method)())
 
 
 class Quadratic:
@@ -93,7 +93,7 @@ def test_the_proximal_step_is_the_minimum(seed: int, strength: float, momentum: 
     t = strength * lr / (1 - momentum)
     run.opt.param_groups[0]["lr"] = lr
     with torch.no_grad():
-        run.after()
+        run.method.after_step(run)
     got = run.model.weight.detach()
 
     def cost(w: Tensor) -> Tensor:  # what the soft threshold minimises, weight by weight
@@ -101,7 +101,7 @@ def test_the_proximal_step_is_the_minimum(seed: int, strength: float, momentum: 
 
     for other in (got + 1e-3, got - 1e-3, torch.zeros_like(v), v):
         assert (cost(got) <= cost(other) + 1e-6).all()
-    assert torch.equal(run.inside.view(4, 4), got != 0)
+    assert torch.equal(run.method.inside.view(4, 4), got != 0)
 
 
 # ------------------------------------------------------------------------------------------------ ADMM (Zhang 2018)
@@ -112,10 +112,10 @@ def test_the_proximal_step_is_the_minimum(seed: int, strength: float, momentum: 
 def test_admm_projects_to_the_nearest_network_of_q_weights(seed: int, q: int) -> None:
     run = quadratic("admm", torch.zeros(3, 3), torch.ones(3, 3), compression=9 / q)
     v = random(9, seed=seed)
-    z = run.project(v)
+    z = run.method.project(run, v)
     sets = (torch.tensor(kept) for kept in itertools.combinations(range(9), q))
     nearest = min((v - torch.zeros(9).index_copy(0, s, v[s])).norm() for s in sets)
-    assert int(z.count_nonzero()) == q and torch.equal(run.inside, z != 0)
+    assert int(z.count_nonzero()) == q and torch.equal(run.method.inside, z != 0)
     assert (v - z).norm() == pytest.approx(float(nearest))
 
 
@@ -143,18 +143,18 @@ def test_admm_takes_the_steps_of_its_equations() -> None:
             u = u + w - z
         run.step()
         np.testing.assert_allclose(run.model.weight.detach(), w, atol=1e-5)
-        np.testing.assert_allclose(run.z.view(4, 4), z, atol=1e-5)
-        np.testing.assert_allclose(run.u.view(4, 4), u, atol=1e-5)
-    assert run.settled and int(flat(run).count_nonzero()) == q
+        np.testing.assert_allclose(run.method.z.view(4, 4), z, atol=1e-5)
+        np.testing.assert_allclose(run.method.u.view(4, 4), u, atol=1e-5)
+    assert run.method.settled and int(flat(run).count_nonzero()) == q
 
 
 def test_admm_moves_z_and_u_once_an_epoch() -> None:
     run = make("admm", until=1)
     moved = []
     for _ in range(25):
-        before = run.z.clone(), run.u.clone()
+        before = run.method.z.clone(), run.method.u.clone()
         run.step()
-        moved.append((not torch.equal(run.z, before[0]), not torch.equal(run.u, before[1])))
+        moved.append((not torch.equal(run.method.z, before[0]), not torch.equal(run.method.u, before[1])))
     assert [i for i, (z, _) in enumerate(moved) if z] == [0, 9, 19] and [i for i, (_, u) in enumerate(moved) if u] == [
         9,
         19,
@@ -168,11 +168,11 @@ def test_admm_moves_z_and_u_once_an_epoch() -> None:
 @given(seeds, st.floats(0, 0.9), st.integers(1, 368), st.sampled_from(["deviations", "size"]))
 def test_surgery_is_equation_3(seed: int, margin: float, q: int, shared: str) -> None:
     run = make("dns", margin=margin, thresholds=shared)
-    run.shadow = [random(*p.shape, seed=seed + i) * (i + 1) for i, p in enumerate(run.shadow)]
+    run.method.shadow = [random(*p.shape, seed=seed + i) * (i + 1) for i, p in enumerate(run.method.shadow)]
     before = random(368, seed=seed + 5) > 0
-    run.inside.copy_(before)
-    run.operate(q)
-    layers = [w.abs().double().numpy().ravel() for w in run.shadow]
+    run.method.inside.copy_(before)
+    run.method.operate(run, q)
+    layers = [w.abs().double().numpy().ravel() for w in run.method.shadow]
     of_layer = [((w - w.mean()) / w.std(), w.mean(), w.std()) if shared == "deviations" else (w, 0, 1) for w in layers]
     c = np.sort(np.concatenate([score for score, _, _ in of_layer]))[-q]
     expected, close, start = [], [], 0
@@ -183,8 +183,8 @@ def test_surgery_is_equation_3(seed: int, margin: float, q: int, shared: str) ->
             expected.append(False if size < a else True if size >= b else inside)
             close.append(min(abs(size - a), abs(size - b)) < 1e-5)  # rounding decides
         start += len(w)
-    assert np.array_equal(run.inside.numpy() | close, np.array(expected) | close)
-    assert run.lowest == pytest.approx(c, abs=1e-5)
+    assert np.array_equal(run.method.inside.numpy() | close, np.array(expected) | close)
+    assert run.method.lowest == pytest.approx(c, abs=1e-5)
 
 
 def test_the_splice_brings_a_weight_back() -> None:
@@ -194,7 +194,7 @@ def test_the_splice_brings_a_weight_back() -> None:
     seen = []
     for _ in range(60):
         run.step()
-        seen.append((bool(run.inside[6]), flat(run)[6].item(), run.shadow[0][1, 2].item()))
+        seen.append((bool(run.method.inside[6]), flat(run)[6].item(), run.method.shadow[0][1, 2].item()))
     assert not seen[0][0] and seen[0][1] == 0.0, "taken out"
     inside = [i for i, _, _ in seen]
     back = inside.index(True)
@@ -205,19 +205,19 @@ def test_the_splice_brings_a_weight_back() -> None:
         speed = 0.5 * speed + (0.01 if step == 0 else 0.0) - 3.0
         w -= 0.1 * speed
         assert seen[step][1:] == (0.0, pytest.approx(w, rel=1e-5))
-    assert run.settled and int(flat(run).count_nonzero()) == run.nonzeros == 8
+    assert run.method.settled and int(flat(run).count_nonzero()) == run.nonzeros == 8
     assert seen[-1][1] == pytest.approx(3.0, abs=0.05)
 
 
 def test_surgery_becomes_rare() -> None:
     run = make("dns", gamma=1, until=1, epochs=100)
     operated: list[int] = []
-    run.operate = lambda q: operated.append(run.steps)
+    run.method.operate = lambda run, q: operated.append(run.steps)
     run.step(300)
     expected = sum(1 / (1 + step) for step in range(300))
     assert operated[0] == 0 and abs(len(operated) - expected) < 4 * math.sqrt(expected)
     run = make("dns", gamma=0)
-    run.operate = lambda q: operated.append(q)
+    run.method.operate = lambda run, q: operated.append(q)
     operated.clear()
     run.step(40)
     assert operated == [92] * 23, "at every step until it is settled"
@@ -225,7 +225,7 @@ def test_surgery_becomes_rare() -> None:
 
 def test_the_ramp_is_dns_budget() -> None:
     run, asked = make("dns", gamma=0, ramp=0.5, compression=40), []
-    run.operate = lambda q: asked.append(q)
+    run.method.operate = lambda run, q: asked.append(q)
     run.step(23)
     assert asked == [int(368 / (4 * 10 ** (step / 20)) + 1e-9) if step < 20 else 9 for step in range(23)]
 
@@ -290,14 +290,14 @@ def test_a_run_of_l_obs_solves_its_layer(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.linalg, "solve", lambda *args: (threads.append(torch.get_num_threads()), solve(*args))[1])
     torch.set_num_threads(2)
     try:
-        run.before()
+        run.method.before_step(run)
         assert set(threads) == {1} and torch.get_num_threads() == 2, "two threads that solve spin while they wait"
     finally:
         torch.set_num_threads(1)
     losses = [[nearest(x, w[u], [i for i in range(8) if i != q])[1] for q in range(8)] for u in range(4)]
     mask = torch.zeros(32, dtype=torch.bool)
     mask[torch.tensor(losses).flatten().topk(16).indices] = True
-    assert torch.equal(run.inside, mask)
+    assert torch.equal(run.method.inside, mask)
     expected = torch.stack([nearest(x, w[u], mask.view(4, 8)[u].nonzero()[:, 0].tolist())[0] for u in range(4)])
     torch.testing.assert_close(model.weight.detach().double(), expected, atol=1e-5, rtol=1e-4)
     cut = torch.where(mask.view(4, 8), w, 0.0)
@@ -337,7 +337,7 @@ def test_h_is_over_all_uses_of_a_tensor(kind: Callable[[], nn.Module]) -> None:
         middle = torch.tanh(model.one(x))
         seen = torch.cat([x, middle]).double()
         last = torch.tanh((model.one if kind is Again else model.two)(middle)).double()
-    one, out = run.moments()
+    one, out = run.method.moments(run)
     torch.testing.assert_close(one, seen.T @ seen / len(seen), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(out, last.T @ last / len(last), atol=1e-6, rtol=1e-5)
     assert not model._forward_pre_hooks and not model.one._forward_pre_hooks, "it takes its hooks away"
@@ -364,12 +364,12 @@ def test_fisher_is_the_mean_square_of_single_samples_gradients(kind: Callable[[]
     run, data = make("fisher", model, rounds=1, until=0), mine()
     run.pretrain()
     squares = loop(model, data.train_x, data.train_y).square().mean(0)
-    torch.testing.assert_close(run.information(), squares, atol=1e-8, rtol=1e-4)
+    torch.testing.assert_close(run.method.information(run), squares, atol=1e-8, rtol=1e-4)
     expected = 0.5 * flat(run).square() * squares
-    torch.testing.assert_close(run.score(), expected, atol=1e-10, rtol=1e-4)
-    run.before()
+    torch.testing.assert_close(run.method.score(run), expected, atol=1e-10, rtol=1e-4)
+    run.method.before_step(run)
     best = expected.topk(run.nonzeros).indices
-    assert int(run.inside[best].sum()) >= run.nonzeros - 1 and int(run.inside.sum()) == run.nonzeros
+    assert int(run.method.inside[best].sum()) >= run.nonzeros - 1 and int(run.method.inside.sum()) == run.nonzeros
 
 
 def test_fisher_looks_at_as_many_samples_as_asked_without_dropout() -> None:
@@ -378,7 +378,7 @@ def test_fisher_looks_at_as_many_samples_as_asked_without_dropout() -> None:
     model, data = run.model, mine()
     each = loop(copy.deepcopy(model).eval(), data.train_x, data.train_y).square()
     model.train()
-    got = run.information() * 5
+    got = run.method.information(run) * 5
     assert model.training
     counts = torch.linalg.lstsq(each.double().T, got.double()).solution  # how often each sample is in the sum
     assert torch.equal(counts.round(), (counts > 0.5).double()) and int(counts.round().sum()) == 5
@@ -401,22 +401,24 @@ def test_gates_slopes_are_those_of_the_relaxed_objective() -> None:
     model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4))
     run = make("gates", model, sparsity=0.03, bimodal=0.02, until=1)
     run.step(12)
-    assert 10 < int(run.inside.sum()) < 72 and any(((gate > 0.1) & (gate < 0.9)).any() for gate in run.gates)
-    gates, shadow = torch.cat([g.reshape(-1) for g in run.gates]).double(), run.flat(run.shadow).double()
-    weights, steps = flat(run), run.gates[0].clone()
+    assert 10 < int(run.method.inside.sum()) < 72 and any(
+        ((gate > 0.1) & (gate < 0.9)).any() for gate in run.method.gates
+    )
+    gates, shadow = torch.cat([g.reshape(-1) for g in run.method.gates]).double(), run.flat(run.method.shadow).double()
+    weights, steps = flat(run), run.method.gates[0].clone()
     run._forward_backward(run.dense_steps + run.steps)
-    dense = torch.cat([p.grad.reshape(-1) for p in methods.weights(run)]) * run.inside
-    run.penalise()
-    slopes = torch.cat([slope.reshape(-1) for slope in run.slopes])
-    assert torch.equal(run.gates[0], steps) and torch.equal(flat(run), weights)
+    dense = torch.cat([p.grad.reshape(-1) for p in methods.weights(run)]) * run.method.inside
+    run.method.penalty(run)
+    slopes = torch.cat([slope.reshape(-1) for slope in run.method.slopes])
+    assert torch.equal(run.method.gates[0], steps) and torch.equal(flat(run), weights)
     assert torch.equal(torch.cat([p.grad.reshape(-1) for p in methods.weights(run)]), dense)
 
     exact, (x, y) = copy.deepcopy(model).double(), run.batches.batch(run.dense_steps + run.steps)
 
     def objective(g: Tensor) -> float:
         """As if the step function were the identity, plus what is one or zero now."""
-        used = shadow * (run.inside + g - gates)
-        for p, part in zip((exact[0].weight, exact[2].weight), run.parts(used), strict=True):
+        used = shadow * (run.method.inside + g - gates)
+        for p, part in zip((exact[0].weight, exact[2].weight), run.shaped(used), strict=True):
             p.data.copy_(part)
         penalty = 0.02 * (g * (1 - g)).sum() + 0.03 * g.sum()
         return (F.cross_entropy(exact(x.double()), y) + penalty).item()
@@ -430,13 +432,13 @@ def test_gates_stay_within_their_ends_and_open_at_a_half() -> None:
     run = make("gates", until=1)
 
     def check(step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
-        gates = torch.cat([gate.reshape(-1) for gate in run.gates])
+        gates = torch.cat([gate.reshape(-1) for gate in run.method.gates])
         assert gates.min() >= 0 and gates.max() <= 1
         assert np.array_equal(active, gates >= 0.5)
 
     run.recorders.append(check)
     run.step(39)
-    assert 0 < int(run.inside.sum()) < 368
+    assert 0 < int(run.method.inside.sum()) < 368
 
 
 def test_a_gate_that_is_shut_keeps_its_weight() -> None:
@@ -450,8 +452,8 @@ def test_a_gate_that_is_shut_keeps_its_weight() -> None:
         gate, w = min(1.0, max(0.0, gate - 0.25 * slope)), w - 0.01 * passed
         run.step()
         history.append(gate >= 0.5)
-        assert float(run.gates[0][0, 0]) == pytest.approx(gate, abs=1e-5)
-        assert float(run.shadow[0][0, 0]) == pytest.approx(w, abs=1e-5)
+        assert float(run.method.gates[0][0, 0]) == pytest.approx(gate, abs=1e-5)
+        assert float(run.method.shadow[0][0, 0]) == pytest.approx(w, abs=1e-5)
         assert flat(run)[0].item() == pytest.approx(w * (gate >= 0.5), abs=1e-5)
     assert {True, False} == set(history)
 
@@ -464,7 +466,7 @@ def test_random_takes_any_weight_with_equal_chances() -> None:
     for seed in range(60):
         run = make("random", seed=seed, pretrain=0, compression=2)
         run.step()
-        assert int(run.inside.sum()) == 184
-        counts += run.inside
+        assert int(run.method.inside.sum()) == 184
+        counts += run.method.inside
     assert counts.min() > 10 and counts.max() < 50  # binomial, 30 +- 3.9
     assert abs(float(counts[:128].mean()) - 30) < 1.5 and abs(float(counts.var()) - 15) < 5

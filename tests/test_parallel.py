@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 import gsm_lab as gl
-from gsm_lab import Run, cli
+from gsm_lab import Run, cli, distributed
 from gsm_lab import folder as run_folder
-from gsm_lab.distributed import placement as parallel
-from gsm_lab.distributed import sharded, world
+from gsm_lab.distributed import fsdp, world
+from gsm_lab.training import loop
+from gsm_lab.training.history import History
 from tests.processes import Ended, in_ranks
 from tests.test_cli import environ
 from tests.test_run import Net, differs, everything, mine, net
@@ -51,6 +53,14 @@ def status_of(*line: object) -> int:
         return end.code
 
 
+def over(kind: str, *args: object, **settings: object) -> Run:
+    return Run(*args, **settings, placement=distributed.kind(kind)())
+
+
+def resumed(kind: str, folder: Path, *args: object, **own: object) -> Run:
+    return Run.resume(folder, *args, **own, placement=distributed.kind(kind)())
+
+
 def counters(run: Run) -> tuple[object, ...]:
     return run.steps, run.dense_steps, run.base, run.magnitude, run.history.reactivations, run.knobs
 
@@ -60,12 +70,12 @@ def counters(run: Run) -> tuple[object, ...]:
 
 def straight_and_resumed(kind: str, folder: Path) -> dict[str, object]:
     """In a rank: 12 steps, and 6 and 6 more after resuming, of LeNet-300-100 and of a net with dropout and norms."""
-    sharded._UNIT = 150  # parameters: two layers of `net` are sharded by themselves, the last with the whole
+    fsdp._UNIT = 150  # parameters: two layers of `net` are sharded by themselves, the last with the whole
     with world.joined(TIMEOUT):
         found = {}
         for name, make, own in (
-            ("lenet300", lambda: parallel.kind(kind)(**SETTINGS), lambda: {}),
-            ("own", lambda: parallel.kind(kind)(net(), mine(), **OWN), lambda: {"model": net(8), "data": mine()}),
+            ("lenet300", lambda: over(kind, **SETTINGS), lambda: {}),
+            ("own", lambda: over(kind, net(), mine(), **OWN), lambda: {"model": net(8), "data": mine()}),
         ):
             run = make()
             run.step(STEPS)
@@ -74,7 +84,7 @@ def straight_and_resumed(kind: str, folder: Path) -> dict[str, object]:
             half = make()
             half.step(STEPS // 2)
             half.save(folder / name / "half")
-            half = parallel.kind(kind).resume(folder / name / "half", **own())
+            half = resumed(kind, folder / name / "half", **own())
             half.step(STEPS // 2)
             half.save(folder / name / "resumed")
         return found
@@ -152,7 +162,7 @@ def go_on(folders: dict[str, Path], steps: int) -> dict[str, list[float]]:
     with world.joined(TIMEOUT):
         losses = {}
         for kind, folder in folders.items():
-            run = parallel.kind(kind).resume(folder)
+            run = resumed(kind, folder)
             run.step(steps)
             losses[kind] = run.history.frame()["loss"].to_numpy()
             run.save(folder.parent / f"4 ranks, {kind}")
@@ -175,7 +185,7 @@ def straight(folder: Path) -> None:
     """In a rank: 10 steps of each kind."""
     with world.joined(TIMEOUT):
         for kind in KINDS:
-            run = parallel.kind(kind)(**SETTINGS)
+            run = over(kind, **SETTINGS)
             run.step(10)
             run.save(folder / kind)
 
@@ -185,7 +195,7 @@ def straight(folder: Path) -> None:
 
 def as_in_a_run(kind: str) -> dict[str, object]:
     with world.joined(TIMEOUT):
-        run = parallel.kind(kind)(net(), mine(), **OWN)
+        run = over(kind, net(), mine(), **OWN)
         run.step(12)
         run.set(momentum=0.5, compression=8)
         run.step(3)
@@ -222,11 +232,11 @@ def refusals(kind: str, folder: Path) -> list[str]:
             said.append(f"{type(error).__name__}: {error}")
 
     with world.joined(TIMEOUT) as group:
-        make = parallel.kind(kind)
+        make = partial(over, kind)
         expect(make, compression=60 if group.rank else 30)
         expect(make, batch_size=1, pretrain=0)
         expect(make, batch_size=5000)
-        expect(make.resume, folder / ("nowhere" if group.rank else ""), net(), mine())
+        expect(resumed, kind, folder / ("nowhere" if group.rank else ""), net(), mine())
         dense = nn.Sequential(nn.AvgPool1d(2), nn.LayerNorm(4))  # takes the data, and has nothing to prune
         expect(make, dense, mine())
         own = gl.Dataset(mine().train_x + group.rank, mine().train_y, mine().test_x, mine().test_y)
@@ -295,13 +305,13 @@ def test_what_is_wrong_is_one_sentence_on_every_rank(kind, tmp_path):
 def cut_on_a_ramp(folder: Path) -> tuple[list[int], dict[str, object]]:
     """In a rank: how many weights are left after steps of a run that is cut on its way, and all of it in the end."""
     with world.joined(TIMEOUT):
-        make, left = parallel.kind("ddp"), []
+        make, left = partial(over, "ddp"), []
         run = make(net(), mine(), **OWN | CUT)
         for _ in range(3):
             run.step(15)
             left.append(sum(int(p.count_nonzero()) for p in gl.models.prunable(run.model).values()))
             run.save(folder)
-            run = make.resume(folder, net(8), mine())
+            run = resumed("ddp", folder, net(8), mine())
         return left, everything(run)
 
 
@@ -316,7 +326,7 @@ def test_ranks_cut_alike_on_the_way_and_like_one_process(tmp_path):
         run.step(15)
         expected.append(sum(int(p.count_nonzero()) for p in gl.models.prunable(run.model).values()))
     assert left == expected and left[-1] == run.nonzeros == 9 < left[0] < 92
-    assert Run.resume(tmp_path, net(8), mine()).shorn
+    assert Run.resume(tmp_path, net(8), mine()).method.was_cut
     run.set(cut_at=1.0, smoothing=0.0)  # what was cut stays cut
     run.save(tmp_path / "set")
     for ended in in_ranks(2, resumed_under_fsdp, tmp_path, tmp_path / "set"):
@@ -330,7 +340,7 @@ def resumed_under_fsdp(*folders: Path) -> list[str]:
     with world.joined(TIMEOUT):
         for folder in folders:
             try:
-                said.append(str(parallel.kind("fsdp").resume(folder, net(8), mine())))
+                said.append(str(resumed("fsdp", folder, net(8), mine())))
             except ValueError as error:
                 said.append(str(error))
     return said
@@ -361,11 +371,11 @@ def test_without_torchrun_the_trainer_says_what_to_type(capsys):
 
 def test_a_run_over_ranks_needs_ranks():
     with pytest.raises(
-        RuntimeError, match=r"there is no process group: put `with gsm_lab.distributed.world.joined\(\):` around it"
+        RuntimeError, match=r"there is no process group: put `with gsm_lab.distributed.joined\(\):` around it"
     ):
-        parallel.DDPRun()
+        distributed.DDP()
     with pytest.raises(ValueError, match="parallel must be one of ddp, fsdp, got 'tp'"):
-        parallel.kind("tp")
+        distributed.kind("tp")
 
 
 # ------------------------------------------------------------------------------------------------ interrupts and losses
@@ -374,7 +384,7 @@ def test_a_run_over_ranks_needs_ranks():
 def interrupted(kind: str, number: int, folder: Path) -> tuple[object, ...]:
     """In a rank: rank 1 gets a signal in step 7, and another one while it is saving."""
     with world.joined(TIMEOUT) as group:
-        run = parallel.kind(kind)(**SETTINGS)
+        run = over(kind, **SETTINGS)
         if group.rank == 1:
             run.recorders.append(lambda step, *_: os.kill(os.getpid(), number) if step == 7 else None)
         try:
@@ -396,15 +406,15 @@ def test_a_signal_on_one_rank_stops_all_after_the_same_step(kind, number, tmp_pa
 
 def dies(kind: str, folder: Path) -> int:
     """In a rank: train with the command line, saving every 5 steps; rank 1 ends without a word in step 18."""
-    run_folder.SAVE_EVERY, run_folder._PIECE = 0.0, 5
-    record = gl.history.History.record
+    run_folder.SAVE_EVERY, loop.PORTION = 0.0, 5
+    record = History.record
 
     def die(self, step, *args):
         if step == 18 and os.environ["RANK"] == "1":
             os._exit(17)
         record(self, step, *args)
 
-    gl.history.History.record = die
+    History.record = die
     return status_of("run", "--parallel", kind, "--pretrain", "0", "--epochs", "2", "--out", folder, "--timeout", "30")
 
 
@@ -430,7 +440,7 @@ def hangs(kind: str) -> str:
     """In a rank: rank 1 does not come to the next step any more."""
     with world.joined(2.0) as group:
         store = dist.distributed_c10d._get_default_store()
-        run = parallel.kind(kind)(net(), mine(), **OWN)
+        run = over(kind, net(), mine(), **OWN)
         run.step(3)
         try:
             if group.rank == 1:

@@ -334,13 +334,13 @@ def test_freeze_holds_the_largest_q_and_lets_go_again() -> None:
     run = tiny(compression=20, freeze=0.5, epochs=4, pretrain=0)
     run.step(20)
     kept = torch.cat([mask.view(-1) for mask in keep_masks(run.model, nonzeros=18).values()])
-    assert not run.frozen and run.opt.candidates is None
+    assert not run.method.frozen and run.opt.candidates is None
     for _ in range(5):
         run.step()
-        assert run.frozen and not (run.opt.active_mask() & ~kept).any()
+        assert run.method.frozen and not (run.opt.active_mask() & ~kept).any()
     run.set(freeze=1)
     run.step(3)
-    assert not run.frozen and run.opt.candidates is None and (run.opt.active_mask() & ~kept).any()
+    assert not run.method.frozen and run.opt.candidates is None and (run.opt.active_mask() & ~kept).any()
 
 
 @pytest.mark.parametrize("freeze", [0.25, 1])
@@ -350,7 +350,7 @@ def test_cut_at_cuts_for_good_and_trains_on_with_the_dense_decay(freeze: float, 
 
     run = tiny(compression=20, freeze=freeze, cut_at=0.5, epochs=4, pretrain=0, weight_decay=0.01, pretrain_decay=2e-4)
     run.step(19)
-    assert not run.shorn and run.frozen == (freeze < 1) and flat(run).all()
+    assert not run.method.was_cut and run.method.frozen == (freeze < 1) and flat(run).all()
     other, uncut = (Run.resume(run.save(tmp_path), model=net(), data=mine()) for _ in range(2))
     uncut.set(cut_at=1)
     uncut.step()
@@ -360,7 +360,7 @@ def test_cut_at_cuts_for_good_and_trains_on_with_the_dense_decay(freeze: float, 
     assert torch.equal(flat(run), torch.where(largest, flat(uncut), 0.0))
     for _ in range(20):
         run.step()
-        assert run.shorn and run.frozen and torch.equal(flat(run) != 0, largest)
+        assert run.method.was_cut and run.method.frozen and torch.equal(flat(run) != 0, largest)
         assert run.opt.param_groups[0]["weight_decay"] == 2e-4
     assert run.evaluate() == run.evaluate(cut=True)
     other.step(12)
@@ -370,13 +370,13 @@ def test_cut_at_cuts_for_good_and_trains_on_with_the_dense_decay(freeze: float, 
     for moved in ({"cut_at": 1}, {"epochs": 40}, {"compression": 1}, {"compression": 10}, {"compression": 20}):
         run.set(**moved)
         run.step(3)
-        assert run.shorn and run.opt.param_groups[0]["weight_decay"] == 2e-4
+        assert run.method.was_cut and run.opt.param_groups[0]["weight_decay"] == 2e-4
         assert torch.equal(flat(run) != 0, largest), f"{moved} brought something back"
     run.set(compression=40)
     run.step(2)
     assert int((flat(run) != 0).sum()) == run.nonzeros == 9 and not (flat(run)[~largest]).any()
     run.reset()
-    assert not run.shorn and not run.frozen
+    assert not run.method.was_cut and not run.method.frozen
 
 
 def test_cut_at_on_a_ramp_cuts_on_as_c_rises(tmp_path: Path) -> None:
@@ -385,14 +385,14 @@ def test_cut_at_on_a_ramp_cuts_on_as_c_rises(tmp_path: Path) -> None:
 
     run = tiny(compression=40, ramp=0.75, cut_at=0.25, smoothing=0.9, epochs=8, pretrain=1, weight_decay=0.01)
     run.step(19)
-    assert not run.shorn and flat(run).all()
+    assert not run.method.was_cut and flat(run).all()
     left = []
     for step in range(20, 80):
         before = flat(run)
         run.step()
         stays = flat(run) != 0
         q = budget(run.opt.weights, compression=run.compression)
-        assert run.shorn and int(stays.sum()) == q, f"after step {step}"  # so few that each is more than a percent
+        assert run.method.was_cut and int(stays.sum()) == q, f"after step {step}"  # each is over a percent
         assert not stays[before == 0].any(), "one that was cut came back"
         left.append(q)
         if step == 45:
@@ -1040,7 +1040,7 @@ def test_what_is_put_around_layers_is_no_exchange() -> None:
 
 
 def test_rivals_say_that_they_cannot_go_on() -> None:
-    run = gl.methods.kind("dns")(plain(), mine(), batch_size=8, pretrain=0, epochs=6, compression=4.0)
+    run = gl.Run(plain(), mine(), batch_size=8, pretrain=0, epochs=6, compression=4.0, method=gl.methods.kind("dns")())
     run.step(2)
     assigned(run)
     for _ in range(2):
@@ -1140,7 +1140,9 @@ def test_a_cut_that_is_worse_than_that_of_the_dense_network_is_said_with_both() 
 def test_nothing_is_said_where_the_cut_costs_nothing_or_another_method_decides() -> None:
     assert warned(tiny(net(), compression=1.0), 2) == []
     assert warned(tiny(net(), compression=30.0, pretrain=5), 0) == []
-    rival = gl.methods.kind("magnitude")(net(), mine(), batch_size=8, pretrain=1, epochs=6, compression=30.0)
+    rival = gl.Run(
+        net(), mine(), batch_size=8, pretrain=1, epochs=6, compression=30.0, method=gl.methods.kind("magnitude")()
+    )
     assert warned(rival, 1) == []
 
 

@@ -109,7 +109,7 @@ def test_changes_come_between_two_steps(played: Callable[..., tuple[Run, Player]
         if act == "reset":
             assert run.steps == 0 and len(run.history.frame()) == 0
         elif act == "cut":
-            assert sum(int(p.count_nonzero()) for p in run._layers) <= run.nonzeros
+            assert sum(int(p.count_nonzero()) for p in run.tensors) <= run.nonzeros
         else:
             assert run.history.events[-1]["step"] == before
     player.pause()
@@ -263,7 +263,7 @@ def test_a_model_may_keep_what_it_computes(copied: Callable[[Run], Run]) -> None
 
 @pytest.mark.parametrize("method", ["dns", "fisher", "gates"])
 def test_so_do_copies_of_rivals(method: str) -> None:
-    run = methods.kind(method)(net(), mine(), batch_size=8, pretrain=1, epochs=6, compression=4.0)
+    run = Run(net(), mine(), batch_size=8, pretrain=1, epochs=6, compression=4.0, method=methods.kind(method)())
     run.step(25)
     other = copy.deepcopy(run)
     run.step(20)

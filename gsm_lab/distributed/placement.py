@@ -1,16 +1,17 @@
 """Runs over ranks: several processes train one model, with DDP (each holds all of it) or FSDP2 (each holds a part).
 
-    with gsm_lab.distributed.world.joined():                          # in every process that torchrun started
-        kind = gsm_lab.distributed.placement.kind("ddp")               # or "fsdp"
-        run = kind(data="mnist", compression=60)          # settings and methods of `Run`
+    with gsm_lab.distributed.joined():                    # in every process that torchrun started
+        run = gsm_lab.Run(data="mnist", compression=60, placement=gsm_lab.distributed.DDP())      # or FSDP()
         run.train()
         run.save("runs/a")                                # what `Run.resume` reads, in one process or many
 
-A step takes the same rows as in one process: `batch_size` counts those of all ranks, of which rank r takes every
-size-th from the r-th on. Where that leaves some ranks a row more, each weighs in by its rows. The averaged gradient is
-therefore that of one process up to rounding, for a loss that is a mean over samples; and GSM, which sees the averaged
-gradient, picks the same weights on every rank. Batch norm is the exception: it normalises by a rank's own rows, as
-always under DDP (its running statistics are averaged over ranks at every step).
+Every rank calls all methods of the run, in the same order and with the same arguments, `evaluate`, `cut`, `save` and
+`set` among them. History, evaluations and counters are the same on all. A step takes the same rows as in one process:
+`batch_size` counts those of all ranks, of which rank r takes every size-th from the r-th on. Where that leaves some
+ranks a row more, each weighs in by its rows. The averaged gradient is therefore that of one process up to rounding,
+for a loss that is a mean over samples; and a method, which sees the averaged gradient, picks the same weights on every
+rank. Batch norm is the exception: it normalises by a rank's own rows, as always under DDP (its running statistics are
+averaged over ranks at every step).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,66 +33,55 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab import data as datasets
-from gsm_lab import knobs as settings
 from gsm_lab.distributed.world import Elsewhere, RankLost, World, lost_ranks, stops_held_back
+from gsm_lab.knobs import LIVE, Settings
+from gsm_lab.optim.picks import Picks
 from gsm_lab.training.fitting import must_be_a_mean
 from gsm_lab.training.interrupts import interrupt
 from gsm_lab.training.outputs import answer
+from gsm_lab.training.parts import Parts
+from gsm_lab.training.placement import Single
 from gsm_lab.training.run import Run
 
 
-class ParallelRun(Run):
-    """A `Run` that the processes of the default process group train together: the base of what `kind` gives.
+class Parallel(Single):
+    """The processes of the default process group train one run together: the base of `DDP` and `FSDP`.
 
-    Settings, attributes and methods are those of `Run`; every rank calls them, in the same order and with the same
-    arguments, `evaluate`, `cut`, `save` and `set` among them. History, evaluations and counters are the same on all.
     A model that is given as a module starts with the weights it has on rank 0. Random numbers that a model draws
     (dropout) differ from rank to rank. Repeatable to the bit for one number of ranks.
 
     What a step exchanges beside gradients and the gate's own: one all-reduce of 32 bytes, and 8 for each number that
-    batch norm keeps. It carries the loss, whether a rank was asked to stop, and whether the knobs agree.
+    batch norm keeps. It carries the loss, whether a rank was asked to stop, and whether the settings agree.
 
-    Raises:
-        ValueError: also where the ranks' settings or data differ, there are more ranks than rows in a batch, or the
-            loss is no mean over samples (a sum, class weights, ignored labels): a mean over ranks is not that. From
-            `step` and `train`, before a weight changes: `set` was not called alike on all ranks.
+    Raises (the run does):
+        RuntimeError: there is no process group.
+        ValueError: when it is made, where the ranks' settings or data differ, there are more ranks than rows in a
+            batch, or the loss is no mean over samples (a sum, class weights, ignored labels): a mean over ranks is not
+            that. From `step` and `train`, before a weight changes: `set` was not called alike on all ranks.
         RankLost: a rank has ended, or did not answer in time. There is no going on but by resuming what was saved.
         KeyboardInterrupt: on all ranks after the same step, when one of them received SIGINT, SIGTERM or SIGHUP.
     """
 
     breakdowns = (FloatingPointError, RankLost)
     unsaved = (OSError, Elsewhere)
-    _forward: Callable[[Tensor], Any] | None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self) -> None:
         self.world = World()
         self.world.add(self)
-        super().__init__(*args, **kwargs)
 
     @property
     def rank(self) -> int:
         """Of this process."""
         return self.world.rank
 
-    def _start(self, source_model: str | nn.Module, source_data: str | datasets.Dataset, given: dict[str, Any]) -> None:
-        with self.world.together():
-            data = self._load(source_data)
-            name = source_model if isinstance(source_model, str) else type(source_model).__name__
-            knobs = settings.resolve(given, data.name, name)
-            self.world.must_agree(knobs | {"parallel": type(self).__name__, "data": data.digest})
-            if knobs["batch_size"] < self.world.size:
-                raise ValueError(
-                    f"batch_size must be at least the number of ranks, {self.world.size}, got {knobs['batch_size']}: "
-                    "each rank takes a share of every batch"
-                )
-            self._share_initial_weights()
-            super()._start(source_model, data, given)
-            self.source_data = source_data
-            self._wrap()
-        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-        self._statistics = [s for m in norms for s in (m.running_mean, m.running_var) if s is not None]
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self.world.size
 
-    def _load(self, source: str | datasets.Dataset) -> datasets.Dataset:
+    # -- putting a run together --------------------------------------------------------------------------------------
+
+    def load(self, source: str | datasets.Dataset) -> datasets.Dataset:
         """The data; on each host one rank goes first, as it may have to be fetched."""
         if not isinstance(source, str):
             return source
@@ -101,54 +92,66 @@ class ParallelRun(Run):
             self.world.exchange()
         return data
 
-    def _tried(self, model: nn.Module, data: datasets.Dataset, batch_size: int) -> float | None:
-        above = super()._tried(model, data, batch_size)
-        if self.world.size > 1:
-            must_be_a_mean(model, data, self.loss, self.output)
-        return above
-
-    def _share_initial_weights(self) -> None:
-        """Of a model that was given, those of rank 0 (as DDP has it); those of a named one follow from the seed."""
-        with lost_ranks():
-            for t in (self._initial or {}).values():
+    def must_suit(self, run: Parts, settings: Settings, options: dict[str, Any], data: datasets.Dataset) -> None:
+        """Raises ValueError where ranks differ in what they were given, or have nothing to do in a batch."""
+        its = {"method": run.method.name, "parallel": type(self).__name__, "data": data.digest}
+        self.world.must_agree(asdict(settings) | options | its)
+        if settings.batch_size < self.world.size:
+            raise ValueError(
+                f"batch_size must be at least the number of ranks, {self.world.size}, got {settings.batch_size}: "
+                "each rank takes a share of every batch"
+            )
+        self.must_allow(settings)
+        with lost_ranks():  # of a model that was given; that of a named one follows from the seed
+            for t in (run.initial or {}).values():
                 if isinstance(t, Tensor) and not isinstance(t, DTensor):  # not what get_extra_state returned
                     dist.broadcast(t, 0)
 
-    def _placed(self, model: nn.Module) -> nn.Module:
+    def tried(self, run: Parts, model: nn.Module, data: datasets.Dataset, batch_size: int) -> float | None:
+        """As in one process; the loss must be a mean over samples, too."""
+        above = super().tried(run, model, data, batch_size)
+        if self.world.size > 1:
+            must_be_a_mean(model, data, run.loss, run.output)
+        return above
+
+    def place(self, model: nn.Module, named: bool, picks: dict[str, Picks]) -> nn.Module:
+        """On a GPU a rank, where there are as many and the model is one of gsm_lab's; else where it is."""
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world.size))
-        if self._initial is None and torch.cuda.device_count() >= ranks_here:  # a GPU each; else all stay on the CPU
+        if named and torch.cuda.device_count() >= ranks_here:
             torch.cuda.set_device(self.world.local)
             model = model.cuda()
         return model
 
-    def _wrap(self) -> None:
-        self._forward = self.model
-
-    def _take_in(self, new: dict[nn.Parameter, nn.Parameter]) -> None:
-        raise RuntimeError(f"{len(new)} parameters of run.model were exchanged, which ranks cannot do: make a new run")
+    def wrap(self, run: Parts) -> None:
+        """As in one process; also notes what batch norm keeps."""
+        super().wrap(run)
+        norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        self._statistics = [s for m in norms for s in (m.running_mean, m.running_var) if s is not None]
 
     def leave(self) -> None:
         """Let go of the process group, which is about to end."""
-        self._forward = None
 
-    # -- a step ----------------------------------------------------------------------------------------------------
+    def exchanged(self, count: int) -> None:
+        """Raises RuntimeError."""
+        raise RuntimeError(f"{count} parameters of run.model were exchanged, which ranks cannot do: make a new run")
 
-    @torch.enable_grad()
-    def _forward_backward(self, batch: int) -> float:
-        rows = self.batches.indices(batch)[self.world.rank :: self.world.size]
-        x, y = self.data.train_x.index_select(0, rows), self.data.train_y.index_select(0, rows)
-        weight = len(rows) * self.world.size / self.batches.batch_size  # 1 where all ranks have as many rows
-        self._wake()
-        self.opt.zero_grad()
-        with self._random_numbers_of_this_rank():
-            loss = self.loss(answer(self._forward, x, self.output), y)
-            (loss if weight == 1 else loss * weight).backward()
-        return self._meet(loss.item() * weight)
+    def must_be_copyable(self) -> None:
+        """Raises TypeError."""
+        raise TypeError("a run over ranks cannot be copied or pickled: save(folder), and Run.resume(folder) is one")
+
+    # -- a step ------------------------------------------------------------------------------------------------------
+
+    def rows(self, batches: datasets.Batches, step: int) -> tuple[Tensor, Tensor, float]:
+        """Every size-th row of a batch."""
+        rows = batches.indices(step)[self.world.rank :: self.world.size]
+        data = batches.dataset
+        weight = len(rows) * self.world.size / batches.batch_size
+        return data.train_x.index_select(0, rows), data.train_y.index_select(0, rows), weight
 
     @contextlib.contextmanager
-    def _random_numbers_of_this_rank(self) -> Iterator[None]:
+    def random_numbers(self) -> Iterator[None]:
         """Every rank draws one number from the common stream, and goes its own way from there until the block ends."""
-        if self.world.size == 1:  # as in a `Run`
+        if self.world.size == 1:  # as in one process
             yield
             return
         seed = int(torch.randint(2**31, ()))
@@ -156,16 +159,17 @@ class ParallelRun(Run):
             torch.default_generator.manual_seed(seed + self.world.rank)
             yield
 
-    def _meet(self, loss: float) -> float:
+    def mean(self, run: Parts, loss: float) -> float:
         """The mean loss; also learns whether a rank was asked to stop, and averages what batch norm keeps."""
-        moving = json.dumps([self.knobs[name] for name in settings.LIVE])
+        live = {name: getattr(run.settings, name) for name in LIVE}
+        moving = json.dumps([*live.values()])
         mark = float(zlib.crc32(moving.encode()) % 2**15)  # few enough bits for the sums of squares to be exact
         numbers = torch.tensor([loss, bool(self._asked), mark, mark**2], dtype=torch.float64)
         kept = [s.detach().double().cpu() for s in self._statistics]
         total = self.world.total(torch.cat([numbers, *kept]))
         loss, stop, marks, squares = total[:4].tolist()
         if marks**2 != squares * self.world.size:  # equality holds where all marks are equal, and nowhere else
-            self.world.must_agree({name: self.knobs[name] for name in settings.LIVE})
+            self.world.must_agree(live)
         if stop:  # for the same reason, to all of them
             self._agreed.append(max(self.world.exchange(self._asked[0] if self._asked else 0)))
         with torch.no_grad():
@@ -174,7 +178,8 @@ class ParallelRun(Run):
         return loss / self.world.size
 
     @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[list[int]]:
+    def interruptible(self) -> Iterator[list[int]]:
+        """Steps end at the same one on all ranks, when one of them is asked to stop."""
         with stops_held_back() as self._asked:
             self._agreed: list[int] = []
             yield self._agreed
@@ -182,46 +187,19 @@ class ParallelRun(Run):
             self._asked.clear()
             raise interrupt(self._agreed[0])
 
-    def _repeat(self, one_step: Callable[[], None], n: int, interrupted: list[int]) -> int:
-        with lost_ranks():
-            return super()._repeat(one_step, n, interrupted)
+    steps = staticmethod(lost_ranks)
 
-    # -- looking at it, and keeping it ---------------------------------------------------------------------------------
+    # -- evaluating, and what one process does for all ---------------------------------------------------------------
 
-    def _right(self, x: Tensor, y: Tensor, replaced: dict[str, Tensor]) -> int:
+    def count(self, right: Callable[[Tensor, Tensor], int], x: Tensor, y: Tensor) -> int:
         """Each rank looks at every size-th row."""
         with lost_ranks():
             rows = slice(self.world.rank, None, self.world.size)
-            return int(self.world.total(torch.tensor(super()._right(x[rows], y[rows], replaced))))
+            return int(self.world.total(torch.tensor(right(x[rows], y[rows]))))
 
-    def save(self, folder: str | Path) -> Path:
-        """Write all of the run to `folder`: rank 0 does, and the others wait for it. See `gsm_lab.training.checkpoint`.
-
-        Raises OSError on rank 0, and `gsm_lab.distributed.world.Elsewhere` on the others, where it cannot be written.
-        """
-        with lost_ranks(), self.world.together():
-            return super().save(folder)
-
-    @classmethod
-    def resume(cls, folder: str | Path, *args: Any, **kwargs: Any) -> ParallelRun:
-        """As `Run.resume`; what was saved may have been trained by any number of ranks. All must see the folder."""
-        with lost_ranks(), World().together():
-            run = super().resume(folder, *args, **kwargs)
-            run.world.must_agree({"the run resumed from": (run.steps, run.dense_steps, run.knobs)})
-            return run
-
-    def alone(self, folder: Path) -> Run:
-        """The run in this process alone."""
-        return Run.resume(
-            folder,
-            None if isinstance(self.source_model, str) else self.source_model,
-            None if isinstance(self.source_data, str) else self.source_data,
-            self.loss,
-            self.output,
-        )
-
-    def _kept_state(self) -> dict[str, Any]:
-        raise TypeError("a run over ranks cannot be copied or pickled: save(folder), and Run.resume(folder) is one")
+    def together(self) -> contextlib.AbstractContextManager[Any]:
+        """What fails with ValueError or OSError on one rank fails on all, as `gsm_lab.distributed.world.Elsewhere`."""
+        return self.world.together()
 
     @contextlib.contextmanager
     def by_first_rank(self) -> Iterator[bool]:
@@ -233,39 +211,53 @@ class ParallelRun(Run):
         """`flag` as it is on rank 0."""
         return self.world.first(flag)
 
+    def must_agree(self, run: Parts) -> None:
+        """Raises ValueError where the ranks have not resumed the same state of a run."""
+        self.world.must_agree({"the run resumed from": (run.steps, run.dense_steps, run.knobs)})
 
-class DDPRun(ParallelRun):
+    def alone(self, run: Parts, folder: Path) -> Run:
+        """The run in this process alone."""
+        return Run.resume(
+            folder,
+            None if isinstance(run.source_model, str) else run.source_model,
+            None if isinstance(run.source_data, str) else run.source_data,
+            run.loss,
+            run.output,
+            lambda name: type(run.method)(),
+        )
+
+
+class DDP(Parallel):
     """Every rank holds the model and gets the averaged gradient, so it picks the same weights without asking."""
 
-    def _wrap(self) -> None:
+    def wrap(self, run: Parts) -> None:
+        """The model in `DistributedDataParallel` is what is called."""
+        super().wrap(run)
+        self.forward = self.wrapped(run)
+        self._backward_for_nothing(run)
+
+    def wrapped(self, run: Parts, **more: Any) -> DistributedDataParallel:
+        """The model as DDP has it; `more`: arguments of `DistributedDataParallel`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the new name of `broadcast_buffers` is not in torch 2.6
-            self._forward = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self._backward_for_nothing()
+            return DistributedDataParallel(run.model, broadcast_buffers=False, gradient_as_bucket_view=True, **more)
 
-    def _backward_for_nothing(self) -> None:
+    def _backward_for_nothing(self, run: Parts) -> None:
         """Have DDP arrange its buckets, which it does by the first backward pass of a process.
 
         After that one it adds up in another order. So a run that goes on would differ in the last bit from one that
         was resumed, if that pass were a step of the run.
         """
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        x, y = (t[: self.world.size * 2] for t in (self.data.train_x, self.data.train_y))
+        buffers = [(buffer, buffer.clone()) for buffer in run.model.buffers()]
+        x, y = (t[: self.world.size * 2] for t in (run.data.train_x, run.data.train_y))
         with torch.random.fork_rng(devices=[]):
-            self._wake()
-            self.loss(answer(self._forward, x, self.output), y).backward()
-        self.opt.zero_grad()
+            run.wake()
+            run.loss(answer(self.forward, x, run.output), y).backward()
+        run.opt.zero_grad()
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
 
-
-def kind(name: str) -> type[ParallelRun]:
-    """`DDPRun` for "ddp", `gsm_lab.distributed.sharded.FSDPRun` for "fsdp". Raises ValueError for another name."""
-    if name == "fsdp":
-        from gsm_lab.distributed.sharded import FSDPRun
-
-        return FSDPRun
-    if name != "ddp":
-        raise ValueError(f"parallel must be one of ddp, fsdp, got {name!r}")
-    return DDPRun
+    def leave(self) -> None:
+        """Let go of the process group, which is about to end."""
+        self.forward = None

@@ -94,7 +94,7 @@ class World:
 
     def __init__(self) -> None:
         if not (dist.is_available() and dist.is_initialized()):
-            raise RuntimeError("there is no process group: put `with gsm_lab.distributed.world.joined():` around it")
+            raise RuntimeError("there is no process group: put `with gsm_lab.distributed.joined():` around it")
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local = int(os.environ.get("LOCAL_RANK", self.rank))
 

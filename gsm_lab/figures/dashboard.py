@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 from gsm_lab.checks import kind, whole
 from gsm_lab.figures.looks import add_looks, update_looks
 from gsm_lab.figures.style import COLOURS, finish, line
+from gsm_lab.knobs import KNOBS
 from gsm_lab.training.history import History
 
 POINTS = 400  # a line; more cannot be seen, and makes a live figure slow
@@ -23,7 +24,7 @@ MARKS_SHOWN = 12
 PANELS = ("loss and accuracy", "weights near zero", "re-activated per step", "density by layer")
 _CORNERS = ((1, 1), (1, 2), (2, 1), (2, 2))
 _LEFT, _WIDE = (0.0, 0.6), 0.4  # where the columns begin, and how wide they are, as share of the width
-_MARKED = ("compression", "momentum", "weight_decay", "lr", "smoothing", "hold", "epochs")
+_MARKED = tuple(name for name, knob in KNOBS.items() if knob.marked)
 _SHORT = {"compression": "C", "momentum": "β", "weight_decay": "η", "lr": "α", "smoothing": "s"}
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -3,12 +3,14 @@
     run = gl.methods.prune("dns", model="lenet300", data="mnist", compression=55.6, seed=0)
     run.evaluate(), run.history.frame()
 
-`kind("dns")` is the class, a `Run`: whatever takes a run (recorders, the player, figures of the studies) takes it.
+A method is an object that a run holds: `Run(method=kind("dns")())`. Whatever takes a run (recorders, the player,
+figures of the studies) takes it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,11 +18,12 @@ from torch import Tensor
 
 from gsm_lab import checks
 from gsm_lab.checks import shown
+from gsm_lab.training.method import GSMMethod, Method
 from gsm_lab.training.run import Run
 
 # name -> (module, class)
 METHODS: dict[str, tuple[str, str]] = {
-    "gsm": ("gsm_lab.training.run", "Run"),
+    "gsm": ("gsm_lab.training.method", "GSMMethod"),
     "magnitude": ("gsm_lab.methods.magnitude", "Magnitude"),
     "l1": ("gsm_lab.methods.l1", "L1"),
     "admm": ("gsm_lab.methods.admm", "ADMM"),
@@ -32,11 +35,11 @@ METHODS: dict[str, tuple[str, str]] = {
 }
 _MODULES = (*(name for name in METHODS if name != "gsm"), "base", "tickets")
 
-__all__ = ["METHODS", "build", "kind", "prune", *_MODULES]
+__all__ = ["METHODS", "build", "kind", "prune", "resume", *_MODULES]
 
 
-def kind(method: str) -> type[Run]:
-    """The class of a method, a `Run`. Raises ValueError listing all of them.
+def kind(method: str) -> type[Method]:
+    """The class of a method. Raises ValueError listing all of them.
 
     "tickets" has one, too, for `resume`: tickets are made by `tickets.ticket`.
     """
@@ -46,6 +49,16 @@ def kind(method: str) -> type[Run]:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {shown(method)}")
     module, name = METHODS[method]
     return getattr(import_module(module), name)
+
+
+def resume(folder: str | Path, *args: Any, **more: Any) -> Run:
+    """The run in a folder, of whatever method; arguments and errors are those of `Run.resume`, but for `method`."""
+    return Run.resume(folder, *args, method=_of_folder, **more)
+
+
+def _of_folder(name: str) -> Method:
+    """The method of that name; GSM where there is none, for the error of who compares the names."""
+    return kind(name)() if name == "tickets" or name in METHODS else GSMMethod()
 
 
 def build(method: str, **settings: Any) -> Run:
@@ -60,12 +73,12 @@ def build(method: str, **settings: Any) -> Run:
     """
     if isinstance(method, str) and method == "tickets":
         raise ValueError("tickets are made by gsm_lab.methods.tickets.ticket(...)")
-    run = kind(method)(**settings)
+    run = Run(method=kind(method)(), **settings)
     if run.nonzeros < run.data.classes:
         most = run.opt.weights / run.data.classes
         raise ValueError(
             f"compression must leave a weight for each of the {run.data.classes} outputs, at most {most:,.0f}, "
-            f"got {run.knobs['compression']:g}, which leaves {run.nonzeros}"
+            f"got {run.settings.compression:g}, which leaves {run.nonzeros}"
         )
     return run
 
@@ -89,7 +102,7 @@ def finish(run: Run) -> int:
 
 def weights(run: Run) -> list[Tensor]:
     """The prunable tensors of a run's model."""
-    return list(checks.kind("run", run, Run, "a Run")._layers)
+    return list(checks.kind("run", run, Run, "a Run").tensors)
 
 
 def __getattr__(name: str) -> ModuleType:

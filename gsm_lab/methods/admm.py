@@ -13,60 +13,66 @@ for every method in this comparison.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from gsm_lab.knobs import Knob
 from gsm_lab.methods.base import UNTIL, Rival
+from gsm_lab.training.parts import Parts
 
 
 class ADMM(Rival):
     """SGD pulled towards the nearest network of Q weights, which moves once an epoch; then a cut and retraining."""
 
-    method = "admm"
+    name = "admm"
     options = (Knob("rho", 1e-3, "pull of the weights towards the sparse network", False, most=1000), UNTIL)
 
-    def begin(self) -> None:
+    def start(self, run: Parts) -> None:
         """No pull yet."""
-        self.z = torch.zeros(self.opt.weights, device=self.inside.device)
+        super().start(run)
+        self.z = torch.zeros(run.opt.weights, device=self.inside.device)
         self.u = torch.zeros_like(self.z)
 
-    def before(self) -> None:
+    def before_step(self, run: Parts) -> None:
         """At the first step, find the nearest network of Q weights; at the end of the epochs that pull to it, cut."""
         if self.settled:
             return
-        if self.steps >= self.settles:
-            self.keep(self.best(self.flat().abs(), self.nonzeros))
-        elif self.steps == 0:
-            self.z = self.project(self.flat())
+        if run.steps >= self.settles(run):
+            self.keep(run, self.best(run, run.flat().abs(), run.nonzeros))
+        elif run.steps == 0:
+            self.z = self.project(run, run.flat())
 
-    def after(self) -> None:
+    def after_step(self, run: Parts) -> None:
         """Once an epoch, move Z and then U."""
-        if not self.settled and (self.steps + 1) % self.epoch_steps == 0:
-            w = self.flat()
-            self.z = self.project(w + self.u)
+        if not self.settled and (run.steps + 1) % run.epoch_steps == 0:
+            w = run.flat()
+            self.z = self.project(run, w + self.u)
             self.u += w - self.z
 
-    def project(self, v: Tensor) -> Tensor:
+    def project(self, run: Parts, v: Tensor) -> Tensor:
         """The nearest point to `v`, float32 [N], with at most Q entries that are not zero."""
-        inside = self.best(v.abs(), self.nonzeros)
+        inside = self.best(run, v.abs(), run.nonzeros)
         self.inside.copy_(inside)
         return v * inside
 
-    def penalise(self) -> None:
+    def penalty(self, run: Parts) -> None:
         """Add the gradient of rho / 2 |W - Z + U|^2."""
         if self.settled:
             return
-        for p, pull in zip(self._layers, self.parts(self.u - self.z), strict=True):
+        for p, pull in zip(run.tensors, run.shaped(self.u - self.z), strict=True):
             if p.grad is not None:
-                p.grad.add_(p + pull.to(p.dtype), alpha=self.own["rho"])
+                p.grad.add_(p + pull.to(p.dtype), alpha=run.options["rho"])
 
-    def method_state(self) -> dict[str, Tensor]:
+    def state(self, run: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As in `Rival`."""
-        return super().method_state() | {"z": self.z, "u": self.u}
+        tensors, plain = super().state(run)
+        return tensors | {"z": self.z, "u": self.u}, plain
 
-    def restore_method(self, state: dict[str, Tensor]) -> None:
+    def restore(self, run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """As in `Rival`."""
-        super().restore_method(state)
-        self.z.copy_(state["z"])
-        self.u.copy_(state["u"])
+        super().restore(run, tensors, plain)
+        self.z.copy_(tensors["z"])
+        self.u.copy_(tensors["u"])

@@ -20,15 +20,16 @@ import numpy as np
 import torch
 
 from gsm_lab.knobs import Knob
-from gsm_lab.methods.base import UNTIL, Shadowed
+from gsm_lab.methods.base import OF_THE_GATE, UNTIL, Shadowed
 from gsm_lab.optim.selection import budget
+from gsm_lab.training.parts import Parts
 
 
 class DNS(Shadowed):
     """Pruning and splicing at any step, until the network is settled at Q weights and only these are trained."""
 
-    method = "dns"
-    means_nothing = ("smoothing", "freeze", "cut_at")
+    name = "dns"
+    ignores = tuple(name for name in OF_THE_GATE if name != "ramp")
     recipes: ClassVar[dict[tuple[str, str], dict[str, Any]]] = {
         ("mnist", "lenet300"): {"lr": 0.05},
         ("mnist", "lenet5"): {"lr": 0.01, "thresholds": "size"},  # at 0.05 splicing shakes it, a point lower in the end
@@ -37,40 +38,40 @@ class DNS(Shadowed):
         Knob("margin", 0.1, "of both thresholds: between them a weight stays where it is", False, most=0.9),
         Knob(
             "thresholds", "deviations", "what layers share: c, mean + c deviations of |w|, or the threshold's size",
-            False, scale="choice", choices=("deviations", "size"),
+            False, scale="choice", choices=("deviations", "size"), later=True,
         ),
         Knob("gamma", 1e-5, "the probability of surgery is 1 / (1 + gamma * step)", False, most=1),
         UNTIL,
     )  # fmt: skip
 
-    def after(self) -> None:
+    def after_step(self, run: Parts) -> None:
         """Perhaps prune and splice; when the time has come, settle."""
         if self.settled:
             return
-        if self.steps + 1 >= self.settles:
-            self.fill()
-            self.settle()
-        elif torch.rand(()) < 1 / (1 + self.own["gamma"] * self.steps):
-            self.operate(budget(self.opt.weights, compression=self.compression))
+        if run.steps + 1 >= self.settles(run):
+            self.fill(run)
+            self.settle(run)
+        elif torch.rand(()) < 1 / (1 + run.options["gamma"] * run.steps):
+            self.operate(run, budget(run.opt.weights, compression=run.compression))
 
-    def fill(self) -> None:
+    def fill(self, run: Parts) -> None:
         """Splice in the largest |w| outside if fewer than Q are inside: hysteresis leaves about Q, not Q."""
-        missing = self.nonzeros - int(self.inside.sum())
+        missing = run.nonzeros - int(self.inside.sum())
         if missing > 0:
-            self.inside |= self.best(self.flat(self.shadow).abs() * ~self.inside, missing)
+            self.inside |= self.best(run, run.flat(self.shadow).abs() * ~self.inside, missing)
 
-    def operate(self, q: int) -> None:
+    def operate(self, run: Parts, q: int) -> None:
         """Bring T up to date with the shadow's |w|: equation 3, with about `q` weights inside."""
         sizes = [w.abs().float() for w in self.shadow]
         means, spreads = [0.0] * len(sizes), [1.0] * len(sizes)
-        if self.own["thresholds"] == "deviations":
+        if run.options["thresholds"] == "deviations":
             means = [size.mean() for size in sizes]
             spreads = [size.std(correction=0).clamp_min(1e-30) for size in sizes]
-        layers = list(zip(sizes, means, spreads, self._masks, strict=True))
-        score = self.flat([(size - mean) / spread for size, mean, spread, _ in layers])
+        layers = list(zip(sizes, means, spreads, self.masks, strict=True))
+        score = run.flat([(size - mean) / spread for size, mean, spread, _ in layers])
         place = len(score) - q  # of the q-th largest; torch.topk takes eight times as long for it
         c = torch.as_tensor(np.partition(score.cpu().numpy(), place)[place]).to(score)
-        margin = self.own["margin"]
+        margin = run.options["margin"]
         for size, mean, spread, mask in layers:
             middle = (mean + c * spread).clamp_min(0.0)
             mask.copy_((size >= (1 + margin) * middle) | (mask & (size >= (1 - margin) * middle)))

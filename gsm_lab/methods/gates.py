@@ -10,17 +10,21 @@ the first makes gates decide, the second shuts them. Gradients pass the step fun
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from gsm_lab.knobs import Knob
 from gsm_lab.methods.base import UNTIL, Shadowed
+from gsm_lab.training.parts import Parts
 
 
 class Gates(Shadowed):
     """A learnt gate a weight, until the Q largest weights with open gates are settled on and retrained."""
 
-    method = "gates"
+    name = "gates"
     options = (
         Knob("sparsity", 1e-5, "pull of every gate towards shut", False, most=1),
         Knob("bimodal", 2e-6, "push of every gate away from 1/2", False, most=1),
@@ -28,40 +32,41 @@ class Gates(Shadowed):
         UNTIL,
     )
 
-    def begin(self) -> None:
+    def start(self, run: Parts) -> None:
         """All gates are open."""
-        super().begin()
+        super().start(run)
         self.gates = [torch.ones_like(w, dtype=torch.float32) for w in self.shadow]
 
-    def penalise(self) -> None:
+    def penalty(self, run: Parts) -> None:
         """Take the gates' slopes, and give each weight the gradient that its gate lets through."""
         if self.settled:
             return
-        toward, away = self.own["sparsity"], self.own["bimodal"]
+        toward, away = run.options["sparsity"], run.options["bimodal"]
         self.slopes = []
-        for p, w, gate, mask in zip(self._layers, self.shadow, self.gates, self._masks, strict=True):
+        for p, w, gate, mask in zip(run.tensors, self.shadow, self.gates, self.masks, strict=True):
             if p.grad is None:
                 self.slopes.append(torch.zeros_like(gate))
                 continue
             self.slopes.append(p.grad.float() * w.float() + away * (1 - 2 * gate) + toward)
             p.grad.mul_(mask)
 
-    def after(self) -> None:
+    def after_step(self, run: Parts) -> None:
         """The gates move, and the network has the weights with open ones; when the time has come, settle."""
         if self.settled:
             return
-        for gate, slope, mask in zip(self.gates, self.slopes, self._masks, strict=True):
-            gate.sub_(slope, alpha=self.own["gate_lr"]).clamp_(0.0, 1.0)
+        for gate, slope, mask in zip(self.gates, self.slopes, self.masks, strict=True):
+            gate.sub_(slope, alpha=run.options["gate_lr"]).clamp_(0.0, 1.0)
             mask.copy_(gate >= 0.5)
-        if self.steps + 1 >= self.settles:
-            self.settle()
+        if run.steps + 1 >= self.settles(run):
+            self.settle(run)
 
-    def method_state(self) -> dict[str, Tensor]:
-        """As in `Rival`."""
-        return super().method_state() | {f"gate/{i}": gate for i, gate in enumerate(self.gates)}
+    def state(self, run: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As in `Shadowed`."""
+        tensors, plain = super().state(run)
+        return tensors | {f"gate/{i}": gate for i, gate in enumerate(self.gates)}, plain
 
-    def restore_method(self, state: dict[str, Tensor]) -> None:
-        """As in `Rival`."""
-        super().restore_method(state)
+    def restore(self, run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """As in `Shadowed`."""
+        super().restore(run, tensors, plain)
         for i, gate in enumerate(self.gates):
-            gate.copy_(state[f"gate/{i}"])
+            gate.copy_(tensors[f"gate/{i}"])

@@ -11,28 +11,29 @@ from typing import Any, ClassVar
 
 from gsm_lab.knobs import Knob
 from gsm_lab.methods.base import RECIPES, UNTIL, Rival
+from gsm_lab.training.parts import Parts
 
 
 class L1(Rival):
     """An L1 penalty on the weights until they are cut to the Q largest, which are then retrained without it."""
 
-    method = "l1"
+    name = "l1"
     recipes: ClassVar[dict[tuple[str, str], dict[str, Any]]] = {
         key: {"weight_decay": 0.0} for key in RECIPES
     }  # one penalty is enough
     options = (Knob("strength", 1e-4, "of the penalty, in units of the loss per unit of |w|", False, most=100), UNTIL)
 
-    def before(self) -> None:
+    def before_step(self, run: Parts) -> None:
         """When the time has come, cut."""
-        if not self.settled and self.steps >= self.settles:
-            self.keep(self.best(self.flat().abs(), self.nonzeros))
+        if not self.settled and run.steps >= self.settles(run):
+            self.keep(run, self.best(run, run.flat().abs(), run.nonzeros))
 
-    def after(self) -> None:
+    def after_step(self, run: Parts) -> None:
         """The proximal step."""
         if self.settled:
             return
-        group = self.opt.param_groups[0]
-        t = self.own["strength"] * group["lr"] / (1 - group["momentum"])
-        for p, mask in zip(self._layers, self._masks, strict=True):
+        group = run.opt.param_groups[0]
+        t = run.options["strength"] * group["lr"] / (1 - group["momentum"])
+        for p, mask in zip(run.tensors, self.masks, strict=True):
             p.copy_(p.sign() * (p.abs() - t).clamp_min(0.0))
             mask.copy_(p != 0)

@@ -21,6 +21,7 @@ from gsm_lab.knobs import Knob
 from gsm_lab.methods.base import ROUNDS, UNTIL, Rival
 from gsm_lab.training.fitting import evaluating
 from gsm_lab.training.outputs import answer
+from gsm_lab.training.parts import Parts
 from gsm_lab.training.threads import one_thread
 
 _STREAM = 0x10B5
@@ -30,7 +31,7 @@ _AT_ONCE = 500  # samples; bounds memory
 class LOBS(Rival):
     """Rounds of taking out the weights of smallest layer-wise error, making up for them, and retraining."""
 
-    method = "lobs"
+    name = "lobs"
     options = (
         Knob("samples", 5000, "training samples that H is measured on", False, least=1, most=10**9),
         Knob("damping", 1e-3, "share of its mean diagonal that is added to H", False, least=1e-9, most=1),
@@ -38,29 +39,30 @@ class LOBS(Rival):
         UNTIL,
     )  # fmt: skip
 
-    def begin(self) -> None:
+    def start(self, run: Parts) -> None:
         """Look for the layers' modules. Raises ValueError for a layer that is none of a kind with a closed form."""
-        self.modules = layers(self.model, list(self.history.layers))
+        super().start(run)
+        self.modules = layers(run.model, list(run.history.layers))
 
     @torch.no_grad()
-    def before(self) -> None:
+    def before_step(self, run: Parts) -> None:
         """In a round, take weights out and make up for them."""
-        q = self.round_due()
+        q = self.round_due(run)
         if not q:
             return
-        second = self.moments()
+        second = self.moments(run)
         with one_thread():  # two spin until both have done their part: on a busy machine it takes 100 times as long
-            costs = [error(_rows(p), h) / output(_rows(p), h) for p, h in zip(self._layers, second, strict=True)]
-            inside = self.best(self.flat(costs) * self.inside, q)
-            for p, h, mask in zip(self._layers, second, self.parts(inside), strict=True):
+            costs = [error(_rows(p), h) / output(_rows(p), h) for p, h in zip(run.tensors, second, strict=True)]
+            inside = self.best(run, run.flat(costs) * self.inside, q)
+            for p, h, mask in zip(run.tensors, second, run.shaped(inside), strict=True):
                 made_up = restricted(_rows(p), h, mask.reshape(len(p), -1))
                 p.copy_(made_up.view(p.shape))
-        self.keep(inside)
+        self.keep(run, inside)
 
-    def moments(self) -> list[Tensor]:
+    def moments(self, run: Parts) -> list[Tensor]:
         """H of each layer, float64 [inputs of a unit, the same], damped."""
-        drawn = torch.Generator().manual_seed(self.knobs["seed"] ^ _STREAM)
-        rows = torch.randperm(len(self.data.train_y), generator=drawn)[: self.own["samples"]]
+        drawn = torch.Generator().manual_seed(run.settings.seed ^ _STREAM)
+        rows = torch.randperm(len(run.data.train_y), generator=drawn)[: run.options["samples"]]
         sums: dict[int, Tensor] = {}
         counts = [0] * len(self.modules)
         layer = {module: i for i, users in enumerate(self.modules) for module in users}
@@ -72,18 +74,18 @@ class LOBS(Rival):
 
         hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in layer]
         try:
-            with evaluating(self.model):
-                for part in rows.to(self.data.train_x.device).split(_AT_ONCE):
-                    answer(self.model, self.data.train_x[part], self.output)
+            with evaluating(run.model):
+                for part in rows.to(run.data.train_x.device).split(_AT_ONCE):
+                    answer(run.model, run.data.train_x[part], run.output)
         finally:
             for hook in hooks:
                 hook.remove()
-        for name, count in zip(self.history.layers, counts, strict=True):
+        for name, count in zip(run.history.layers, counts, strict=True):
             if not count:
                 raise ValueError(f"lobs sees no inputs of layer {name!r}: the model does not call its module")
         found = [sums[i] / count for i, count in enumerate(counts)]
         for h in found:
-            h.diagonal().add_(self.own["damping"] * h.diagonal().mean().clamp_min(1e-12))
+            h.diagonal().add_(run.options["damping"] * h.diagonal().mean().clamp_min(1e-12))
         return found
 
 

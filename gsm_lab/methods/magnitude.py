@@ -11,25 +11,26 @@ import torch
 from torch import Tensor
 
 from gsm_lab.methods.base import ROUNDS, UNTIL, Rival
+from gsm_lab.training.parts import Parts
 
 
 class Magnitude(Rival):
     """Rounds of taking out the weights of smallest |w| / (standard deviation in their layer), and retraining."""
 
-    method = "magnitude"
+    name = "magnitude"
     options = (ROUNDS, UNTIL)
 
-    def before(self) -> None:
+    def before_step(self, run: Parts) -> None:
         """In a round, take weights out."""
-        if q := self.round_due():
-            self.keep(self.best(self.score(), q))
+        if q := self.round_due(run):
+            self.keep(run, self.best(run, self.score(run), q))
 
     @torch.no_grad()
-    def score(self) -> Tensor:
+    def score(self, run: Parts) -> Tensor:
         """|w| over the standard deviation of the layer's weights that are in the network: float32 [N]."""
         scores = []
-        for p, mask in zip(self._layers, self._masks, strict=True):
+        for p, mask in zip(run.tensors, self.masks, strict=True):
             w = p[mask].float()
             spread = w.std(correction=0) if len(w) > 1 else torch.ones(())
             scores.append(p.float().abs() / spread.clamp_min(1e-30))
-        return self.flat(scores)
+        return run.flat(scores)

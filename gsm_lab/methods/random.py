@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from gsm_lab.methods.base import Rival
+from gsm_lab.training.parts import Parts
 
 _STREAM = 0x5EED  # apart from what else is drawn from the seed
 
@@ -12,13 +13,13 @@ _STREAM = 0x5EED  # apart from what else is drawn from the seed
 class Random(Rival):
     """Q weights drawn from all with equal chances when the dense epochs are over; the rest is taken out at once."""
 
-    method = "random"
+    name = "random"
 
-    def before(self) -> None:
+    def before_step(self, run: Parts) -> None:
         """At the first step, draw."""
-        if self.steps == 0:
-            drawn = torch.Generator().manual_seed(self.knobs["seed"] ^ _STREAM)
-            order = torch.randperm(self.opt.weights, generator=drawn)
-            inside = torch.zeros(self.opt.weights, dtype=torch.bool)
-            inside[order[: self.nonzeros]] = True
-            self.keep(inside.to(self.inside.device))
+        if run.steps == 0:
+            drawn = torch.Generator().manual_seed(run.settings.seed ^ _STREAM)
+            order = torch.randperm(run.opt.weights, generator=drawn)
+            inside = torch.zeros(run.opt.weights, dtype=torch.bool)
+            inside[order[: run.nonzeros]] = True
+            self.keep(run, inside.to(self.inside.device))

@@ -16,6 +16,7 @@ from gsm_lab.checks import flag, integer, kind, one_of, whole
 from gsm_lab.methods.base import OF_THE_GATE, Rival
 from gsm_lab.models import copied
 from gsm_lab.optim.prunable import keep_masks
+from gsm_lab.training.parts import Parts
 from gsm_lab.training.run import Run
 
 BY = ("gsm", "magnitude", "random")  # who finds the mask
@@ -24,25 +25,26 @@ BY = ("gsm", "magnitude", "random")  # who finds the mask
 class Ticket(Rival):
     """Training from the initial weights, without dense epochs, with only the weights of a given mask.
 
-    `wear(mask)` says which, before the first step; without it all weights are trained. A reset keeps the mask, unless
-    the new model has another number of weights.
+    `wear(run, mask)` says which, before the first step; without it all weights are trained. A reset keeps the mask,
+    unless the new model has another number of weights.
     """
 
-    method = "tickets"
+    name = "tickets"
     worn: Tensor | None = None
 
-    def begin(self) -> None:
+    def start(self, run: Parts) -> None:
         """As in `Rival`; after a reset, with the mask."""
+        super().start(run)
         if self.worn is not None and self.worn.shape != self.inside.shape:
             self.worn = None
-        self.before()
+        self.before_step(run)
 
-    def before(self) -> None:
+    def before_step(self, run: Parts) -> None:
         """Before the first step, also where dense epochs were asked for and came between, put on the mask."""
-        if self.steps == 0 and self.worn is not None:
-            self.keep(self.worn)
+        if run.steps == 0 and self.worn is not None:
+            self.keep(run, self.worn)
 
-    def wear(self, mask: Tensor) -> None:
+    def wear(self, run: Parts, mask: Tensor) -> None:
         """Only the weights in `mask`, bool [N], are in the network. Raises ValueError for another shape or dtype."""
         kind("mask", mask, Tensor, f"a bool tensor of shape {tuple(self.inside.shape)}")
         if mask.dtype != torch.bool or mask.shape != self.inside.shape:
@@ -51,11 +53,11 @@ class Ticket(Rival):
                 f"{tuple(mask.shape)}"
             )
         self.worn = mask.to(self.inside.device, copy=True)
-        self.keep(self.worn)
+        self.keep(run, self.worn)
 
-    def restore_method(self, state: dict[str, Tensor]) -> None:
+    def restore(self, run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """As in `Rival`."""
-        super().restore_method(state)
+        super().restore(run, tensors, plain)
         self.worn = self.inside.clone() if self.settled else None
 
 
@@ -75,7 +77,7 @@ def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
     if by == "magnitude" and run.steps:
         raise ValueError(f"run must have no gated steps behind it, or its network is not dense, got {run.steps:,}")
     if by == "random":
-        drawn = torch.Generator().manual_seed(run.knobs["seed"] ^ 0x71C)
+        drawn = torch.Generator().manual_seed(run.settings.seed ^ 0x71C)
         mask = torch.zeros(run.opt.weights, dtype=torch.bool)
         mask[torch.randperm(run.opt.weights, generator=drawn)[: run.nonzeros]] = True
         return mask
@@ -89,8 +91,8 @@ def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
 
 def steps_to_find(run: Run) -> int:
     """Gated steps after which it is settled who stays: all, or those until the knob `cut_at` has cut the net to Q."""
-    knobs = kind("run", run, Run, "a gsm_lab.Run").knobs
-    settled = max(knobs["cut_at"], min(knobs["freeze"], knobs["ramp"]))  # until then C rises, and it is cut again
+    its = kind("run", run, Run, "a gsm_lab.Run").settings
+    settled = max(its.cut_at, min(its.freeze, its.ramp))  # until then C rises, and it is cut again
     return min(run.planned, max(1, math.ceil(settled * run.planned)))  # it is cut at the end of a step
 
 
@@ -114,8 +116,8 @@ def shuffled(mask: Tensor, layers: Mapping[str, int], seed: int = 0) -> Tensor:
     return torch.cat([part[torch.randperm(len(part), generator=drawn)] for part in mask.split(sizes)])
 
 
-def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | None = None, **settings: Any) -> Ticket:
-    """A winning ticket, found and made ready to be trained: a `Ticket` at step 0.
+def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | None = None, **settings: Any) -> Run:
+    """A winning ticket, found and made ready to be trained: a run of a `Ticket` at step 0.
 
     Args:
         by, progress: as for `find`.
@@ -135,6 +137,12 @@ def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | Non
     mask = find(Run(**{**settings, **own}), by, progress)
     again = {k: v for k, v in settings.items() if k not in OF_THE_GATE}
     own = {k: copied(v)[0] for k, v in {"model": model}.items() if isinstance(v, nn.Module)}
-    found = Ticket(**{**again, **own, "pretrain": 0, **(retrain or {})})
-    found.wear(mask)
-    return found
+    return worn(mask, **{**again, **own, "pretrain": 0, **(retrain or {})})
+
+
+def worn(mask: Tensor, **settings: Any) -> Run:
+    """A run of a `Ticket` with this mask, bool [N], at step 0; arguments are those of `Run`."""
+    ticket = Ticket()
+    run = Run(method=ticket, **settings)
+    ticket.wear(run, mask)
+    return run

@@ -24,8 +24,8 @@ from gsm_lab.playground.taylor import TaylorView
 from gsm_lab.playground.view import STYLE, Figure, Viewer
 from gsm_lab.training.run import Run
 
-LIVE = ("compression", "momentum", "weight_decay", "lr", "smoothing")
-RESTARTS = ("model", "data", "batch_size", "seed")
+LIVE = tuple(name for name, knob in KNOBS.items() if knob.control and knob.live)
+RESTARTS = tuple(name for name, knob in KNOBS.items() if knob.control and not knob.live)
 _current: weakref.ReferenceType[Playground] | None = None
 _taking_over = threading.Lock()
 PARTS = ("buttons", "readouts", "presets", "figure", "taylor", "state")
@@ -79,7 +79,7 @@ class Playground(widgets.VBox):
         self.controls: dict[str, KnobControl | ChoiceControl] = {
             name: (ChoiceControl if KNOBS[name].choices else KnobControl)(KNOBS[name], knobs[name], self._moved)
             for name in (*LIVE, *RESTARTS)
-            if name not in self.run.means_nothing
+            if name not in self.run.method.ignores
         }
         self.presets = [p for p in PRESETS if p.fits(self.run)]
         self.buttons = {name: self._button(name, *look) for name, look in _BUTTONS.items()}

@@ -21,7 +21,7 @@ class Preset:
 
     def fits(self, run: Run) -> bool:
         """Whether the run takes notice of all that is set here: a rival refuses what only says something about GSM."""
-        return all(self.knobs.get(name, KNOBS[name].default) == KNOBS[name].default for name in run.means_nothing)
+        return all(self.knobs.get(name, KNOBS[name].default) == KNOBS[name].default for name in run.method.ignores)
 
 
 _GSM = {"compression": 60.0, "momentum": 0.9, "weight_decay": 3e-3, "lr": 0.1, "smoothing": 0.0}

@@ -57,7 +57,7 @@ def budget_text(run: Run) -> str:
     q = budget(weights, compression=c)
     text = f"<b>Q = {q:,} of {weights:,} weights ({c:g}×)</b> receive their gradient"
     row = run.history.steps.array()[-1:]
-    if not len(row) or "compression" in run.means_nothing:
+    if not len(row) or "compression" in run.method.ignores:
         return text
     at_most = budget(weights, compression=float(run.history.knob_values("compression", row["step"])[0]))
     active = int(row["active"].sum())

@@ -16,19 +16,19 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from gsm_lab.checks import flag, integer, is_number, several, shown
 from gsm_lab.distributed.launch import MOST, on_ranks
+from gsm_lab.distributed.placement import DDP
 from gsm_lab.knobs import each
 from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
 from gsm_lab.studies.trainings import fresh
 from gsm_lab.training.fitting import must_be_a_mean
-from gsm_lab.training.outputs import answer
+from gsm_lab.training.loop import advance
+from gsm_lab.training.parts import Parts
 from gsm_lab.training.run import Run
 
-_STEPS_A_REPORT = 20
 LOOKS = 15  # steps looked at unless told, evenly over the run
 
 
@@ -106,7 +106,7 @@ def with_hook(
         `lost`, the cut accuracy of the seed's dense exchange minus this one's; `base`, the dense model's accuracy when
         the gate closed; `tested`, test samples; `bytes` a rank sends in a step over a ring (indices of 4 bytes), and
         `share` of these in the bytes of the dense exchange; `ranks`. Accuracies are with the batch norm statistics of
-        rank 0, which are the network's, as always under DDP.
+        the network, which are averaged over ranks at every step.
 
     Raises:
         ValueError: a setting out of range, no seeds or no factors, or a loss that is no mean over samples.
@@ -139,7 +139,7 @@ def _checked(settings: Mapping[str, Any], ranks: int, progress: bool) -> Run:
     """A run that is not going to be trained: what is wrong with the settings shows here, before processes start."""
     ranks, _ = integer("ranks", ranks, 2, MOST), flag("progress", progress)
     run = fresh(settings)
-    size = run.knobs["batch_size"]
+    size = run.settings.batch_size
     if size % ranks:
         raise ValueError(f"batch_size must be a multiple of ranks, to be dealt out evenly, got {size} and {ranks}")
     must_be_a_mean(run.model, run.data, run.loss, run.output)
@@ -149,74 +149,50 @@ def _checked(settings: Mapping[str, Any], ranks: int, progress: bool) -> Run:
 # -- in the process of a rank ------------------------------------------------------------------------------------------
 
 
-class RankRun(Run):
-    """A `Run` in which this rank does its part of each batch, and DDP the rest."""
+class _Watched(DDP):
+    """DDP that exchanges what an `Exchange` says, all in one bucket: the hook's competition is over all of them."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self.exchange = Exchange(self._layers, self.ranks)
-        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        self.parallel = DistributedDataParallel(
-            self.model,
-            bucket_cap_mb=size // 2**20 + 1,  # all in one bucket: the hook's competition is over all of them
-            broadcast_buffers=any(isinstance(module, _NormBase) for module in self.model.modules()),
-        )
-        self.parallel.register_comm_hook(self.exchange, exchange_hook)
-
-    def _forward_backward(self, batch: int) -> float:
-        x, y = (part[self.rank :: self.ranks] for part in self.batches.batch(batch))
-        self.parallel.train()
-        self.opt.zero_grad()
-        loss = self.loss(answer(self.parallel, x, self.output), y)
-        loss.backward()
-        return loss.item()
-
-    def flat_weights(self) -> np.ndarray:
-        """The prunable weights, a copy: float32 [N]."""
-        return _flat(self._layers)
-
-    def to_the_gate(self, report: Callable[[int], None]) -> None:
-        """The dense epochs."""
-        while self.base is None:
-            left = self.dense_left
-            report(left - self.pretrain(_STEPS_A_REPORT))
-
-    def to_step(self, last: int, report: Callable[[int], None]) -> None:
-        """Gated steps up to `last`."""
-        while self.steps < last:
-            n = min(_STEPS_A_REPORT, last - self.steps)
-            self.step(n)
-            report(n)
+    def wrapped(self, run: Parts) -> DistributedDataParallel:
+        """As in `DDP`, with the hook."""
+        self.exchange = Exchange(run.tensors, self.size)
+        size = sum(p.numel() * p.element_size() for p in run.model.parameters())
+        model = super().wrapped(run, bucket_cap_mb=size // 2**20 + 1)
+        model.register_comm_hook(self.exchange, exchange_hook)
+        return model
 
 
-def _quiet(settings: Mapping[str, Any], **more: Any) -> RankRun:
-    """A run that is not evaluated on the way."""
-    run = fresh(settings, RankRun, **more)
+def _quiet(settings: Mapping[str, Any], **more: Any) -> tuple[Run, Exchange]:
+    """A run over the ranks that is not evaluated on the way, and what it exchanges."""
+    placement = _Watched()
+    run = fresh(settings, placement=placement, **more)
     run.set(evaluate_every=max(1, run.planned))
-    return run
+    return run, placement.exchange
 
 
 def _looks(report: Callable[[int], None], settings: Mapping[str, Any], steps: list[int]) -> list[Look]:
     """The looks, on rank 0; none on the others."""
-    run, looks = _quiet(settings), []
-    run.to_the_gate(report)
+    (run, exchange), looks = _quiet(settings), []
+    world = run.placement.world
+
+    def told(run: Parts, done: int) -> None:
+        report(done)
+
+    advance(run, 0, [told])
     for step in steps:
-        run.to_step(step - 1, report)
-        run.exchange.listen = True
-        weights = run.flat_weights()
+        advance(run, step - 1, [told])
+        exchange.listen = True
+        weights = _flat(run.tensors)
         run.step()
         report(1)
-        run.exchange.listen = False
-        parts = [torch.empty_like(run.exchange.local) for _ in range(run.ranks)] if run.rank == 0 else None
-        dist.gather(run.exchange.local, parts)
+        exchange.listen = False
+        parts = [torch.empty_like(exchange.local) for _ in range(world.size)] if world.rank == 0 else None
+        dist.gather(exchange.local, parts)
         active = run.opt.active_mask().numpy()
-        choices: list[Any] = [None] * run.ranks
-        dist.all_gather_object(choices, (hashlib.sha256(active.tobytes()).hexdigest(), run.opt.threshold))
+        choices = world.exchange([hashlib.sha256(active.tobytes()).hexdigest(), run.opt.threshold])
         if parts is not None:
-            averaged = _flat([p.grad for p in run.exchange.weights])
+            averaged = _flat([p.grad for p in exchange.weights])
             local = torch.stack(parts).numpy()
-            same = len(set(choices)) == 1
+            same = all(choice == choices[0] for choice in choices)
             at = (step, run.planned, step / run.epoch_steps)
             looks.append(
                 Look(*at, weights, local, averaged, active.copy(), same, run.nonzeros, dict(run.history.layers))
@@ -231,14 +207,14 @@ def _exchanges(
     rows = []
     for seed in seeds:
         for factor in (math.inf, *factors):
-            run = _quiet(settings, seed=seed)
-            run.to_the_gate(report)
-            exchange, n = run.exchange, run.opt.weights
+            run, exchange = _quiet(settings, seed=seed)
+            advance(run, 0, [lambda run, done: report(done)])
+            n, ranks = run.opt.weights, run.placement.size
             exchange.gathered = exchange.reduced = 0
             exchange.sent = None if math.isinf(factor) else min(n, max(1, int(factor * run.nonzeros)))
-            run.to_step(run.planned, report)
+            advance(run, run.planned, [lambda run, done: report(done)])
             # over a ring: each part goes to all but one, and what is reduced goes round twice
-            sent = exchange.gathered * (run.ranks - 1) + exchange.reduced * 2 * (run.ranks - 1) / run.ranks
+            sent = exchange.gathered * (ranks - 1) + exchange.reduced * 2 * (ranks - 1) / ranks
             digest = hashlib.sha256(_flat(list(run.model.parameters())).tobytes()).hexdigest()
             row = {"seed": seed, "factor": factor, "live": run.evaluate(), "cut": run.evaluate(cut=True)}
             row |= {"base": run.base, "tested": len(run.data.test_y), "bytes": sent / run.planned, "digest": digest}

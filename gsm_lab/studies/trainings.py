@@ -10,18 +10,17 @@ from tqdm.auto import tqdm
 
 from gsm_lab.checks import flag, shown
 from gsm_lab.models import copied
+from gsm_lab.training.loop import advance
 from gsm_lab.training.run import Run
 
-_STEPS_A_LOOK = 25  # of the progress bar
 
-
-def fresh(settings: Mapping[str, Any], kind: type[Run] = Run, **more: Any) -> Run:
-    """A run of its own, of some kind: a model that came as a module is not shared with other runs."""
+def fresh(settings: Mapping[str, Any], **more: Any) -> Run:
+    """A run of its own: a model that came as a module is not shared with other runs."""
     if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
         raise TypeError(f"settings must be the arguments of a Run by name, got {shown(settings)}")
     model = settings.get("model", "lenet300")
     own = {"model": copied(model)[0]} if isinstance(model, nn.Module) else {}
-    return kind(**{**settings, **own, **more})
+    return Run(**{**settings, **own, **more})
 
 
 def bar_over(runs: Iterable[Run], progress: bool) -> tqdm:
@@ -32,15 +31,9 @@ def bar_over(runs: Iterable[Run], progress: bool) -> tqdm:
 
 def dense(run: Run, bar: tqdm) -> None:
     """Its dense epochs, in portions, so that the bar moves; a copy of the run then begins with what they led to."""
-    while run.base is None:
-        left = run.dense_left
-        bar.update(left - run.pretrain(_STEPS_A_LOOK))
+    advance(run, 0, [lambda run, done: bar.update(done)])
 
 
 def to_the_end(run: Run, bar: tqdm) -> None:
     """To the end of the plan, in portions, so that the bar moves."""
-    dense(run, bar)
-    while run.steps < run.planned:
-        n = min(_STEPS_A_LOOK, run.planned - run.steps)
-        run.step(n)
-        bar.update(n)
+    advance(run, run.planned, [lambda run, done: bar.update(done)])

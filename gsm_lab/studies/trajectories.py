@@ -32,6 +32,7 @@ from gsm_lab.studies.decay import (
 from gsm_lab.studies.paths import KINDS, ActiveSets, Paths, predicted
 from gsm_lab.studies.trainings import fresh
 from gsm_lab.training.history import History
+from gsm_lab.training.loop import advance
 from gsm_lab.training.run import Run
 
 __all__ = [
@@ -42,7 +43,6 @@ __all__ = [
 
 Runs = Run | History | Mapping[Hashable, Run | History]
 POINTS = 400  # rows a run; more cannot be seen
-_STEPS_A_LOOK = 10  # of the progress bar
 
 
 def per_momentum(
@@ -85,18 +85,14 @@ def train(runs: Run | Mapping[Hashable, Run], epochs: float | None = None, progr
     hidden, pairs = not flag("progress", progress), list(_each(runs))
     for _, run in pairs:
         kind("runs", run, Run, "a Run or a mapping of these")
-    steps = [max(0, r.planned - r.steps) if epochs is None else r._steps_of(epochs) for _, r in pairs]
+    steps = [max(0, r.planned - r.steps) if epochs is None else r.steps_of(epochs) for _, r in pairs]
     total = sum(steps) + sum(run.dense_left for _, run in pairs)
     with tqdm(total=total, unit="step", disable=hidden) as bar:
         for (label, run), n in zip(pairs, steps, strict=True):
             bar.set_description(str(label))
             try:
-                while run.dense_left:
-                    before = run.dense_left
-                    bar.update(before - run.pretrain(_STEPS_A_LOOK))
-                for begin in range(0, n, _STEPS_A_LOOK):
-                    run.step(now := min(_STEPS_A_LOOK, n - begin))
-                    bar.update(now)
+                if n or run.dense_left:
+                    advance(run, run.steps + n, [lambda run, done: bar.update(done)])
                 run.train(epochs=0, progress=False)  # evaluates, unless the last step has
             except FloatingPointError as error:
                 error.add_note(f"in run {label!r}")

@@ -198,7 +198,7 @@ class History:
             count = sum(self.layers.values())
             self._before = self._part_of(np.unpackbits(arrays["before"], count=count).astype(bool))
 
-    # Three that are otherwise where a process holds a part of each layer, see `gsm_lab.distributed.sharded`.
+    # Three that are otherwise where a process holds a part of each layer, see `gsm_lab.distributed.fsdp`.
 
     def _total(self, counts: np.ndarray) -> np.ndarray:
         return counts

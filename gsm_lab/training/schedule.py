@@ -1,25 +1,26 @@
-"""What the knobs make of the learning rate and of C at a step of the plan."""
+"""What the settings make of the learning rate and of C at a step of the plan."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+
+from gsm_lab.knobs import Settings
 
 RAMP_FROM = 4.0  # where a ramp of the compression begins
 FLOOR = 0.01  # of the learning rate, where the cosine ends and stays: training past the planned end still trains
 
 
-def lr(knobs: dict[str, Any], steps: int, planned: int) -> float:
+def lr(settings: Settings, steps: int, planned: int) -> float:
     """Learning rate after `steps` of `planned`: full for the share `hold` of the plan, then a cosine down to 1%."""
-    held = knobs["hold"] * planned
-    if steps <= held or knobs["hold"] >= 1:
-        return knobs["lr"]
-    return knobs["lr"] * cosine((steps - held) / (planned - held))
+    held = settings.hold * planned
+    if steps <= held or settings.hold >= 1:
+        return settings.lr
+    return settings.lr * cosine((steps - held) / (planned - held))
 
 
-def compression(knobs: dict[str, Any], steps: int, planned: int) -> float:
-    """C after `steps` of `planned`: the knob's, or on the way there from `RAMP_FROM`, by equal factors."""
-    full, ramp = knobs["compression"], knobs["ramp"] * planned
+def compression(settings: Settings, steps: int, planned: int) -> float:
+    """C after `steps` of `planned`: the setting, or on the way there from `RAMP_FROM`, by equal factors."""
+    full, ramp = settings.compression, settings.ramp * planned
     if steps >= ramp or full <= RAMP_FROM:
         return full
     return RAMP_FROM * (full / RAMP_FROM) ** (steps / ramp)

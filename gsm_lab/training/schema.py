@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gsm_lab import knobs as settings
-
-if TYPE_CHECKING:
-    from gsm_lab.training.run import Run
+from gsm_lab.training.parts import Parts
 
 ROOMS = ("model", "initial", "momentum", "average", "method", "gate", "history", "random")  # of tensors
 _LARGEST = 2**53  # of a number that JSON's readers take for a whole one
@@ -66,7 +64,7 @@ def must_describe_a_run(plain: dict[str, Any]) -> None:
         settings.checked(known)
 
 
-def must_fit(run: Run, tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> None:
+def must_fit(run: Parts, tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> None:
     """Raises ValueError naming the first tensor that is missing, unknown, or of another shape or type than in `run`."""
     parts: dict[str, dict[str, Tensor]] = {room: {} for room in ROOMS}
     for name, tensor in tensors.items():
@@ -95,7 +93,7 @@ def must_fit(run: Run, tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> 
     _history(run, parts["history"], plain["history"])
 
 
-def _history(run: Run, arrays: dict[str, Tensor], plain: dict[str, Any]) -> None:
+def _history(run: Parts, arrays: dict[str, Tensor], plain: dict[str, Any]) -> None:
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for table in ("steps", "evaluations"):
         columns = getattr(run.history, table).array().dtype

@@ -8,21 +8,21 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-
 from gsm_lab.models import computed
 from gsm_lab.training.anatomy import Anatomy
+from gsm_lab.training.parts import Parts
+from gsm_lab.training.placement import Single
 from gsm_lab.turns import turn
 
 
-class Shared:
+class Shared(Parts):
     """The base of `Training`: whose turn it is, and copies that are of a whole step.
 
     `lock` is what whoever steps, reads or changes the run has meanwhile; see `gsm_lab.turns`.
     """
 
     lock = turn
-    model: nn.Module
+    placement: Single
     _anatomy: Anatomy
     _stepping = False  # whether a step is being done, by the thread that has the lock
     _player: weakref.ref[Any] | None = None  # who plays it, see `gsm_lab.player`
@@ -59,6 +59,7 @@ class Shared:
             return copy.deepcopy(self._kept_state(), computed(*vars(self).values()) | {id(self): self})
 
     def _kept_state(self) -> dict[str, Any]:
+        self.placement.must_be_copyable()
         return {name: value for name, value in vars(self).items() if name not in ("_player", "_anatomy")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

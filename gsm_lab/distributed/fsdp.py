@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,58 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from gsm_lab import data as datasets
-from gsm_lab.distributed.placement import ParallelRun
+from gsm_lab.distributed.placement import Parallel
 from gsm_lab.distributed.world import World
+from gsm_lab.knobs import KNOBS, Settings
 from gsm_lab.optim import param_groups
+from gsm_lab.optim.picks import Picks
 from gsm_lab.optim.ranks import local
 from gsm_lab.optim.spread import placed_as
-from gsm_lab.training.checkpoint import part_of
 from gsm_lab.training.history import History
+from gsm_lab.training.model_state import part_of
+from gsm_lab.training.parts import Parts
 from gsm_lab.training.run import Run
 
 _UNIT = 1_000_000  # parameters; smaller modules are gathered together with what they are part of
 
 
-class FSDPRun(ParallelRun):
+class FSDP(Parallel):
     """Every rank holds its rows of each tensor, weights, gradients and momentum (FSDP2, `fully_shard`).
 
-    `recorders` get this rank's part: `active` and `weights` of its rows.
+    `recorders` get this rank's part: `active` and `weights` of its rows. Of the methods, GSM can do with that.
     """
 
-    def _placed(self, model: nn.Module) -> nn.Module:
-        model = super()._placed(model)
-        param_groups(model, **self._picks)  # refuses one without prunable weights, before that is changed
+    shards = True
+    exchanges = True  # in the model's modules
+
+    def must_suit(self, run: Parts, settings: Settings, options: dict[str, Any], data: datasets.Dataset) -> None:
+        """As with DDP. Raises ValueError for a method that needs all of each tensor, too."""
+        if not run.method.shards:
+            raise ValueError(
+                f"method {run.method.name} needs all of each tensor, where FSDP2 spreads them over ranks: use DDP"
+            )
+        super().must_suit(run, settings, options, data)
+
+    def must_allow(self, settings: Settings) -> None:
+        """Raises ValueError for a setting that takes a look at all weights at once."""
+        for name, knob in KNOBS.items():
+            if not knob.shards and getattr(settings, name) != knob.default:
+                raise ValueError(
+                    f"{name} must be {knob.default:g} where weights are spread over ranks, got "
+                    f"{getattr(settings, name):g}"
+                )
+
+    def tried(self, run: Parts, model: nn.Module, data: datasets.Dataset, batch_size: int) -> float | None:
+        """As with DDP; what was gathered for it is let go of."""
+        try:
+            return super().tried(run, model, data, batch_size)
+        finally:
+            _reshard(model)
+
+    def place(self, model: nn.Module, named: bool, picks: dict[str, Picks]) -> nn.Module:
+        """In parts, one on each rank."""
+        model = super().place(model, named, picks)
+        param_groups(model, **picks)  # refuses one without prunable weights, before that is changed
         if not isinstance(model, FSDPModule):
             device = next(model.parameters()).device.type
             mesh = init_device_mesh(device, (self.world.size,))
@@ -43,47 +75,36 @@ class FSDPRun(ParallelRun):
             fully_shard(model, mesh=mesh)
         return model
 
-    def _refuse(self, knobs: dict[str, Any]) -> None:
-        for name, off in (("smoothing", 0), ("freeze", 1), ("cut_at", 1)):
-            if knobs[name] != off:
-                raise ValueError(f"{name} must be {off} where weights are spread over ranks, got {knobs[name]:g}")
-
-    def _must_be_whole(self) -> None:
-        """FSDP2 itself exchanges parameters, in the model's modules, for those that it has gathered, and back."""
-
-    def _tried(self, model: nn.Module, data: datasets.Dataset, batch_size: int) -> float | None:
-        try:
-            return super()._tried(model, data, batch_size)
-        finally:
-            _reshard(model)
-
-    def _new_history(self, weights: dict[str, nn.Parameter]) -> History:
+    def history(self, weights: dict[str, nn.Parameter]) -> History:
+        """One that adds up what ranks count."""
         return _ShardedHistory(weights, self.world)
 
-    @torch.no_grad()
-    def _accuracy(self, replaced: dict[str, Tensor]) -> float:
+    @contextlib.contextmanager
+    def replacing(self, model: nn.Module, replaced: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """FSDP2 gathers the parameters it knows: what replaces them takes their place while it is looked at."""
-        own = {name: local(self.model.get_parameter(name)) for name in replaced}
+        own = {name: local(model.get_parameter(name)) for name in replaced}
         before = {name: part.clone() for name, part in own.items()}
+        self._model = model
         try:
             for name, part in own.items():
                 part.copy_(local(replaced[name]))
-            return super()._accuracy({})
+            yield {}
         finally:
             for name, part in own.items():
                 part.copy_(before[name])
 
-    def _right(self, x: Tensor, y: Tensor, replaced: dict[str, Tensor]) -> int:
+    def count(self, right: Callable[[Tensor, Tensor], int], x: Tensor, y: Tensor) -> int:
+        """As with DDP; what was gathered for it is let go of."""
         try:
-            return super()._right(x, y, replaced)
+            return super().count(right, x, y)
         finally:
-            _reshard(self.model)
+            _reshard(self._model)
 
-    def alone(self, folder: Path) -> Run:
+    def alone(self, run: Parts, folder: Path) -> Run:
         """The run in this process alone. Raises TypeError for a model that was given: resume with a new one."""
-        if not isinstance(self.source_model, str):
+        if not isinstance(run.source_model, str):
             raise TypeError("the model that was given is sharded: use Run.resume(folder, model=...) with a new one")
-        return super().alone(folder)
+        return super().alone(run, folder)
 
 
 def _reshard(model: nn.Module) -> None:

@@ -1,0 +1,110 @@
+"""`Parts`: what a run consists of, and where it stands in its plan. Methods, placements and the loop are given it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gsm_lab import data as datasets
+from gsm_lab.knobs import Settings
+from gsm_lab.optim import GSM, budget
+from gsm_lab.training import schedule
+from gsm_lab.training.history import History
+from gsm_lab.training.outputs import Output
+from gsm_lab.turns import Turns
+
+Loss = Callable[[Any, Tensor], Tensor]
+Recorder = Callable[[int, np.ndarray, list[np.ndarray]], None]
+
+
+class Parts:
+    """The base of a `Run`, which makes what is named here.
+
+    Attributes:
+        settings: in force. options: those of the method. data, batches, model, loss, output: what is trained, on what.
+        tensors: the prunable tensors, in the order of the flat masks. opt: the optimizer. history: of this run.
+        steps, dense_steps: gated and dense steps so far. base: the dense model's test accuracy, None before the gate
+        closed; magnitude: what it scored cut to Q. recorders: called after each gated step. lock: of all runs.
+    """
+
+    lock: Turns
+    settings: Settings
+    options: dict[str, Any]
+    source_model: str | nn.Module
+    source_data: str | datasets.Dataset
+    data: datasets.Dataset
+    batches: datasets.Batches
+    model: nn.Module
+    loss: Loss
+    output: Output | None
+    opt: GSM
+    tensors: list[nn.Parameter]
+    history: History
+    recorders: list[Recorder]
+    base: float | None
+    magnitude: float | None
+    steps: int
+    dense_steps: int
+    random_state: Tensor
+    # what a run can do, and others may ask it to
+    step: Callable[..., None]
+    pretrain: Callable[..., int]
+    one_step: Callable[[], contextlib.AbstractContextManager[None]]
+    apply_settings: Callable[[], None]
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Every setting in force, by name: a copy."""
+        return dict(vars(self.settings))
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps per epoch."""
+        return len(self.batches)
+
+    @property
+    def planned(self) -> int:
+        """Gated steps the schedule is laid out for."""
+        return self.settings.epochs * self.epoch_steps
+
+    @property
+    def nonzeros(self) -> int:
+        """Q = N / compression: how many weights get their gradient once the gate has closed, and survive the cut."""
+        return budget(self.opt.weights, compression=self.settings.compression)
+
+    @property
+    def dense_left(self) -> int:
+        """Dense steps still to do before the gate closes."""
+        return 0 if self.base is not None else self.settings.pretrain * self.epoch_steps - self.dense_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has run to its end (training can go on, at 1% of the learning rate)."""
+        return self.settings.hold < 1 and self.steps >= self.planned
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next gated step."""
+        return schedule.lr(self.settings, self.steps, self.planned)
+
+    @property
+    def compression(self) -> float:
+        """C of the next gated step: the setting, or on the way there during its ramp. (What is cut stays cut.)"""
+        return schedule.compression(self.settings, self.steps, self.planned)
+
+    # -- what methods need ------------------------------------------------------------------------------------------
+
+    def flat(self, tensors: list[Tensor] | None = None) -> Tensor:
+        """The prunable weights, or other tensors of their shapes, joined: float32 [N], a copy."""
+        tensors = self.tensors if tensors is None else tensors
+        return torch.cat([t.detach().float().reshape(-1) for t in tensors])
+
+    def shaped(self, flat: Tensor) -> list[Tensor]:
+        """A flat tensor [N] as views in the shapes of the prunable tensors."""
+        pieces = flat.split([p.numel() for p in self.tensors])
+        return [piece.view(p.shape) for piece, p in zip(pieces, self.tensors, strict=True)]
