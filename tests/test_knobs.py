@@ -1,5 +1,6 @@
 """Knobs against closed forms written here, and the two formulas against a simulated passive weight."""
 
+import dataclasses
 import itertools
 import math
 
@@ -192,21 +193,23 @@ def test_given_goes_before_recipe_before_default() -> None:
     recipe = RECIPES["mnist", "lenet300"]
     assert recipe["lr"] != KNOBS["lr"].default and recipe["batch_size"] != KNOBS["batch_size"].default
     found = knobs.resolve({"lr": "0.07", "seed": 3}, "mnist", "lenet300")
-    assert list(found) == list(KNOBS)
-    assert (found["lr"], found["seed"], found["data"], found["model"]) == (0.07, 3, "mnist", "lenet300")
-    assert found["batch_size"] == recipe["batch_size"]
-    assert found["momentum"] == KNOBS["momentum"].default and "momentum" not in recipe
+    assert list(vars(found)) == list(KNOBS)
+    assert (found.lr, found.seed, found.data, found.model) == (0.07, 3, "mnist", "lenet300")
+    assert found.batch_size == recipe["batch_size"]
+    assert found.momentum == KNOBS["momentum"].default and "momentum" not in recipe
 
 
 @pytest.mark.parametrize("name", ["mine", ""])
 def test_data_and_models_of_ones_own_take_the_defaults(name: str) -> None:
     found = knobs.resolve({}, name, "Net")
-    assert found == {n: k.default for n, k in KNOBS.items()} | {"data": name, "model": "Net"}
+    assert vars(found) == {n: k.default for n, k in KNOBS.items()} | {"data": name, "model": "Net"}
 
 
 def test_resolve_does_not_change_a_recipe() -> None:
     before = {place: dict(recipe) for place, recipe in RECIPES.items()}
-    knobs.resolve({"lr": 1.0}, "mnist", "lenet300")["epochs"] = 7
+    found = knobs.resolve({"lr": 1.0}, "mnist", "lenet300")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.epochs = 7
     assert before == RECIPES
 
 

@@ -1150,5 +1150,5 @@ def test_the_recipes_have_the_steps_that_a_cut_takes() -> None:
     samples = {"digits": 1437, "mnist": 60_000, "fashion_mnist": 60_000}
     for data, model in {("digits", "lenet300"), *RECIPES} - {("digits", "lenet5")}:  # that one: see the next line
         k = resolve({}, data, model)
-        life = half_life(k["lr"], k["momentum"], k["weight_decay"])
-        assert k["epochs"] * (samples[data] // k["batch_size"]) > 3 * life, (data, model)
+        life = half_life(k.lr, k.momentum, k.weight_decay)
+        assert k.epochs * (samples[data] // k.batch_size) > 3 * life, (data, model)

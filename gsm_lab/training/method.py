@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsm_lab.knobs import KNOBS, Knob
+from gsm_lab.knobs import Knob
 from gsm_lab.optim import budget, cut, keep_masks
 from gsm_lab.optim.prunable import clear
 from gsm_lab.optim.ranks import is_distributed
@@ -209,13 +209,3 @@ def _largest(run: Parts, q: int) -> tuple[list[Tensor], Tensor]:
     """Which weights are the q of largest magnitude: a mask a tensor, and all of them as bool [N] on the CPU."""
     masks = list(keep_masks(run.model, nonzeros=q, optimizer=run.opt).values())
     return masks, torch.cat([mask.reshape(-1).cpu() for mask in masks])
-
-
-def refuse_ignored(method: Method, given: Mapping[str, Any]) -> None:
-    """Raise ValueError for a setting that the method takes no notice of, unless it has its default."""
-    for name in method.ignores:
-        if name in given and KNOBS[name].check(given[name]) != KNOBS[name].default:
-            raise ValueError(
-                f"{name} must be {KNOBS[name].default:g} for {method.name}, got {given[name]!r}: it is an option of "
-                "GSM's gate"
-            )

@@ -16,26 +16,24 @@ from torch.nn import functional as F
 
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
-from gsm_lab import models
 from gsm_lab.checks import flag, kind, number, path, shown
-from gsm_lab.optim import GSM, keep_masks, param_groups
 from gsm_lab.optim.picks import Picks, listed
-from gsm_lab.optim.ranks import local
 from gsm_lab.outcome import too_early
 from gsm_lab.training import checkpoint, fitting
-from gsm_lab.training.anatomy import Anatomy
+from gsm_lab.training.assembly import put_together
 from gsm_lab.training.callbacks import Progress
+from gsm_lab.training.choices import checked, refuse_ignored
+from gsm_lab.training.evaluation import accuracy, cut_tensors, evaluate_now
 from gsm_lab.training.interrupts import uninterrupted
 from gsm_lab.training.loop import advance, repeat
-from gsm_lab.training.method import GSMMethod, Method, refuse_ignored
-from gsm_lab.training.model_state import fill, whole_state
-from gsm_lab.training.outputs import Output, answer_with, predicted
+from gsm_lab.training.method import GSMMethod, Method
+from gsm_lab.training.model_state import whole_state
+from gsm_lab.training.outputs import Output
 from gsm_lab.training.parts import Loss
 from gsm_lab.training.placement import Single
 from gsm_lab.training.state import arguments_of, readable, restore, state_of
 from gsm_lab.training.step import Training
 
-_EVALUATED_AT_ONCE = 2000  # samples; bounds memory
 _MOST_STEPS = 2**31 - 1  # that a history counts
 
 
@@ -105,7 +103,7 @@ class Run(Training):
     ) -> None:
         self.method = GSMMethod() if method is None else kind("method", method, Method, "a Method of gsm_lab.methods")
         self.placement = Single() if placement is None else kind("placement", placement, Single, "a Placement")
-        given, options = self._checked(knobs)
+        given, options = checked(self.method, knobs)
         fitting.check_kinds(model, data, loss, output)
         self.loss, self.output = loss, output
         self.picks = {k: None if x is None else listed(x) for k, x in (("include", include), ("exclude", exclude))}
@@ -117,78 +115,7 @@ class Run(Training):
                 fitting.materialise(model, data, output)
                 tensors, rest = whole_state(model)  # refuses what could not be saved
                 self.initial = copy.deepcopy(tensors | rest)
-            self._start(model, data, self.given, options)
-
-    def _checked(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Settings, as they were given, and options of the method, checked. Raises ValueError for what is neither."""
-        mine = {knob.name: knob for knob in self.method.options}
-        if self.method.ignores or mine:
-            for name in given.keys() - settings.KNOBS.keys() - mine.keys():
-                raise ValueError(
-                    f"{self.method.name} has no setting {name!r}: its options are {', '.join(mine) or 'none'}, "
-                    f"the knobs {', '.join(settings.KNOBS)}"
-                )
-        refuse_ignored(self.method, given)
-        options = {name: mine[name].check(value) for name, value in given.items() if name in mine}
-        return {name: value for name, value in given.items() if name not in mine}, options
-
-    def _start(
-        self,
-        source_model: str | nn.Module,
-        source_data: str | datasets.Dataset,
-        given: dict[str, Any],
-        given_options: dict[str, Any],
-    ) -> None:
-        """Begin at step 0. What can fail comes first, so that a run that cannot begin again stays as it was."""
-        with self.placement.together():
-            data = self.placement.load(source_data)
-            name = source_model if isinstance(source_model, str) else type(source_model).__name__
-            now, options = self._resolved(given, given_options, data.name, name)
-            self.placement.must_suit(self, now, options, data)
-            model = source_model
-            if isinstance(model, str):
-                model = models.build(name, data.shape, data.classes, data.mean, data.std, now.seed)
-            ours = isinstance(source_model, str) and self.loss is F.cross_entropy and self.output is None
-            above = None
-            if not ours:  # else they are known to fit
-                same = self._fits == (source_model, source_data)
-                above = self._above if same else self.placement.tried(self, model, data, now.batch_size)
-            resting = [m for m in model.modules() if not m.training] if model.training else []
-            model = self.placement.place(model, self.initial is None, self.picks)
-            weights = models.prunable(model, **self.picks)
-            groups = param_groups(model, **self.picks)
-            fed = data.to(next(model.parameters()).device, fitting.dtype_of(model))
-            batches = datasets.Batches(fed, now.batch_size, now.seed)
-            opt = GSM(groups, now.lr, now.momentum, weight_decay=now.weight_decay, fused=_can_fuse(model))
-            if self.initial is not None and model is source_model:
-                fill(model, self.initial)
-            self._fits, self._above, self._resting = (source_model, source_data), above, resting
-            self.draws = not ours or self.method.draws
-            self.source_model, self.source_data = source_model, source_data
-            self.model, self.data, self.batches, self.opt = model, batches.dataset, batches, opt
-            self.settings, self.options = now, options
-            self.history = self.placement.history(weights)
-            self.tensors = list(weights.values())
-            self._anatomy = Anatomy(model)
-            self.recorders = []
-            self.steps = self.dense_steps = 0
-            self.threads = None
-            self.base = self.magnitude = None
-            self._warned = False  # that it ended too early
-            self.random_state = torch.Generator().manual_seed(now.seed).get_state()
-            for knob in settings.LIVE:
-                self.history.moved(0, knob, None, getattr(now, knob))
-            self.method.start(self)
-            self.apply_settings()
-            self.placement.wrap(self)
-
-    def _resolved(
-        self, given: dict[str, Any], given_options: dict[str, Any], data: str, model: str
-    ) -> tuple[settings.Settings, dict[str, Any]]:
-        """All settings and options: those given, and what works for this data and model."""
-        recipe = self.method.recipe(settings.recipe_of(data, model))
-        options = {option.name: recipe.pop(option.name, option.default) for option in self.method.options}
-        return settings.resolve(recipe | given, data, model), options | given_options
+            put_together(self, model, data, self.given, options)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -226,7 +153,7 @@ class Run(Training):
                 advance(self, self.steps + steps, [bar])
             if self.steps % self.settings.evaluate_every:  # else the last step has done it
                 with self.placement.interruptible(), self.between_steps():
-                    self._evaluate_now()
+                    evaluate_now(self)
         if steps and not self._warned and (early := too_early(self)):
             self._warned = True
             warnings.warn(early, stacklevel=2)
@@ -265,14 +192,14 @@ class Run(Training):
         goes back to the weights it came with. Options of the method may change, too. Raises ValueError (or
         DataNotFound) before anything changes.
         """
-        knobs, options = self._checked(knobs)
+        knobs, options = checked(self.method, knobs)
         knobs = settings.checked(knobs)
         with self.between_steps():
             model, data = knobs.pop("model", self.source_model), knobs.pop("data", self.source_data)
             same = model == self.source_model and data == self.source_data
             in_force = {name: value for name, value in self.knobs.items() if name not in ("model", "data")}
             given = (in_force if same else self.given | {"seed": self.settings.seed}) | knobs
-            self._start(model, data, given, self.given_options | options)
+            put_together(self, model, data, given, self.given_options | options)
             self.given |= knobs
             self.given_options |= options
 
@@ -284,7 +211,7 @@ class Run(Training):
         if not isinstance(cut, bool | np.bool_):
             raise TypeError(f"cut must be True or False, got {shown(cut)}")
         with self.lock:
-            return self._accuracy(self._replaced_by_cut()[0] if cut else {})
+            return accuracy(self, cut_tensors(self)[0] if cut else {})
 
     def cut(self) -> int:
         """Set all weights outside the Q of largest magnitude to exact zero; returns how many stay.
@@ -294,34 +221,6 @@ class Run(Training):
         """
         with self.lock:
             return self.method.cut(self)
-
-    def _replaced_by_cut(self) -> tuple[dict[str, Tensor], list[int]]:
-        """The prunable tensors by name as a cut would leave them now, and how many weights stay in each."""
-        masks = keep_masks(self.model, nonzeros=self.nonzeros, optimizer=self.opt)
-        replaced = {name: self.model.get_parameter(name) * mask for name, mask in masks.items()}
-        return replaced, [int(local(mask).sum()) for mask in masks.values()]
-
-    def _accuracy(self, replaced: dict[str, Tensor]) -> float:
-        x, y = self.data.test_x, self.data.test_y
-        drawn = torch.random.fork_rng(devices=[], enabled=self.draws)
-        placed = self.placement.replacing(self.model, replaced)
-        with fitting.evaluating(self.model), drawn, placed as given:
-
-            def right(x: Tensor, y: Tensor) -> int:
-                return int((predicted(answer_with(self.model, given, x, self.output), self._above) == y).sum())
-
-            if self.draws:  # a model that does so even now: always the same ones
-                torch.default_generator.manual_seed(self.settings.seed)
-            pieces = zip(x.split(_EVALUATED_AT_ONCE), y.split(_EVALUATED_AT_ONCE), strict=True)
-            return sum(self.placement.count(right, a, b) for a, b in pieces) / len(y)
-
-    @torch.no_grad()
-    def _evaluate_now(self) -> None:
-        replaced, kept = self._replaced_by_cut()
-        live, as_cut = self._accuracy({}), self._accuracy(replaced)
-        if self.steps == 0:
-            self.base, self.magnitude = live, as_cut
-        self.history.evaluated(self.steps, live, as_cut, kept)
 
     # -- keeping it ------------------------------------------------------------------------------------------------
 
@@ -405,9 +304,3 @@ class Run(Training):
             f"{rival}Run({name} on {self.data.name}, {self.steps:,} steps of {self.epoch_steps} an epoch, "
             f"Q = {self.nonzeros:,} of {self.opt.weights:,} weights)"
         )
-
-
-def _can_fuse(model: nn.Module) -> bool:
-    """Whether fused SGD may be used: on a CPU it leaves 16-bit weights as they are (PyTorch issue 191763)."""
-    full = (torch.float32, torch.float64)
-    return all(p.is_cuda or (p.device.type == "cpu" and p.dtype in full) for p in model.parameters())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from gsm_lab.optim.ranks import local
 from gsm_lab.training import schedule, threads
+from gsm_lab.training.evaluation import evaluate_now
 from gsm_lab.training.method import Method
 from gsm_lab.training.outputs import answer
 from gsm_lab.training.shared import Shared
@@ -33,7 +34,6 @@ class Training(Shared):
     waiting: str | None = None
     random_state: Tensor
     _resting: list[nn.Module]  # modules that stay in evaluation mode
-    _evaluate_now: Callable[[], None]
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Training(Shared):
     def close_gate(self) -> None:
         """Where the dense epochs are over: evaluate what they reached, forget their momentum, put settings in force."""
         if self.base is None and self.dense_left <= 0:
-            self._evaluate_now()
+            evaluate_now(self)
             self.opt.state.clear()
             self.apply_settings()
             self.method.gate_closes(self)
@@ -132,7 +132,7 @@ class Training(Shared):
             recorder(self.steps, active, weights)
         self.method.recorded(self)
         if self.steps % self.settings.evaluate_every == 0:
-            self._evaluate_now()
+            evaluate_now(self)
 
     def apply_settings(self) -> None:
         """Hand the settings to the optimizer: those of the dense epochs while these last, the live ones after."""

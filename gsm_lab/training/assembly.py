@@ -1,0 +1,76 @@
+"""How a run is put together, at step 0, the first time and at every reset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gsm_lab import data as datasets
+from gsm_lab import models
+from gsm_lab.knobs import LIVE
+from gsm_lab.optim import GSM, param_groups
+from gsm_lab.training import fitting
+from gsm_lab.training.anatomy import Anatomy
+from gsm_lab.training.choices import resolved
+from gsm_lab.training.model_state import fill
+from gsm_lab.training.step import Training
+
+
+def put_together(
+    run: Training,
+    source_model: str | nn.Module,
+    source_data: str | datasets.Dataset,
+    given: dict[str, Any],
+    given_options: dict[str, Any],
+) -> None:
+    """Begin at step 0. What can fail comes first, so that a run that cannot begin again stays as it was."""
+    with run.placement.together():
+        data = run.placement.load(source_data)
+        name = source_model if isinstance(source_model, str) else type(source_model).__name__
+        now, options = resolved(run.method, given, given_options, data.name, name)
+        run.placement.must_suit(run, now, options, data)
+        model = source_model
+        if isinstance(model, str):
+            model = models.build(name, data.shape, data.classes, data.mean, data.std, now.seed)
+        ours = isinstance(source_model, str) and run.loss is F.cross_entropy and run.output is None
+        above = None
+        if not ours:  # else they are known to fit
+            same = run._fits == (source_model, source_data)
+            above = run.above if same else run.placement.tried(run, model, data, now.batch_size)
+        resting = [m for m in model.modules() if not m.training] if model.training else []
+        model = run.placement.place(model, run.initial is None, run.picks)
+        weights = models.prunable(model, **run.picks)
+        groups = param_groups(model, **run.picks)
+        fed = data.to(next(model.parameters()).device, fitting.dtype_of(model))
+        batches = datasets.Batches(fed, now.batch_size, now.seed)
+        opt = GSM(groups, now.lr, now.momentum, weight_decay=now.weight_decay, fused=_can_fuse(model))
+        if run.initial is not None and model is source_model:
+            fill(model, run.initial)
+        run._fits, run.above, run._resting = (source_model, source_data), above, resting
+        run.draws = not ours or run.method.draws
+        run.source_model, run.source_data = source_model, source_data
+        run.model, run.data, run.batches, run.opt = model, batches.dataset, batches, opt
+        run.settings, run.options = now, options
+        run.history = run.placement.history(weights)
+        run.tensors = list(weights.values())
+        run._anatomy = Anatomy(model)
+        run.recorders = []
+        run.steps = run.dense_steps = 0
+        run.threads = None
+        run.base = run.magnitude = None
+        run._warned = False  # that it ended too early
+        run.random_state = torch.Generator().manual_seed(now.seed).get_state()
+        for knob in LIVE:
+            run.history.moved(0, knob, None, getattr(now, knob))
+        run.method.start(run)
+        run.apply_settings()
+        run.placement.wrap(run)
+
+
+def _can_fuse(model: nn.Module) -> bool:
+    """Whether fused SGD may be used: on a CPU it leaves 16-bit weights as they are (PyTorch issue 191763)."""
+    full = (torch.float32, torch.float64)
+    return all(p.is_cuda or (p.device.type == "cpu" and p.dtype in full) for p in model.parameters())
