@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch as _torch  # noqa: F401  (what every name below needs, so that the first use of one is quick)
 
 if TYPE_CHECKING:
-    from gsm_lab import data, expect, figures, knobs, methods, models, optim, studies
+    from gsm_lab import data, figures, knobs, methods, models, optim, studies
     from gsm_lab.data import Dataset, load
+    from gsm_lab.notebook import expect
+    from gsm_lab.notebook.explore import explore
+    from gsm_lab.notebook.playground import Playground
     from gsm_lab.optim import GSM, cut, param_groups
-    from gsm_lab.playground import Playground, explore
     from gsm_lab.training.run import Run
 
 __version__ = "0.1.0"
@@ -31,10 +33,15 @@ _WHERE = {
     "Dataset": "gsm_lab.data",
     "load": "gsm_lab.data",
     "Run": "gsm_lab.training.run",
-    "Playground": "gsm_lab.playground",
-    "explore": "gsm_lab.playground",
+    "Playground": "gsm_lab.notebook.playground",
+    "explore": "gsm_lab.notebook.explore",
 }
-_MODULES = ("data", "expect", "figures", "knobs", "methods", "models", "optim", "playground", "studies")
+_MODULES = {
+    **{name: f"gsm_lab.{name}" for name in ("data", "figures", "knobs", "methods", "models", "optim", "studies")},
+    "checkpoint": "gsm_lab.training.checkpoint",
+    "expect": "gsm_lab.notebook.expect",
+    "playground": "gsm_lab.notebook.playground",
+}
 
 __all__ = [
     "GSM", "Dataset", "Playground", "Run",
@@ -47,7 +54,7 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         value = getattr(importlib.import_module(_WHERE[name]), name)
     elif name in _MODULES:
-        value = importlib.import_module(f"gsm_lab.{name}")
+        value = importlib.import_module(_MODULES[name])
     else:
         raise AttributeError(f"module 'gsm_lab' has no attribute {name!r}; it has {', '.join(__all__)}")
     globals()[name] = value

@@ -12,8 +12,8 @@ import gsm_lab as gl
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = (  # of the project's plan: what users, notebooks and checks rely on
-    "Dataset", "GSM", "Playground", "Run", "cut", "data", "expect", "figures", "knobs", "load", "models", "optim",
-    "param_groups",
+    "Dataset", "GSM", "Playground", "Run", "cut", "data", "expect", "explore", "figures", "knobs", "load", "models",
+    "optim", "param_groups",
 )  # fmt: skip
 
 
@@ -42,12 +42,18 @@ def test_a_run_needs_no_widgets_and_no_figures() -> None:
     assert not {"ipywidgets", "plotly", "anywidget", "kaleido", "IPython", "requests"} & loaded
 
 
+def test_to_compare_numbers_needs_no_widgets() -> None:
+    loaded = {name.split(".")[0] for name in modules_after("from gsm_lab import expect; expect('it', 1, 1, 0)")}
+    assert not {"ipywidgets", "plotly", "anywidget"} & loaded
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names(name: str) -> None:
     value = getattr(gl, name)
     assert getattr(gl, name) is value and name in gl.__all__ and name in dir(gl)
     if isinstance(value, type(gl)):
-        assert value is importlib.import_module(f"gsm_lab.{name}") and value.__doc__
+        assert value.__name__.startswith("gsm_lab.") and value.__doc__
+        assert value is importlib.import_module(value.__name__)
     else:
         assert value.__module__.startswith("gsm_lab.") and value.__doc__
 

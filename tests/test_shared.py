@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gsm_lab import Run, methods
-from gsm_lab.player import Player
+from gsm_lab.notebook.player import Player
 from gsm_lab.studies import taylor
 from tests.test_run import differs, everything, mine, net, tiny
 

@@ -25,7 +25,7 @@ class Shared(Parts):
     placement: Single
     _anatomy: Anatomy
     _stepping = False  # whether a step is being done, by the thread that has the lock
-    _player: weakref.ref[Any] | None = None  # who plays it, see `gsm_lab.player`
+    _player: weakref.ref[Any] | None = None  # who plays it, see `gsm_lab.notebook.player`
 
     @contextlib.contextmanager
     def between_steps(self) -> Iterator[None]:

@@ -9,8 +9,8 @@ import random
 import time
 from typing import Any
 
-from tests.test_browser import went_wrong
-from tests.test_long_play import LONG_TELL, opened, played, press, wait_for
+from tests.notebook.test_jupyterlab import went_wrong
+from tests.notebook.test_long_play import LONG_TELL, opened, played, press, wait_for
 
 STEPS = 60_000
 MINUTES = float(os.environ.get("GSM_LAB_SOAK_MINUTES", "30"))

@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 
 from gsm_lab.figures import static
-from gsm_lab.playground.closing import close_all, forget_output
-from gsm_lab.playground.texts import got
-from gsm_lab.playground.view import STYLE, Figure
+from gsm_lab.notebook.browser import STYLE, Figure
+from gsm_lab.notebook.closing import close_all, forget_output
+from gsm_lab.notebook.readouts import got
 
 
 class explore(widgets.VBox):

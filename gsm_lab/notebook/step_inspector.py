@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ipywidgets as widgets
 import numpy as np
 
-from gsm_lab.player import FRAME, Player
+from gsm_lab.notebook.player import FRAME, Player
 from gsm_lab.studies.steps import Before, relative_error
 from gsm_lab.training.history import Rows
 from gsm_lab.training.run import Run

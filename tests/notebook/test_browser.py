@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 import pytest
 from plotly.basedatatypes import Undefined
 
-from gsm_lab.playground.view import Figure
+from gsm_lab.notebook.browser import Figure
 
 
 def line(n: int, y: float) -> dict[str, np.ndarray]:

@@ -15,13 +15,14 @@ import torch
 from gsm_lab import figures
 from gsm_lab.figures.dashboard import LAYERS_SHOWN
 from gsm_lab.knobs import KNOBS, checked
-from gsm_lab.player import Player
-from gsm_lab.playground import texts
-from gsm_lab.playground.closing import close_all, forget_output
-from gsm_lab.playground.controls import ChoiceControl, KnobControl
-from gsm_lab.playground.presets import PRESETS, Preset
-from gsm_lab.playground.taylor import TaylorView
-from gsm_lab.playground.view import STYLE, Figure, Viewer
+from gsm_lab.notebook import readouts
+from gsm_lab.notebook.browser import STYLE, Figure, Viewer
+from gsm_lab.notebook.closing import close_all, forget_output
+from gsm_lab.notebook.controls import ChoiceControl, KnobControl
+from gsm_lab.notebook.player import Player
+from gsm_lab.notebook.presets import PRESETS, Preset
+from gsm_lab.notebook.readouts import got
+from gsm_lab.notebook.step_inspector import TaylorView
 from gsm_lab.training.run import Run
 
 LIVE = tuple(name for name, knob in KNOBS.items() if knob.control and knob.live)
@@ -66,14 +67,16 @@ class Playground(widgets.VBox):
     def __init__(self, run: Run | None = None, hide: Iterable[str] = ()) -> None:
         global _current
         if not isinstance(run, Run | None):
-            raise TypeError(f"run must be a gsm_lab.Run, as Run('lenet300', 'digits') makes it, got {texts.got(run)}")
+            raise TypeError(
+                f"run must be a gsm_lab.Run, as Run('lenet300', 'digits') makes it, got {readouts.got(run)}"
+            )
         known = (*LIVE, *RESTARTS, *_BUTTONS, *PARTS)
         try:
             hide = [hide] if isinstance(hide, str) else list(hide)
         except TypeError:
-            raise TypeError(f"hide must be a list of names, got {texts.got(hide)}; valid: {', '.join(known)}") from None
+            raise TypeError(f"hide must be a list of names, got {got(hide)}; valid: {', '.join(known)}") from None
         if unknown := [name for name in hide if not isinstance(name, str) or name not in known]:
-            raise ValueError(f"hide has {texts.got(unknown[0])}; valid: {', '.join(known)}")
+            raise ValueError(f"hide has {got(unknown[0])}; valid: {', '.join(known)}")
         self.run = Run(hold=1.0) if run is None else run
         knobs = self.run.knobs
         self.controls: dict[str, KnobControl | ChoiceControl] = {
@@ -85,7 +88,7 @@ class Playground(widgets.VBox):
         self.buttons = {name: self._button(name, *look) for name, look in _BUTTONS.items()}
         self.status, self.failure, self.budget, self.half_life, self.state_note = (widgets.HTML() for _ in range(5))
         self.status.add_class("gsm-status")
-        self.explanation = widgets.HTML(texts.explained(PRESETS[0]))
+        self.explanation = widgets.HTML(readouts.explained(PRESETS[0]))
         self.taylor = TaylorView(self.run, shown="taylor" not in hide)
         self.figure = Figure(figures.dashboard(self.run.history, slots=LAYERS_SHOWN, taylor=self.taylor.looks()))
         self.figure._config = {"responsive": True, "displaylogo": False}
@@ -147,7 +150,7 @@ class Playground(widgets.VBox):
         Raises TypeError or ValueError, before anything changes, if it is none, or one of a model or data set that
         is neither here nor has a name of gsm_lab's.
         """
-        self.reset(**texts.read_state(line, self.run))
+        self.reset(**readouts.read_state(line, self.run))
 
     def picture(self) -> Any:
         """The plots as they are, as a PNG for readers without a kernel (an `IPython.display.Image`)."""
@@ -226,7 +229,7 @@ class Playground(widgets.VBox):
         self._show_knobs()
 
     def _chosen(self, preset: Preset) -> None:
-        self.explanation.value = texts.explained(preset)
+        self.explanation.value = readouts.explained(preset)
         self._ask(lambda: self.player.post(lambda: (self.run.set(**preset.knobs), self._show_knobs())))
 
     def _copied(self, _: Any) -> None:
@@ -238,7 +241,7 @@ class Playground(widgets.VBox):
             _set(self.state_note, f"<span class='gsm-wrong' role='alert'>{escape(reason)}</span>")
 
         try:
-            knobs = texts.read_state(self.state_line.value, self.run)
+            knobs = readouts.read_state(self.state_line.value, self.run)
         except ValueError as error:
             refused(str(error))
             return
@@ -275,9 +278,9 @@ class Playground(widgets.VBox):
 
     def _show_readouts(self) -> None:
         run, player = self.run, self.player
-        _set(self.budget, texts.budget_text(run))
-        _set(self.half_life, texts.half_life_text(run.lr, run.knobs))
-        _set(self.status, texts.status(run, player))
+        _set(self.budget, readouts.budget_text(run))
+        _set(self.half_life, readouts.half_life_text(run.lr, run.knobs))
+        _set(self.status, readouts.status(run, player))
         self.taylor.show()
         error = player.error
         self._fail(f"Training stopped after step {run.steps:,}. {type(error).__name__}: {error}" if error else "")

@@ -9,9 +9,9 @@ from typing import Any
 
 from gsm_lab.checks import shown
 from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
+from gsm_lab.notebook.player import Player
+from gsm_lab.notebook.presets import Preset
 from gsm_lab.optim import budget
-from gsm_lab.player import Player
-from gsm_lab.playground.presets import Preset
 from gsm_lab.training.run import Run
 
 

@@ -25,9 +25,10 @@ from torch import nn
 from gsm_lab import Dataset, Playground, Run, methods
 from gsm_lab.figures import curves, looks
 from gsm_lab.knobs import KNOBS
-from gsm_lab.playground import PRESETS, taylor
-from gsm_lab.playground.board import LIVE, RESTARTS
-from gsm_lab.playground.controls import KnobControl
+from gsm_lab.notebook import step_inspector
+from gsm_lab.notebook.controls import KnobControl
+from gsm_lab.notebook.playground import LIVE, RESTARTS
+from gsm_lab.notebook.presets import PRESETS
 from gsm_lab.studies.steps import steps
 
 SECONDS = 30  # that something may take before a test gives up on it
@@ -593,16 +594,16 @@ def test_taylor_view_takes_its_share_only(monkeypatch: pytest.MonkeyPatch) -> No
         now[0] += 0.002  # a look has a few of these, so it takes 8 ms
         return now[0]
 
-    monkeypatch.setattr(taylor, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(step_inspector, "time", SimpleNamespace(perf_counter=clock))
     run = Run(Net(), mine(), hold=1.0, pretrain=0, batch_size=8, compression=4.0)
     player = SimpleNamespace(closed=False, playing=True, ending=False, frame_due=True)
-    watch = taylor.Watch(run)
+    watch = step_inspector.Watch(run)
     run.step(5)
     assert len(watch.looks()) == 0  # nobody plays it
     watch.player = lambda: player
     run.step(3000)
     assert 10 < len(watch.looks()) < 300
-    assert watch.seconds <= taylor.SHARE * now[0] + 0.01
+    assert watch.seconds <= step_inspector.SHARE * now[0] + 0.01
     seen, now[0] = len(watch.looks()), now[0] + 10
     player.frame_due = False  # it waits for a frame, but not forever
     watch._next_at = now[0] + 0.01
@@ -668,7 +669,7 @@ def test_taylor_view_that_fails_stops_no_training(pg: Playground, monkeypatch: p
     def fails(*_: object) -> None:
         raise RuntimeError("<b>no second derivative</b>")
 
-    monkeypatch.setattr(taylor.Before, "predicted", fails)
+    monkeypatch.setattr(step_inspector.Before, "predicted", fails)
     pg.step(3)
     assert pg.run.steps == 3 and pg.player.error is None and looked(pg) == []
     assert "&lt;b&gt;no second derivative" in pg.taylor.text.value
@@ -684,8 +685,8 @@ def test_taylor_view_that_fails_stops_no_training(pg: Playground, monkeypatch: p
     ],
 )
 def test_what_is_said_of_the_weight_at_the_threshold(metric: float, without: float, said: str) -> None:
-    look = taylor.Look(3, 0.1, 0.1, 0.1, metric, without, 0.0, 0.0, math.nan)
-    assert said in taylor.sentence(SimpleNamespace(last=look, failure=""))
+    look = step_inspector.Look(3, 0.1, 0.1, 0.1, metric, without, 0.0, 0.0, math.nan)
+    assert said in step_inspector.sentence(SimpleNamespace(last=look, failure=""))
 
 
 def test_taylor_view_hidden(board: Callable[..., Playground]) -> None:

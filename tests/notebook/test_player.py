@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gsm_lab import Run, player
-from gsm_lab.player import Player
+from gsm_lab import Run
+from gsm_lab.notebook import player
+from gsm_lab.notebook.player import Player
 from gsm_lab.turns import Turns
 
 SECONDS = 20  # that something may take before a test gives up on it

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_browser import (
+from tests.notebook.test_jupyterlab import (
     PATIENCE,
     START,
     TELL,

@@ -32,7 +32,7 @@ def tell(json=json, os=os, time=time):
             json.dump(said, file)
         os.replace("said.part", "said.json")
         time.sleep(0.1)
-gl.player.UNWATCHED = PATIENCE
+gl.notebook.player.UNWATCHED = PATIENCE
 threading.Thread(target=tell, daemon=True).start()
 """.replace("PATIENCE", str(PATIENCE))
 
