@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gsm_lab import __version__, knobs
-from gsm_lab.tables import TABLES
+from gsm_lab.paper.entries import TABLES
 
 PARALLEL = ("ddp", "fsdp")  # of `gsm_lab.distributed.placement`
 

@@ -31,9 +31,10 @@ from typing import NamedTuple
 import torch
 
 import gsm_lab as gl
-from gsm_lab import cli, data, kept, outcome, report, reproduce, results
+from gsm_lab import cli, data, kept, outcome, report
 from gsm_lab import folder as run_folder
-from gsm_lab.tables import TABLES, Entry
+from gsm_lab.paper import csv_store, reproduce
+from gsm_lab.paper.entries import TABLES, Entry
 from gsm_lab.training import tensor_files
 from gsm_lab.training.checkpoint import FILE, KEPT, WEIGHTS, CheckpointError, load_weights
 from gsm_lab.training.step import Training
@@ -203,7 +204,7 @@ def weights(folder: Path) -> str:
 
 
 def rows(csv: Path) -> list[list[object]]:
-    return results.read(csv)[["label", "weights", "nonzeros", "base", "live", "cut", "settings"]].values.tolist()
+    return csv_store.read(csv)[["label", "weights", "nonzeros", "base", "live", "cut", "settings"]].values.tolist()
 
 
 def clear(ended: Ended, statuses: tuple[int, ...]) -> str:
@@ -501,7 +502,8 @@ def _noticed(right: Right, path: Path, good: bytes) -> str:
     """Nothing where a flipped bit is noticed, and mended where it can be; else what went wrong."""
     if path.suffix == ".csv" and path.name not in KEPT:
         try:
-            return "" if rows(path) == right.rows and results.read(path).equals(results.read(right.csv)) else "accepted"
+            same = rows(path) == right.rows and csv_store.read(path).equals(csv_store.read(right.csv))
+            return "" if same else "accepted"
         except ValueError as error:
             return "" if str(path) in str(error) else f"it does not say where: {error}"
     if path.name.startswith("dense-"):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 import gsm_lab as gl
-from gsm_lab import figures, report, reproduce
+from gsm_lab import figures, report
 from gsm_lab.figures import communication as of_ranks
 from gsm_lab.figures import convergence as of_seeds
 from gsm_lab.figures import decay as of_decay
@@ -19,6 +19,7 @@ from gsm_lab.figures import rivals
 from gsm_lab.figures import sensitivity as of_layers
 from gsm_lab.figures import taylor as of_estimates
 from gsm_lab.figures import trajectories as of_runs
+from gsm_lab.paper import reproduce
 from gsm_lab.studies import communication, convergence, reactivation, sensitivity, taylor, trajectories
 from gsm_lab.training import checkpoint
 from tests import random_study_calls as studied

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from gsm_lab import __version__
-from gsm_lab.tables import Entry
+from gsm_lab.paper.entries import Entry
 from gsm_lab.training.files import remove_leftovers, sha256, write_atomically, writing
 
 SEEDS = 3  # runs a row, unless told otherwise

@@ -29,7 +29,7 @@ from gsm_lab.checks import flag, one_of, path
 from gsm_lab.knobs import KNOBS, each, knob
 from gsm_lab.methods import tickets
 from gsm_lab.methods.base import OF_THE_GATE
-from gsm_lab.results import (
+from gsm_lab.paper.csv_store import (
     KEY,
     SEEDS,
     SHELF,
@@ -43,7 +43,7 @@ from gsm_lab.results import (
     read,
     unfinished,
 )
-from gsm_lab.tables import Entry, entries
+from gsm_lab.paper.entries import Entry, entries
 from gsm_lab.training import tensor_files
 from gsm_lab.training.callbacks import Progress, Regularly
 from gsm_lab.training.checkpoint import FILE, CheckpointError, note_of
@@ -71,11 +71,11 @@ def reproduce(
     """Make the rows of a table that are not in `out` yet, and write each there as soon as it is made.
 
     Args:
-        table: one of `tables.TABLES`.
+        table: one of `entries.TABLES`.
         out: the CSV, made if need be; other rows in it stay as they are.
         data: a data set by name. The settings of the tables are those for MNIST; on others the methods' own are taken.
         seeds: a run each. Initial weights, batches and the dense epochs are those of the seed, whatever the method.
-        only, compressions: as in `tables.entries`.
+        only, compressions: as in `entries.entries`.
         epochs: gated epochs of each run in place of the table's: a reduced version, named as such by its settings. Its
             rows take the place of those of the same runs in full; so give it an `out` of its own.
         progress: show a progress bar with the steps of the run in hand.

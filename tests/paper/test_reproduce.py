@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import gsm_lab.reproduce as module
-from gsm_lab import cli, data, methods, tables
+import gsm_lab.paper.reproduce as module
+from gsm_lab import cli, data, methods
 from gsm_lab.figures import rivals as figures
 from gsm_lab.methods import tickets
-from gsm_lab.reproduce import reproduce
-from gsm_lab.results import COLUMNS
-from gsm_lab.tables import TABLES, Entry
+from gsm_lab.paper import entries
+from gsm_lab.paper.csv_store import COLUMNS
+from gsm_lab.paper.entries import TABLES, Entry
+from gsm_lab.paper.reproduce import reproduce
 from tests.test_run import mine
 
 ENTRIES = (
@@ -383,11 +384,11 @@ def test_bad_input(tmp_path):
     with pytest.raises(
         ValueError, match=r"only must hold labels, methods or models of table1, got \['x'\]: \['ADMM', "
     ):
-        tables.entries("table1", ["dns", "x"])
-    assert [e.label for e in tables.entries("rivals", ["dns", "random"], [60])] == ["DNS", "random"]
+        entries.entries("table1", ["dns", "x"])
+    assert [e.label for e in entries.entries("rivals", ["dns", "random"], [60])] == ["DNS", "random"]
     with pytest.raises(ValueError, match=r"compressions must hold some of \[55\.6, 107\.7\], got \[60\]"):
-        tables.entries("table1", "dns", [60])
-    assert [e.compression for e in tables.entries("table1", "dns", [60, 107.7])] == [107.7]
+        entries.entries("table1", "dns", [60])
+    assert [e.compression for e in entries.entries("table1", "dns", [60, 107.7])] == [107.7]
     other = tmp_path / "other.csv"
     other.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is no CSV of `gsm-lab reproduce`: it has no column table"):
