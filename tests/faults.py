@@ -33,7 +33,7 @@ import torch
 import gsm_lab as gl
 from gsm_lab import cli, data, kept, outcome, report
 from gsm_lab import folder as run_folder
-from gsm_lab.paper import csv_store, reproduce
+from gsm_lab.paper import csv_store, dense_epochs, reproduce
 from gsm_lab.paper.entries import TABLES, Entry
 from gsm_lab.training import tensor_files
 from gsm_lab.training.checkpoint import FILE, KEPT, WEIGHTS, CheckpointError, load_weights
@@ -483,7 +483,7 @@ def flips(right: Right, tally: Tally, turns: Iterable[int], dice: random.Random,
     dense.mkdir()
     run = gl.Run(pretrain=1, epochs=1, batch_size=128)
     run.pretrain()
-    reproduce._hand_over(run, dense / "a", 1.0)
+    dense_epochs.keep(run, dense / "a", 1.0)
     (dense_file,) = dense.glob("dense-*.safetensors")
     files = [folder / name for name in KEPT] + [csv, dense_file]
     for i in turns:

@@ -8,9 +8,6 @@ alike, are made once for a network and a seed.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import inspect
 import json
 import math
 import shutil
@@ -18,21 +15,21 @@ import sys
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
-from gsm_lab import __version__, methods
 from gsm_lab import data as datasets
+from gsm_lab import methods
 from gsm_lab.checks import flag, one_of, path
 from gsm_lab.knobs import KNOBS, each, knob
 from gsm_lab.methods import tickets
 from gsm_lab.methods.base import OF_THE_GATE
+from gsm_lab.paper import dense_epochs
 from gsm_lab.paper.csv_store import (
     KEY,
     SEEDS,
-    SHELF,
     add,
     claimed,
     has,
@@ -44,16 +41,11 @@ from gsm_lab.paper.csv_store import (
     unfinished,
 )
 from gsm_lab.paper.entries import Entry, entries
-from gsm_lab.training import tensor_files
 from gsm_lab.training.callbacks import Progress, Regularly
 from gsm_lab.training.checkpoint import FILE, CheckpointError, note_of
-from gsm_lab.training.files import must_be_writable, write_atomically
+from gsm_lab.training.files import must_be_writable
 from gsm_lab.training.loop import advance
-from gsm_lab.training.model_state import fill, whole_state
 from gsm_lab.training.run import Run
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 SAVE_EVERY = 60.0  # seconds of training
 
@@ -137,7 +129,7 @@ def reproduce(
             there(entry, seed, wait=True)
     if broken:
         raise FloatingPointError("\n".join(broken))
-    _remove_dense(unfinished(out))
+    dense_epochs.remove(unfinished(out))
     made = read(out)
     wanted = {tuple(key_of(table, entry, data, seed).values()) for entry, seed in jobs}
     return made[[tuple(key) in wanted for key in made[KEY].itertuples(index=False)]].reset_index(drop=True)
@@ -233,7 +225,7 @@ def _trained(run: Run, folder: Path, progress: bool, until: int | None = None) -
 
     def gate_closed(run: Run, done: int) -> None:
         if done and run.base is not None and not run.steps and run.settings.pretrain:
-            _hand_over(run, folder, seconds())
+            dense_epochs.keep(run, folder, seconds())
 
     end = run.planned if until is None else until
     with Progress(run.dense_left + max(0, end - run.steps), progress, leave=False) as bar:
@@ -255,63 +247,4 @@ def _as_it_was_left(run: Run, folder: Path) -> tuple[Run, float]:
             return methods.resume(folder, data=run.data), seconds
         except CheckpointError as error:
             print(f"gsm-lab: {error}: it is made anew", file=sys.stderr)
-    return run, _take_over(run, folder)
-
-
-def _dense_file(run: Run, folder: Path) -> Path:
-    """Where the network is kept that the dense epochs of this run, and of all with the same ones, lead to."""
-    knobs = {name: v for name, v in run.knobs.items() if KNOBS[name].dense}
-    code = Path(inspect.getfile(type(run.model))).read_text()  # what an older version left is another network
-    made_by = [code, __version__, torch.__version__, torch.get_num_threads()]
-    name = json.dumps([knobs, run.data.digest, made_by], sort_keys=True)
-    shelf = next(parent for parent in folder.parents if parent.name.endswith(SHELF))
-    return shelf / f"dense-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
-
-
-def _hand_over(run: Run, folder: Path, seconds: float) -> None:
-    """Keep what the dense epochs led to, for other rows; nothing has been trained since."""
-    state = whole_state(run.model)[0] | {"/random": run.random_state, "/seconds": torch.tensor(seconds)}
-    path = _dense_file(run, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError), _dense_lock(path.parent):  # another row then makes them for itself
-        write_atomically(path, tensor_files.content_of(state, {"dense": path.name}))
-
-
-def _take_over(run: Run, folder: Path) -> float:
-    """Do the dense epochs of a fresh run by taking what another row has kept, if one has: the seconds that took.
-
-    What is damaged is made anew.
-    """
-    if not run.dense_left:
-        return 0.0
-    path = _dense_file(run, folder)
-    try:
-        state, _ = tensor_files.checked(path)
-    except FileNotFoundError:
-        return 0.0
-    except tensor_files.Damaged:
-        path.unlink(missing_ok=True)
-        start = time.perf_counter()
-        run.pretrain()
-        seconds = time.perf_counter() - start
-        _hand_over(run, folder, seconds)
-        return seconds
-    run.random_state, took = state.pop("/random"), state.pop("/seconds")
-    fill(run.model, state)
-    run.dense_steps += run.dense_left
-    run.pretrain()  # closes the gate
-    return took.item()
-
-
-def _remove_dense(shelf: Path) -> None:
-    """Remove what `_hand_over` kept, and what it left where it was killed."""
-    if shelf.is_dir():
-        with _dense_lock(shelf):
-            for path in [*shelf.glob("dense-*"), *shelf.glob(".dense-*")]:
-                path.unlink(missing_ok=True)
-
-
-def _dense_lock(shelf: Path) -> FileLock:
-    from filelock import FileLock
-
-    return FileLock(shelf / "dense.lock")
+    return run, dense_epochs.take(run, folder)

@@ -12,10 +12,11 @@ import gsm_lab.paper.reproduce as module
 from gsm_lab import cli, data, methods
 from gsm_lab.figures import rivals as figures
 from gsm_lab.methods import tickets
-from gsm_lab.paper import entries
+from gsm_lab.paper import dense_epochs, entries
 from gsm_lab.paper.csv_store import COLUMNS
 from gsm_lab.paper.entries import TABLES, Entry
 from gsm_lab.paper.reproduce import reproduce
+from gsm_lab.training import tensor_files
 from tests.test_run import mine
 
 ENTRIES = (
@@ -225,9 +226,9 @@ def test_a_damaged_dense_network_is_made_anew(small, tmp_path, damage):
     make = lambda: methods.build("gsm", model="lenet300", data=small, pretrain=1)  # noqa: E731
     run = make()
     run.pretrain()
-    module._hand_over(run, folder, 2.5)
+    dense_epochs.keep(run, folder, 2.5)
     taken = make()
-    assert module._take_over(taken, folder) == 2.5
+    assert dense_epochs.take(taken, folder) == 2.5
     assert torch.equal(weights(taken), weights(run)) and torch.equal(taken.random_state, run.random_state)
     (path,) = tmp_path.rglob("dense-*.safetensors")
     content = path.read_bytes()
@@ -240,9 +241,9 @@ def test_a_damaged_dense_network_is_made_anew(small, tmp_path, damage):
     seconds = 2.5
     for expected in (True, False):  # made anew, and kept again
         other = make()
-        assert (module._take_over(other, folder) != seconds) == expected
+        assert (dense_epochs.take(other, folder) != seconds) == expected
         assert torch.equal(weights(other), weights(run)) and other.base == run.base
-        seconds = module.tensor_files.checked(path)[0]["/seconds"].item()
+        seconds = tensor_files.checked(path)[0]["/seconds"].item()
 
 
 def test_a_damaged_row_is_refused_by_line(small, tmp_path, capsys):

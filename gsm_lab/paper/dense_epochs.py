@@ -1,0 +1,83 @@
+"""The dense epochs of a network and a seed, which all rows of a table begin with: made once, kept beside the CSV."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from gsm_lab import __version__
+from gsm_lab.knobs import KNOBS
+from gsm_lab.paper.csv_store import SHELF
+from gsm_lab.training import tensor_files
+from gsm_lab.training.files import write_atomically
+from gsm_lab.training.model_state import fill, whole_state
+from gsm_lab.training.run import Run
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+
+def keep(run: Run, folder: Path, seconds: float) -> None:
+    """Keep what the dense epochs led to, for other rows; nothing has been trained since."""
+    state = whole_state(run.model)[0] | {"/random": run.random_state, "/seconds": torch.tensor(seconds)}
+    path = _file(run, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError), _lock(path.parent):  # another row then makes them for itself
+        write_atomically(path, tensor_files.content_of(state, {"dense": path.name}))
+
+
+def take(run: Run, folder: Path) -> float:
+    """Do the dense epochs of a fresh run by taking what another row has kept, if one has: the seconds that took.
+
+    What is damaged is made anew.
+    """
+    if not run.dense_left:
+        return 0.0
+    path = _file(run, folder)
+    try:
+        state, _ = tensor_files.checked(path)
+    except FileNotFoundError:
+        return 0.0
+    except tensor_files.Damaged:
+        path.unlink(missing_ok=True)
+        start = time.perf_counter()
+        run.pretrain()
+        seconds = time.perf_counter() - start
+        keep(run, folder, seconds)
+        return seconds
+    run.random_state, took = state.pop("/random"), state.pop("/seconds")
+    fill(run.model, state)
+    run.dense_steps += run.dense_left
+    run.pretrain()  # closes the gate
+    return took.item()
+
+
+def remove(shelf: Path) -> None:
+    """Remove what `keep` kept, and what it left where it was killed."""
+    if shelf.is_dir():
+        with _lock(shelf):
+            for path in [*shelf.glob("dense-*"), *shelf.glob(".dense-*")]:
+                path.unlink(missing_ok=True)
+
+
+def _file(run: Run, folder: Path) -> Path:
+    """Where the network is kept that the dense epochs of this run, and of all with the same ones, lead to."""
+    knobs = {name: v for name, v in run.knobs.items() if KNOBS[name].dense}
+    code = Path(inspect.getfile(type(run.model))).read_text()  # what an older version left is another network
+    made_by = [code, __version__, torch.__version__, torch.get_num_threads()]
+    name = json.dumps([knobs, run.data.digest, made_by], sort_keys=True)
+    shelf = next(parent for parent in folder.parents if parent.name.endswith(SHELF))
+    return shelf / f"dense-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
+
+
+def _lock(shelf: Path) -> FileLock:
+    from filelock import FileLock
+
+    return FileLock(shelf / "dense.lock")
