@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 import gsm_lab as gl
-from gsm_lab import figures, report
+from gsm_lab import figures
+from gsm_lab.cli import report
 from gsm_lab.figures import communication as of_ranks
 from gsm_lab.figures import convergence as of_seeds
 from gsm_lab.figures import decay as of_decay

@@ -675,12 +675,12 @@ def test_extra_state_that_json_cannot_hold_is_refused_by_name(tmp_path: Path, ke
 
 
 def test_weights_are_loaded_and_checked(tmp_path: Path) -> None:
-    from gsm_lab import folder
+    from gsm_lab.cli import run_folder
 
     run = tiny(Tied(), compression=3)
     run.train(progress=False)
     run.save(tmp_path)
-    folder._write_weights(run, tmp_path)
+    run_folder._write_weights(run, tmp_path)
     path = tmp_path / checkpoint.WEIGHTS
     for place in (path, str(tmp_path)):
         found = checkpoint.load_weights(place)

@@ -24,12 +24,12 @@ from torch.nn import functional as F
 
 import gsm_lab as gl
 from gsm_lab import Run, cli, distributed
-from gsm_lab import folder as run_folder
+from gsm_lab.cli import run_folder
 from gsm_lab.distributed import fsdp, world
 from gsm_lab.training import loop
 from gsm_lab.training.history import History
+from tests.cli.test_commands import environ
 from tests.processes import Ended, in_ranks
-from tests.test_cli import environ
 from tests.test_run import Net, differs, everything, mine, net
 
 # What every rank would import for itself, some seconds each time: imported once, before ranks are forked.

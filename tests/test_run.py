@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 import gsm_lab as gl
 from gsm_lab import Dataset, Run
+from gsm_lab.cli.summary import finding, results
 from gsm_lab.data import Batches, DataNotFound
 from gsm_lab.knobs import KNOBS, RECIPES, half_life, resolve
 from gsm_lab.optim import budget, keep_masks
-from gsm_lab.outcome import finding, results
 
 
 class Net(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gsm_lab as gl
-from gsm_lab.report import report
+from gsm_lab.cli.report import report
 from gsm_lab.training import threads
 from gsm_lab.training.checkpoint import FILE
 from gsm_lab.training.threads import Waiting

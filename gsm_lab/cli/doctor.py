@@ -70,7 +70,7 @@ def _packages() -> Iterator[tuple[str, str]]:
 
 def _requirements() -> list[str]:
     """The dependencies as pyproject.toml has them: in a clone from there, else from the installed package."""
-    project = Path(__file__).parents[1] / "pyproject.toml"
+    project = Path(__file__).parents[2] / "pyproject.toml"
     if project.is_file():
         import tomllib
 

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 import gsm_lab as gl
-from gsm_lab import arguments, cli, knobs
+from gsm_lab import knobs
+from gsm_lab.cli import commands, parser
+from gsm_lab.cli.report import EVENTS_SHOWN, recipe, report
+from gsm_lab.cli.summary import results
 from gsm_lab.figures import dashboard
-from gsm_lab.outcome import number, results
-from gsm_lab.report import EVENTS_SHOWN, recipe, report
+from gsm_lab.wording import number
 
 NASTY = '<img src=x onerror="alert(1)">&</script>'
 
@@ -128,7 +130,7 @@ def test_recipe_of_a_plain_run_is_its_command():
     run = gl.Run(pretrain=1, epochs=1, weight_decay=0.0012345678, seed=5)
     run.train(progress=False)
     program, *line = shlex.split(recipe(run))
-    args = vars(arguments.parser(cli.COMMANDS).parse_args(line))
+    args = vars(parser.parser(commands.COMMANDS).parse_args(line))
     assert program == "gsm-lab" and args["threads"] == torch.get_num_threads()
     assert {name: args[name] for name in knobs.KNOBS} == run.knobs
 

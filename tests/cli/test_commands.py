@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 import gsm_lab as gl
-from gsm_lab import arguments, cli, doctor, knobs
-from gsm_lab import folder as run_folder
+from gsm_lab import cli, knobs
+from gsm_lab.cli import commands, doctor, parser, run_folder
 from gsm_lab.data.sources import FILES
 from gsm_lab.training import checkpoint, files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = ["--pretrain", "1", "--epochs", "2", "--threads", "1"]
 ALL = ("checkpoint.safetensors", "knobs.json", "history.csv", "weights.safetensors", "report.html")  # in a folder
 STEPS = 22  # an epoch of the digits at batch 64
@@ -127,10 +127,10 @@ def test_every_knob_is_an_option_and_none_is_forced():
     values = {"model": "lenet5", "data": "mnist", "seed": "7", "epochs": "3", "batch_size": "32", "pretrain": "4"}
     values |= {name: "0.5" for name in knobs.KNOBS if name not in values} | {"compression": "9", "evaluate_every": "5"}
     line = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
-    args = vars(arguments.parser(cli.COMMANDS).parse_args(["run", *line]))
+    args = vars(parser.parser(commands.COMMANDS).parse_args(["run", *line]))
     assert {name: args[name] for name in knobs.KNOBS} == knobs.checked(values)
     assert [args[name] for name in ("epochs", "lr", "momentum")] == [3, 0.5, 0.5]
-    without = vars(arguments.parser(cli.COMMANDS).parse_args(["run"]))
+    without = vars(parser.parser(commands.COMMANDS).parse_args(["run"]))
     assert {without[name] for name in knobs.KNOBS} == {None}, "the recipe decides"
 
 
@@ -154,7 +154,7 @@ def test_help_imports_nothing_but_what_it_lists():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ(), capture_output=True, text=True)
     *_, packages, own = result.stdout.splitlines()
-    light = ("arguments", "checks", "cli", "folder", "knobs", "tables")
+    light = ("checks", "cli", "cli.commands", "cli.parser", "cli.run_folder", "knobs", "paper", "paper.entries")
     assert packages == "['gsm_lab']" and own == str([f"gsm_lab.{name}" for name in light])
 
 
@@ -173,7 +173,7 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(tmp_path, phase, opti
             seen += piece
         process.send_signal(signal.SIGINT)
         out, err = (text.decode() for text in process.communicate(timeout=120))
-    assert process.returncode == cli.INTERRUPTED, out + err
+    assert process.returncode == run_folder.INTERRUPTED, out + err
     assert f"gsm-lab resume {tmp_path}" in out and "Traceback" not in err
     stopped = gl.Run.resume(tmp_path)
     assert stopped.steps < epochs * STEPS
@@ -195,7 +195,7 @@ def test_what_a_finished_run_left_goes_when_the_run_goes_on(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gl.Run, "step", stop)
-    assert cli.main(["resume", str(tmp_path), "--epochs", "3"]) == cli.INTERRUPTED
+    assert cli.main(["resume", str(tmp_path), "--epochs", "3"]) == run_folder.INTERRUPTED
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.safetensors", "history.csv", "knobs.json"}
     assert gl.Run.resume(tmp_path).steps == 2 * STEPS
 
@@ -293,7 +293,7 @@ def test_interrupt_before_training_is_no_stack_trace(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gl.Run, "__init__", stop)
-    assert cli.main(["run"]) == cli.INTERRUPTED
+    assert cli.main(["run"]) == run_folder.INTERRUPTED
     assert capsys.readouterr().err == "gsm-lab: interrupted\n"
 
 

@@ -89,7 +89,7 @@ def train(run: Run, folder: Path, resumed: bool = False) -> int:
 
 
 def _tell(run: Run, folder: Path, stopped: bool) -> None:
-    from gsm_lab.outcome import results
+    from gsm_lab.cli.summary import results
 
     rows = results(run).rows()
     width = max(len(what) for what, _ in rows)
@@ -158,25 +158,25 @@ def complete(run: Run, folder: Path, anew: Collection[str] = ()) -> list[str]:
     Of a run that is not at its end nothing is missing but what is there to be read. `anew`: names of what is to be
     written in any case. Returns the names of what was not as it should be. Whoever calls it holds the folder.
     """
-    from gsm_lab import kept
+    from gsm_lab.cli import integrity
     from gsm_lab.training.checkpoint import BESIDE, DERIVED, KEPT, read
     from gsm_lab.training.files import remove_leftovers
     from gsm_lab.training.state import readable
 
     plain = read(folder)
     remove_leftovers(folder, KEPT)  # of one that was killed behind its last save, after which there is no other
-    states = kept.states(folder, plain)
+    states = integrity.states(folder, plain)
     mended = [name for name in BESIDE if states[name].state != "ok"]
     if mended:
         # What is written again has to be what the checkpoint vouches for. It is not where another version of pandas
         # writes a number in another way: then all is saved.
         contents = readable(run)
-        if all(kept.vouched(plain, name, contents[name]) for name in mended):
+        if all(integrity.vouched(plain, name, contents[name]) for name in mended):
             for name in mended:
                 _write(folder, name, contents[name])
         else:
             run.save(folder)
-            states = kept.states(folder, read(folder))
+            states = integrity.states(folder, read(folder))
     finished = run.base is not None and run.steps >= run.planned
     for name, write in zip(DERIVED, (_write_weights, write_report), strict=True):
         wrong = states[name].state == "wrong" or (finished and states[name].state == "missing")
@@ -213,11 +213,11 @@ def _write_weights(run: Run, folder: Path) -> None:
 
 def write_report(run: Run, folder: Path) -> Path:
     """Write `report.html`, atomically; returns where it is."""
-    from gsm_lab import kept
-    from gsm_lab.report import report
+    from gsm_lab.cli import integrity
+    from gsm_lab.cli.report import report
     from gsm_lab.training import tensor_files
     from gsm_lab.training.checkpoint import FILE
 
-    page = kept.sealed(report(run).encode(), tensor_files.fingerprint(folder / FILE))
+    page = integrity.sealed(report(run).encode(), tensor_files.fingerprint(folder / FILE))
     _write(folder, "report.html", page)
     return folder / "report.html"

@@ -13,9 +13,10 @@ from typing import Any
 
 from gsm_lab import __version__
 from gsm_lab.checks import kind
+from gsm_lab.cli.summary import Results, finding, results
 from gsm_lab.knobs import KNOBS
-from gsm_lab.outcome import Results, finding, number, results
 from gsm_lab.training.run import Run
+from gsm_lab.wording import number
 
 EVENTS_SHOWN = 100
 _VERSIONS = ("torch", "numpy", "plotly")

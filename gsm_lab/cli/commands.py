@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gsm_lab import arguments, knobs
-from gsm_lab.arguments import PARALLEL, failed
-from gsm_lab.folder import INTERRUPTED, complete, must_be_free, train
+from gsm_lab import knobs
+from gsm_lab.cli.parser import PARALLEL, failed, parser
+from gsm_lab.cli.run_folder import INTERRUPTED, complete, must_be_free, train
 
 if TYPE_CHECKING:
     from gsm_lab.distributed.world import World
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command (that of `sys.argv` unless `argv` is given); returns the exit status."""
-    parser = arguments.parser(COMMANDS)
-    args, rest = parser.parse_known_args(argv)
+    known = parser(COMMANDS)
+    args, rest = known.parse_known_args(argv)
     if rest and args.command != "lab":
-        parser.error(f"unknown argument {rest[0]!r}")
+        known.error(f"unknown argument {rest[0]!r}")
     from gsm_lab.training.interrupts import status, stops
 
     try:
@@ -141,7 +141,7 @@ def lab(args: argparse.Namespace, rest: list[str]) -> int:
     """Open JupyterLab on the notebooks, reachable from this computer only."""
     import subprocess
 
-    notebooks = Path(__file__).parents[1] / "notebooks"
+    notebooks = Path(__file__).parents[2] / "notebooks"
     if not notebooks.is_dir():
         raise ValueError("there are no notebooks beside the package: clone the project and use `make lab` there")
     command = [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={notebooks}"]
@@ -163,12 +163,12 @@ def doctor(args: argparse.Namespace) -> int:
 
     Only Python and packages count towards the exit status: a browser and MNIST are not needed everywhere.
     """
-    from gsm_lab import doctor
+    from gsm_lab.cli import doctor
 
     if args.folder is not None:
-        from gsm_lab import kept
+        from gsm_lab.cli import integrity
 
-        lines = list(kept.look(args.folder))
+        lines = list(integrity.look(args.folder))
         print("\n".join(f"{state:<8} {line}" for state, line in lines))
         return int(any(state != "ok" for state, _ in lines))
     needed = doctor.needed()
@@ -230,7 +230,3 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "run": run, "resume": resume, "report": report, "reproduce": reproduce, "data": data, "lab": lab,
     "knobs": show_knobs, "doctor": doctor,
 }  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(main())
