@@ -41,7 +41,7 @@ $(PY):
 	"$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); \
 		echo "That Python cannot make virtual environments (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
 
-$(READY): pyproject.toml constraints.txt | $(PY)
+$(READY): pyproject.toml constraints.txt gsm_lab/_version.py | $(PY)
 	@echo "Installing gsm_lab into $(VENV): once, some minutes."
 	$(INSTALL) --editable '.[fast]'
 # JupyterLab asks at its first start whether to fetch news, and asks a registry for updates: neither here.

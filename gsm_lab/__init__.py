@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch as _torch  # noqa: F401  (what every name below needs, so that the first use of one is quick)
 
+from gsm_lab._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gsm_lab import data, figures, knobs, methods, models, optim, studies
     from gsm_lab.data import Dataset, load
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from gsm_lab.notebook.playground import Playground
     from gsm_lab.optim import GSM, cut, param_groups
     from gsm_lab.training.run import Run
-
-__version__ = "0.1.0"
 
 _WHERE = {
     "GSM": "gsm_lab.optim",

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gsm_lab import __version__, knobs
+from gsm_lab import knobs
+from gsm_lab._version import __version__
 from gsm_lab.paper.entries import TABLES
 
 PARALLEL = ("ddp", "fsdp")  # of `gsm_lab.distributed.placement`

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gsm_lab import __version__
+from gsm_lab._version import __version__
 from gsm_lab.paper.entries import Entry
 from gsm_lab.training.files import remove_leftovers, sha256, write_atomically, writing
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gsm_lab import __version__
+from gsm_lab._version import __version__
 from gsm_lab.knobs import KNOBS
 from gsm_lab.paper.csv_store import SHELF
 from gsm_lab.training import tensor_files
