@@ -4,9 +4,11 @@ import functools
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -17,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import gsm_lab as gl
 from tests import notebooks
 from tests.browser import under_ci
 
@@ -143,6 +146,26 @@ def test_no_file_names_a_package_registry():
 
 def test_top_level_holds_only_its_rooms():
     assert {path.split("/")[0] for path in files()} <= ROOMS | FOR_TOOLS | HIDDEN
+
+
+WHEEL = """
+import sys
+from setuptools import build_meta
+print(build_meta.build_wheel(sys.argv[1]))
+assert "torch" not in sys.modules
+"""
+
+
+def test_a_wheel_has_every_file_of_the_package_and_its_version(tmp_path):
+    package = [path for path in files() if path.startswith("gsm_lab/")]
+    for path in ("pyproject.toml", "README.md", "LICENSE", *package):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    command = [sys.executable, "-c", WHEEL, str(tmp_path / "dist")]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    wheel = tmp_path / "dist" / said.splitlines()[-1]
+    assert wheel.name.startswith(f"gsm_lab-{gl.__version__}-")
+    assert set(package) <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_licence_is_apache_2():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from importlib import resources
 from typing import Any
 
 import anywidget
@@ -10,38 +11,8 @@ import plotly.graph_objects as go
 import traitlets
 from plotly.basedatatypes import BaseFigure, Undefined
 
-_SCRIPT = """
-function render({ model, el }) {
-  el.style.display = "none";
-  // A frame counts as seen when the page is painted after it; a page nobody looks at is not painted.
-  const seen = () => requestAnimationFrame(() => {
-    model.send({ seen: model.get("frame") });
-  });
-  const act = (message) => {
-    if (message.copy !== undefined && navigator.clipboard) navigator.clipboard.writeText(message.copy).catch(() => {});
-  };
-  model.on("change:frame", seen);
-  model.on("msg:custom", act);
-  model.send({ opened: true });
-  seen();
-  return () => { model.off("change:frame", seen); model.off("msg:custom", act); };
-}
-export default { render };
-"""
-
-STYLE = """<style>
-.gsm-live, .gsm-restarts { font-size: 11px; padding: 0 5px; border-radius: 7px; border: 1px solid currentColor; }
-.gsm-live { color: #00694b; } .gsm-restarts { color: #6b5a00; border-style: dashed; }
-.jp-mod-dark .gsm-live, [data-jp-theme-light="false"] .gsm-live { color: #6fe0bd; }
-[data-jp-theme-light="false"] .gsm-restarts { color: #e8d27a; }
-.gsm-wrong { color: #B00020; font-weight: 600; } [data-jp-theme-light="false"] .gsm-wrong { color: #ff8a97; }
-.gsm-invalid input, .gsm-invalid select { border: 2px solid #B00020 !important; }
-.gsm-error { border-left: 5px solid #B00020; background: #FFE3E6; color: #5c0010; padding: 6px 10px; }
-.gsm-playground button:focus-visible, .gsm-playground .noUi-handle:focus-visible,
-.gsm-playground input:focus-visible { outline: 3px solid #0072B2; outline-offset: 1px; }
-.gsm-playground .widget-html-content { line-height: 1.45; }
-.gsm-status { font-variant-numeric: tabular-nums; }
-</style>"""
+_STATIC = resources.files("gsm_lab.notebook") / "static"
+STYLE = f"<style>\n{(_STATIC / 'playground.css').read_text(encoding='utf-8')}</style>"
 
 
 class Figure(go.FigureWidget):
@@ -117,5 +88,5 @@ class Viewer(anywidget.AnyWidget):
     A view that is opened says `{"opened": true}`; `send({"copy": text})` puts text on the reader's clipboard.
     """
 
-    _esm = _SCRIPT
+    _esm = (_STATIC / "viewer.js").read_text(encoding="utf-8")
     frame = traitlets.Int(0).tag(sync=True)
