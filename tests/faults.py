@@ -32,7 +32,7 @@ import torch
 
 import gsm_lab as gl
 from gsm_lab import cli, data
-from gsm_lab.cli import integrity, report, run_folder, summary
+from gsm_lab.cli import integrity, run_folder, summary
 from gsm_lab.paper import csv_store, dense_epochs, reproduce
 from gsm_lab.paper.entries import TABLES, Entry
 from gsm_lab.training import tensor_files
@@ -145,7 +145,7 @@ def prepare() -> None:
     few = data.Dataset(whole.train_x[:160], whole.train_y[:160], whole.test_x[:50], whole.test_y[:50], "digits")
     reproduce.datasets = types.SimpleNamespace(load=lambda name: few, NAMES=("digits",))  # for that module alone
     page = "<!doctype html>\n<title>what came out</title>\n"  # the real one takes as long as all else
-    report.report = lambda run: (
+    run_folder.report = lambda run: (
         page + "".join(f"<p>{what} {value}</p>\n" for what, value in summary.results(run).rows())
     )
     step, fsync = Training._forward_backward, os.fsync
@@ -267,7 +267,7 @@ def goes_on(right: Right, folder: Path, least: tuple[int, int] | None = None, an
         return "it ends with other weights"
     if left := sorted({path.name for path in folder.iterdir()} ^ set(KEPT)):
         return f"left, or missing: {left}"
-    if bad := [line for line in integrity.look(folder) if line[0] != "ok"]:
+    if bad := [line for line in integrity.lines(folder) if line[0] != "ok"]:
         return f"not whole: {bad}"
     return ""
 
@@ -512,7 +512,7 @@ def _noticed(right: Right, path: Path, good: bytes) -> str:
         except tensor_files.Damaged:
             return ""
         return "accepted"
-    if all(state == "ok" for state, _ in integrity.look(path.parent)):
+    if all(state == "ok" for state, _ in integrity.lines(path.parent)):
         return "the doctor finds all as it should be"
     ended = in_child(command("report", path.parent), path.parent)
     if path.name == FILE:

@@ -1,9 +1,9 @@
 """The command line: `gsm-lab run / resume / report / reproduce / data / lab / knobs / doctor`.
 
-Exit status: 0 done; 1 training broke down, what came out cannot be written, or the doctor found something missing; 2 a
-wrong argument, or data that is not there; 130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, with all that was reached
-kept. What can go wrong is said in a sentence, without a stack trace. `run` and `resume` that `torchrun` has started
-train over its processes; rank 0 speaks for all, but a rank that loses another one says so.
+Exit status: 0 done; 1 training broke down, its results cannot be written, or the doctor found something missing; 2 a
+wrong argument, or data that is not there; 130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, with the state that was
+reached saved. What can go wrong is said in a sentence, without a stack trace. `run` and `resume` that `torchrun` has
+started train over its processes; rank 0 speaks for all, but a rank that loses another one says so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from gsm_lab import knobs
 from gsm_lab.cli.parser import PARALLEL, failed, parser
-from gsm_lab.cli.run_folder import INTERRUPTED, complete, must_be_free, train
 
 if TYPE_CHECKING:
     from gsm_lab.distributed.world import World
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command (that of `sys.argv` unless `argv` is given); returns the exit status."""
-    known = parser(COMMANDS)
-    args, rest = known.parse_known_args(argv)
+    commands = parser(COMMANDS)
+    args, rest = commands.parse_known_args(argv)
     if rest and args.command != "lab":
-        known.error(f"unknown argument {rest[0]!r}")
+        commands.error(f"unknown argument {rest[0]!r}")
     from gsm_lab.training.interrupts import status, stops
 
     try:
@@ -54,33 +54,35 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train, cut, and leave everything in a folder."""
+    from gsm_lab.cli.run_folder import must_be_free, train
     from gsm_lab.training.run import Run
 
     _set_threads(args.threads)
     given = {name: getattr(args, name) for name in knobs.KNOBS if getattr(args, name) is not None}
-    if args.out is not None:  # before data is loaded, or fetched
+    if args.out is not None:  # an error here comes before data is loaded, or fetched
         must_be_free(args.out, args.overwrite)
-    with _placement(args) as (placement, world), contextlib.ExitStack() as ours:
+    with _placement(args) as (placement, ranks), contextlib.ExitStack() as held:
         if args.out is not None:
-            _take(ours, args.out, world)
+            _hold(held, args.out, ranks)
             must_be_free(args.out, args.overwrite)
         new = Run(**given, placement=placement)
         its = new.settings
         folder = args.out
         if folder is None:
             folder = Path("runs") / f"{its.data}-{its.model}-{its.compression:g}x-seed{its.seed}"
-            _take(ours, folder, world)
+            _hold(held, folder, ranks)
             must_be_free(folder, args.overwrite)
         return train(new, folder)
 
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run to the end of its plan."""
+    from gsm_lab.cli.run_folder import complete, train
     from gsm_lab.training.run import Run
 
     _set_threads(args.threads)
-    with _placement(args) as (placement, world), contextlib.ExitStack() as ours:
-        _take(ours, args.folder, world, if_run=True)
+    with _placement(args) as (placement, ranks), contextlib.ExitStack() as held:
+        _hold(held, args.folder, ranks, if_run=True)
         old = Run.resume(args.folder, placement=placement)
         if args.epochs is not None:
             if args.epochs * old.epoch_steps < old.steps:
@@ -101,10 +103,11 @@ def resume(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Make a run's report.html again, and whatever else in its folder is missing or damaged."""
+    from gsm_lab.cli.run_folder import complete
     from gsm_lab.training.run import Run
 
-    with contextlib.ExitStack() as ours:
-        _take(ours, args.folder, if_run=True)
+    with contextlib.ExitStack() as held:
+        _hold(held, args.folder, if_run=True)
         mended = complete(Run.resume(args.folder), args.folder, anew=["report.html"])
     print(args.folder / "report.html")
     _tell_mended([name for name in mended if name != "report.html"])
@@ -117,7 +120,7 @@ def reproduce(args: argparse.Namespace) -> int:
     from gsm_lab.paper.reproduce import reproduce
 
     _set_threads(args.threads)
-    reduced = "" if args.epochs is None else f"-{args.epochs}-epochs"  # whose rows would replace the full ones
+    reduced = "" if args.epochs is None else f"-{args.epochs}-epochs"  # its rows would replace the full ones
     out = args.out if args.out is not None else Path("results") / f"{args.table}{reduced}.csv"
     made = reproduce(args.table, out, args.data, range(args.seeds), args.only, args.compression, args.epochs)
     rows = summary(made)[["label", "model", "compression", "runs", "live", "cut", "spread", "published"]]
@@ -149,7 +152,7 @@ def lab(args: argparse.Namespace, rest: list[str]) -> int:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with contextlib.suppress(KeyboardInterrupt):  # Jupyter asks what it means
         return subprocess.call([*command, *rest], env={**os.environ, "PATH": path, "JUPYTER_PREFER_ENV_PATH": "1"})
-    return INTERRUPTED
+    return 128 + signal.SIGINT
 
 
 def show_knobs(args: argparse.Namespace) -> int:
@@ -159,16 +162,17 @@ def show_knobs(args: argparse.Namespace) -> int:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Say what of the installation is there and fits; of a run's folder, whether all that is kept in it is whole.
+    """Say what of the installation is there and fits; of a run's folder, whether each of its files is as written.
 
-    Only Python and packages count towards the exit status: a browser and MNIST are not needed everywhere.
+    Of the installation only Python and packages count towards the exit status: a browser and MNIST are not needed
+    everywhere.
     """
     from gsm_lab.cli import doctor
 
     if args.folder is not None:
         from gsm_lab.cli import integrity
 
-        lines = list(integrity.look(args.folder))
+        lines = list(integrity.lines(args.folder))
         print("\n".join(f"{state:<8} {line}" for state, line in lines))
         return int(any(state != "ok" for state, _ in lines))
     needed = doctor.needed()
@@ -190,7 +194,7 @@ def _placement(args: argparse.Namespace) -> Iterator[tuple[Single | None, World 
     from gsm_lab.distributed import world
 
     with contextlib.ExitStack() as joined:
-        try:  # what is wrong is said before leaving: until then torchrun's SIGTERM, which ends the others, is held back
+        try:  # errors are said inside: until it is left, torchrun's SIGTERM, which ends the other ranks, is held back
             ranks = joined.enter_context(world.joined(args.timeout))
             yield distributed.kind(args.parallel or PARALLEL[0])(), ranks
         except world.RankLost as error:
@@ -201,17 +205,17 @@ def _placement(args: argparse.Namespace) -> Iterator[tuple[Single | None, World 
             sys.exit(failed(error, 2))
 
 
-def _take(ours: contextlib.ExitStack, folder: Path, world: World | None = None, if_run: bool = False) -> None:
-    """Have the folder for this command alone until `ours` is closed; over ranks, the first one has it for all.
+def _hold(stack: contextlib.ExitStack, folder: Path, ranks: World | None = None, if_run: bool = False) -> None:
+    """Lock the folder for this command until `stack` is closed; over ranks, the first one locks it for all.
 
-    With `if_run` only where it holds a run; where it does not, whoever reads it says so.
+    With `if_run` only where it holds a run; where it does not, reading it says so.
     """
     from gsm_lab.training.checkpoint import FILE
     from gsm_lab.training.files import held
 
-    with world.together() if world else contextlib.nullcontext():
-        if (world is None or world.rank == 0) and (not if_run or os.path.isfile(folder / FILE)):
-            ours.enter_context(held(folder))
+    with ranks.together() if ranks else contextlib.nullcontext():
+        if (ranks is None or ranks.rank == 0) and (not if_run or os.path.isfile(folder / FILE)):
+            stack.enter_context(held(folder))
 
 
 def _tell_mended(names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What `gsm-lab doctor` looks at: lines of (state, what it is), the state being "ok", "missing" or "wrong"."""
+"""What `gsm-lab doctor` checks: lines of (state, what it is); a state is "ok", "missing" or "wrong"."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 
 
 def needed() -> list[tuple[str, str]]:
-    """Python and the packages gsm_lab cannot do without."""
+    """Python and the packages that gsm_lab cannot do without."""
     return [_python(), *_packages()]
 
 
@@ -51,7 +51,7 @@ def _python() -> tuple[str, str]:
 
 
 def _packages() -> Iterator[tuple[str, str]]:
-    """What gsm_lab depends on, against the ranges it asks for."""
+    """The installed version of each package that gsm_lab depends on, and the range it asks for."""
     from importlib.metadata import PackageNotFoundError, version
 
     from packaging.requirements import Requirement

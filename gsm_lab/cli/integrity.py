@@ -1,4 +1,4 @@
-"""What is kept in a run's folder, and whether each file is what was written: for the doctor, and to mend it."""
+"""Whether each file in a run's folder is what was written: for the doctor, and to mend the folder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gsm_lab.training.files import sha256
 
 
 class State(NamedTuple):
-    """Of a file: "ok", "missing" or "wrong", and what there is to say about it."""
+    """A file: "ok", "missing" or "wrong", and a few words about it."""
 
     state: str
     about: str
 
 
 def states(folder: Path, plain: dict[str, Any]) -> dict[str, State]:
-    """Of each file that a run's folder may have. `plain`: what `checkpoint.read` says of the run, which is whole."""
+    """The state of each file that a run's folder may have. `plain`: what `checkpoint.read` says of the run."""
     found = {FILE: State("ok", f"a run of {plain['dense_steps']:,} dense and {plain['steps']:,} gated steps")}
     for name in BESIDE:
         found[name] = _beside(folder, name, plain)
@@ -31,11 +31,11 @@ def states(folder: Path, plain: dict[str, Any]) -> dict[str, State]:
 
 
 def vouched(plain: dict[str, Any], name: str, content: bytes) -> bool:
-    """Whether the checkpoint says of a file beside it that this is its content."""
+    """Whether this is the content that the checkpoint has written down for a file beside it."""
     return plain.get("beside", {}).get(name) == sha256(content)
 
 
-def look(folder: Path) -> Iterator[tuple[str, str]]:
+def lines(folder: Path) -> Iterator[tuple[str, str]]:
     """As `doctor.needed`: a line for each file of a run's folder that is there or should be."""
     try:
         plain = read(folder)
@@ -50,7 +50,7 @@ def look(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def sealed(page: bytes, checkpoint: str) -> bytes:
-    """An HTML page with a last line that says of which checkpoint it is, and holds its checksum."""
+    """An HTML page with two more lines: which checkpoint it was made from, and the checksum of the lines before."""
     page += f"<!-- of the checkpoint {checkpoint} -->\n".encode()
     return page + f"<!-- SHA-256 of all before this line: {sha256(page)} -->\n".encode()
 

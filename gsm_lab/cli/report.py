@@ -1,4 +1,4 @@
-"""What came out of a run as one HTML page that is interactive and works offline."""
+"""A run as one HTML page that is interactive and works offline."""
 
 from __future__ import annotations
 

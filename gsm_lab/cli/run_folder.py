@@ -1,4 +1,4 @@
-"""A run's folder: training into it, saving now and then, and what is left there at the end."""
+"""A run's folder: training into it, saving now and then, and the files that are left there at the end."""
 
 from __future__ import annotations
 
@@ -6,23 +6,32 @@ import os
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gsm_lab.training.run import Run
+from gsm_lab.cli import integrity
+from gsm_lab.cli.report import report
+from gsm_lab.cli.summary import results
+from gsm_lab.models import copied
+from gsm_lab.optim import cut
+from gsm_lab.optim.prunable import exactly
+from gsm_lab.training import checkpoint, tensor_files
+from gsm_lab.training.callbacks import Progress, Regularly
+from gsm_lab.training.checkpoint import BESIDE, DERIVED, FILE, KEPT, WEIGHTS, read
+from gsm_lab.training.files import must_be_writable, remove_leftovers, writing
+from gsm_lab.training.interrupts import status
+from gsm_lab.training.loop import advance
+from gsm_lab.training.model_state import whole_state
+from gsm_lab.training.run import Run
+from gsm_lab.training.state import readable
 
 SAVE_EVERY = 60.0  # seconds of training
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-UNSAVED = 1  # trained, and not to be written
+UNSAVED = 1  # the exit status where the run is trained and cannot be written
 
 
 def must_be_free(folder: Path, overwrite: bool) -> None:
-    """Raises ValueError where the folder holds a run, or a file that one would replace, and that is not to be."""
-    from gsm_lab.training.checkpoint import FILE, KEPT
-
+    """Raises ValueError where the folder holds a run, or a file that a run would replace, unless `overwrite`."""
     if overwrite:
         return
-    if os.path.exists(folder / FILE):  # where Path.exists raises, as for a name that is too long, it says no
+    if os.path.exists(folder / FILE):  # not Path.exists, which raises where a name is too long
         raise ValueError(
             f"{folder} already holds a run: `gsm-lab resume {folder}` goes on with it, --overwrite replaces it, "
             "--out names another folder"
@@ -35,18 +44,14 @@ def must_be_free(folder: Path, overwrite: bool) -> None:
 
 
 def train(run: Run, folder: Path, resumed: bool = False) -> int:
-    """Train to the end of the plan, saving now and then, and leave all there is to leave in `folder`.
+    """Train to the end of the plan, saving now and then, and write all files of the run into `folder`.
 
-    What cannot be saved on the way is said, and tried again a minute later. Returns the exit status: 0, that of an
-    interrupt, or `UNSAVED` where what was reached in the end cannot be written. Raises what ends training (`breakdowns`
-    of the run's placement), with what was saved; and OSError, before the first step, where the folder is not writable.
+    A save that fails on the way is reported, and tried again a minute later. Returns the exit status: 0, that of an
+    interrupt, or `UNSAVED` where the state at the end cannot be written. Raises what ends training (`breakdowns` of
+    the run's placement), saying what was saved; and OSError, before the first step, where the folder is not writable.
     """
-    from gsm_lab.training.checkpoint import DERIVED
-    from gsm_lab.training.files import must_be_writable
-    from gsm_lab.training.interrupts import status
-
     saves = _Saves(run, folder, resumed)
-    with run.placement.by_first_rank() as first:  # if that fails, then before the work
+    with run.placement.by_first_rank() as first:  # before the work, not after it
         if first:
             must_be_writable(folder)
     stopped = 0
@@ -65,7 +70,7 @@ def train(run: Run, folder: Path, resumed: bool = False) -> int:
             if run.placement.rank == 0:
                 print(f"gsm-lab: {error}; {saves.kept()}", file=sys.stderr)
             return stopped or UNSAVED
-    except KeyboardInterrupt as stop:  # while it was saved, and is
+    except KeyboardInterrupt as stop:  # during the save, which has come to its end
         stopped = stopped or status(stop)
     if run.placement.rank > 0:
         return stopped
@@ -83,14 +88,12 @@ def train(run: Run, folder: Path, resumed: bool = False) -> int:
     except OSError:
         if not stopped:
             raise
-        # The terminal was closed (SIGHUP). All is kept, and what Python writes at its exit must not fail either.
+        # The terminal was closed (SIGHUP). All is saved, and what Python writes when it exits must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return stopped
 
 
 def _tell(run: Run, folder: Path, stopped: bool) -> None:
-    from gsm_lab.cli.summary import results
-
     rows = results(run).rows()
     width = max(len(what) for what, _ in rows)
     print("\n".join(f"{what:<{width}}  {value:>7}" for what, value in rows))
@@ -104,7 +107,7 @@ def _tell(run: Run, folder: Path, stopped: bool) -> None:
 
 
 class _Saves:
-    """The saves of a training into a folder, and the state that is there: after so many dense and gated steps."""
+    """Saves a run into a folder, and knows after how many dense and gated steps the last save was."""
 
     def __init__(self, run: Run, folder: Path, resumed: bool) -> None:
         self.run, self.folder = run, folder
@@ -112,9 +115,6 @@ class _Saves:
 
     def save(self) -> None:
         """Save, and only then remove what belongs to another state of the run, or to another run."""
-        from gsm_lab.training.checkpoint import DERIVED
-        from gsm_lab.training.files import writing
-
         self.run.save(self.folder)
         self.last = (self.run.dense_steps, self.run.steps)
         with self.run.placement.by_first_rank() as first, writing(self.folder):
@@ -123,7 +123,7 @@ class _Saves:
                     (self.folder / name).unlink(missing_ok=True)
 
     def now_and_then(self) -> None:
-        """Save; where that cannot be done, say so and go on: there is another save to come."""
+        """Save; where that fails, say so and go on, as there is another save to come."""
         try:
             self.save()
         except self.run.placement.unsaved as error:
@@ -132,7 +132,7 @@ class _Saves:
                 print(f"\ngsm-lab: {error}; {again}; {self.kept()}", file=sys.stderr)
 
     def kept(self) -> str:
-        """What is in the folder, in half a sentence."""
+        """Half a sentence about the state that is in the folder."""
         if self.last is None:
             return f"nothing is kept in {self.folder}"
         dense, steps = self.last
@@ -140,10 +140,7 @@ class _Saves:
 
 
 def _until_done(run: Run, save: Callable[[], None]) -> None:
-    """Train to the end of the plan under one progress bar; every minute `save` is called."""
-    from gsm_lab.training.callbacks import Progress, Regularly
-    from gsm_lab.training.loop import advance
-
+    """Train to the end of the plan under one progress bar, and call `save` every minute."""
     # In a log file a bar is a line every ten seconds, not ten lines a second.
     interval = 0.1 if sys.stderr.isatty() else 10
     total = run.dense_left + max(0, run.planned - run.steps)
@@ -153,23 +150,18 @@ def _until_done(run: Run, save: Callable[[], None]) -> None:
 
 
 def complete(run: Run, folder: Path, anew: Collection[str] = ()) -> list[str]:
-    """Write what a folder should hold beside the checkpoint of `run` and does not, or damaged, or of another state.
+    """Write the files beside the checkpoint of `run` that are missing, damaged or of another state.
 
-    Of a run that is not at its end nothing is missing but what is there to be read. `anew`: names of what is to be
-    written in any case. Returns the names of what was not as it should be. Whoever calls it holds the folder.
+    The weights and the report are missing only where a run is at its end. `anew`: names of files to write in any case.
+    Returns the names of the files that were not as they should be. The caller holds the folder's lock.
     """
-    from gsm_lab.cli import integrity
-    from gsm_lab.training.checkpoint import BESIDE, DERIVED, KEPT, read
-    from gsm_lab.training.files import remove_leftovers
-    from gsm_lab.training.state import readable
-
     plain = read(folder)
-    remove_leftovers(folder, KEPT)  # of one that was killed behind its last save, after which there is no other
+    remove_leftovers(folder, KEPT)  # of a process that was killed after its last save
     states = integrity.states(folder, plain)
     mended = [name for name in BESIDE if states[name].state != "ok"]
     if mended:
-        # What is written again has to be what the checkpoint vouches for. It is not where another version of pandas
-        # writes a number in another way: then all is saved.
+        # A file that is written again must have the content that the checkpoint has written down. It has another where
+        # another version of pandas writes numbers differently: then the run is saved once more.
         contents = readable(run)
         if all(integrity.vouched(plain, name, contents[name]) for name in mended):
             for name in mended:
@@ -188,22 +180,12 @@ def complete(run: Run, folder: Path, anew: Collection[str] = ()) -> list[str]:
 
 
 def _write(folder: Path, name: str, content: bytes) -> None:
-    from gsm_lab.training import checkpoint
-    from gsm_lab.training.files import writing
-
     with writing(folder):
         checkpoint.write_atomically(folder / name, content)
 
 
 def _write_weights(run: Run, folder: Path) -> None:
-    """The cut network's parameters and buffers; the run keeps its own."""
-    from gsm_lab.models import copied
-    from gsm_lab.optim import cut
-    from gsm_lab.optim.prunable import exactly
-    from gsm_lab.training import tensor_files
-    from gsm_lab.training.checkpoint import FILE, WEIGHTS
-    from gsm_lab.training.model_state import whole_state
-
+    """Write the cut network's parameters and buffers; the run's own stay as they are."""
     network, _ = copied(run.model)
     stay = cut(network, nonzeros=run.nonzeros, **exactly(network, run.history.layers))
     about = {"format": "pt", "model": run.settings.model, "data": run.data.name, "nonzeros": str(stay)}
@@ -213,11 +195,6 @@ def _write_weights(run: Run, folder: Path) -> None:
 
 def write_report(run: Run, folder: Path) -> Path:
     """Write `report.html`, atomically; returns where it is."""
-    from gsm_lab.cli import integrity
-    from gsm_lab.cli.report import report
-    from gsm_lab.training import tensor_files
-    from gsm_lab.training.checkpoint import FILE
-
     page = integrity.sealed(report(run).encode(), tensor_files.fingerprint(folder / FILE))
     _write(folder, "report.html", page)
     return folder / "report.html"

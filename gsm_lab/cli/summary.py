@@ -1,4 +1,4 @@
-"""What came out of a run, in numbers and in a sentence."""
+"""The results of a run, in numbers and in a sentence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Results:
     early: str = ""  # why the cut came too early, see `too_early`
 
     def rows(self) -> list[tuple[str, str]]:
-        """What and how much, to print."""
+        """What was measured and how much it is, to print."""
         if self.cut is None:
             return [("dense network so far, before the gate closes", percent(self.live))]
         return [
@@ -46,33 +46,28 @@ class Results:
 
 
 def results(run: Run) -> Results:
-    """What `run` has reached; the run itself does not change."""
-    with run.lock:
-        return _results(run)
-
-
-def _results(run: Run) -> Results:
+    """The results of `run` as it stands; the run itself does not change."""
     from gsm_lab.optim import keep_masks
 
-    closed = run.base is not None
-    masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt) if closed else {}
-    began = next(e["new"] for e in run.history.events if e["knob"] == "compression")
-    return Results(
-        run.base,
-        run.magnitude,
-        run.evaluate(),
-        run.evaluate(cut=True) if closed else None,
-        run.knobs["compression"],
-        began,
-        run.nonzeros,
-        run.opt.weights,
-        {name: (mask.numel(), int(mask.sum())) for name, mask in masks.items()},
-        too_early(run),
-    )
+    with run.lock:
+        closed = run.base is not None
+        masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt) if closed else {}
+        return Results(
+            dense=run.base,
+            magnitude=run.magnitude,
+            live=run.evaluate(),
+            cut=run.evaluate(cut=True) if closed else None,
+            compression=run.settings.compression,
+            first=next(e["new"] for e in run.history.events if e["knob"] == "compression"),
+            nonzeros=run.nonzeros,
+            weights=run.opt.weights,
+            layers={name: (mask.numel(), int(mask.sum())) for name, mask in masks.items()},
+            early=too_early(run),
+        )
 
 
 def finding(run: Run, found: Results) -> str:
-    """What came out, in a sentence short enough for a title; why that may be too early, `found.early` says."""
+    """The results in a sentence short enough for a title; `found.early` says why they may be too early."""
     if found.cut is None or found.dense is None:
         return f"Still dense after {run.dense_steps:,} steps: {percent(found.live)} test accuracy"
     lost = 100 * (found.live - found.cut)

@@ -9,13 +9,11 @@
     print(expect.describe(playground))                               # the controls, as text
 
 The printed lines hold stored numbers only. Training differs in the last digits from one CPU to the next, these lines do
-not, so nbval may compare them to the letter; a number that went astray raises AssertionError with both values.
+not, so nbval may compare them to the letter; a number that is not as stored raises AssertionError with both values.
 """
 
 from __future__ import annotations
 
-import math
-import re
 import sys
 import types
 from collections.abc import Iterable, Mapping
@@ -23,19 +21,22 @@ from typing import Any
 
 import numpy as np
 
-from gsm_lab.checks import number, shown
+from gsm_lab.checks import number, shown, text
+from gsm_lab.notebook.traces import STATISTICS, appearance, digest, named, statistics, values
+from gsm_lab.notebook.widget_text import describe
+
+__all__ = ["at_least", "at_most", "describe", "digest", "expect", "trace"]
 
 OTHERWISE = "If the change is meant, store the new value; if not, find what changed it."
-STATISTICS = ("first", "last", "min", "max", "mean")
 
 
 def expect(name: str, value: Any, stored: Any, tolerance: float) -> None:
-    """Hold a number, or an array of them, against a stored one; prints a line that says so.
+    """Compare a number, or an array of them, with the stored one; prints a line that says so.
 
     Args:
-        name: what it is, for the line and for the error.
-        value: what came out; anything `np.asarray` turns into numbers.
-        stored: what came out when it was right, finite, of the same shape.
+        name: what the number is, for the line and for the error.
+        value: the number now; anything `np.asarray` turns into numbers.
+        stored: the number when it was right, finite, of the same shape.
         tolerance: the largest absolute difference that is still right, >= 0; 0 asks for equality, of integers also
             where they are too large for float64.
 
@@ -44,7 +45,7 @@ def expect(name: str, value: Any, stored: Any, tolerance: float) -> None:
             both values.
         ValueError, TypeError: `stored` or `tolerance` is not finite, or no number, or `tolerance` is negative.
     """
-    name = _text_of(name)
+    text("name", name)
     wanted, tolerance = _stored(name, stored), _tolerance(name, tolerance)
     got = _numbers(name, value)
     if got.shape != wanted.shape:
@@ -65,44 +66,23 @@ def expect(name: str, value: Any, stored: Any, tolerance: float) -> None:
 
 
 def at_least(name: str, value: Any, bound: float) -> None:
-    """Hold a number, or each of an array, against a lower bound.
+    """Compare a number, or each of an array, with a lower bound.
 
-    Raises AssertionError when it is less, or NaN, or there is none; ValueError or TypeError for what is no bound.
+    Raises AssertionError when one is less, or NaN, or there is none; ValueError or TypeError for what is no bound.
     """
     _bounded(name, value, bound, "at least", np.greater_equal)
 
 
 def at_most(name: str, value: Any, bound: float) -> None:
-    """Hold a number, or each of an array, against an upper bound.
+    """Compare a number, or each of an array, with an upper bound.
 
-    Raises AssertionError when it is more, or NaN, or there is none; ValueError or TypeError for what is no bound.
+    Raises AssertionError when one is more, or NaN, or there is none; ValueError or TypeError for what is no bound.
     """
     _bounded(name, value, bound, "at most", np.less_equal)
 
 
-def digest(figure: Any) -> dict[str, dict[str, Any]]:
-    """What `trace` compares, for every trace of a plotly figure: to be stored in the notebook, and tightened by hand.
-
-    Returns:
-        name of the trace -> `look`: type, mode, dash, marker and axes; `points`: how many there may be, from, to;
-        `y`: first, last, min, max and mean, rounded; `tolerance` of these five. (Values are y, or z of a heat map, or
-        x of horizontal bars.) The tolerance is 5% of the range, at least 0.1% of the largest.
-    """
-    found = {}
-    for name, one in _named(figure).items():
-        y = _values(one)
-        entry: dict[str, Any] = {"look": _look(one), "points": (9 * y.size // 10, -(-11 * y.size // 10))}
-        if y.size:
-            spread = float(y.max() - y.min())
-            tolerance = float(f"{max(0.05 * spread, 1e-3 * float(np.abs(y).max())) or 1e-6:.1g}")
-            digits = 1 - math.floor(math.log10(tolerance))
-            entry |= {"y": tuple(round(v, digits) + 0.0 for v in _statistics(y)), "tolerance": tolerance}
-        found[name] = entry
-    return found
-
-
 def trace(figure: Any, stored: Mapping[str, Mapping[str, Any]]) -> None:
-    """Hold traces of a plotly figure against their stored `digest`; prints a line for each, and one at the end.
+    """Compare traces of a plotly figure with their stored `digest`; prints a line for each, and one at the end.
 
     Args:
         figure: a `Figure` or `FigureWidget`.
@@ -112,7 +92,7 @@ def trace(figure: Any, stored: Mapping[str, Mapping[str, Any]]) -> None:
         AssertionError: a trace is missing, looks different, has too few or too many points, or other numbers.
         ValueError, TypeError: there is nothing to compare, because `stored` is empty, or no digest.
     """
-    found = _named(figure)
+    found = named(figure)
     if not isinstance(stored, Mapping) or not all(isinstance(entry, Mapping) for entry in stored.values()):
         raise TypeError(f"stored must be what digest(figure) returned, got {shown(stored)}")
     if not stored:
@@ -122,7 +102,7 @@ def trace(figure: Any, stored: Mapping[str, Mapping[str, Any]]) -> None:
             raise AssertionError(
                 f"there is no trace {name!r}; the figure has {', '.join(map(repr, found))}. {OTHERWISE}"
             )
-        look, y, (fewest, most) = _look(found[name]), _values(found[name]), entry["points"]
+        look, y, (fewest, most) = appearance(found[name]), values(found[name]), entry["points"]
         if look != entry["look"]:
             raise AssertionError(f"trace {name!r}: looks like {look!r}, stored {entry['look']!r}. {OTHERWISE}")
         if not fewest <= y.size <= most:
@@ -132,17 +112,6 @@ def trace(figure: Any, stored: Mapping[str, Mapping[str, Any]]) -> None:
         numbers = f", {fewest}..{most} points, y within {entry['tolerance']:g}" if "y" in entry else ", no points"
         print(f"ok  trace {name}: {look}{numbers}")
     print(f"ok  {len(stored)} of {len(found)} traces")
-
-
-def describe(widgets: Any, without: Iterable[str] = ("HTML", "Output")) -> str:
-    """Widgets as text, a line each: class, description, value, and what else it could be.
-
-    Args:
-        widgets: a widget, an iterable or mapping of them, or anything with `children`; boxes are opened.
-        without: names of classes to leave out; read-outs hold numbers that differ from CPU to CPU.
-    """
-    skipped = frozenset(without)
-    return "\n".join(_line(w) for w in _leaves(widgets, set()) if type(w).__name__ not in skipped)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -160,14 +129,8 @@ def _numbers(name: str, value: Any, what: str = "value") -> np.ndarray:
     raise TypeError(f"{name}: {what} must be a number or an array of numbers, got {type(value).__name__}")
 
 
-def _text_of(name: Any) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"name must be text, got {shown(name)}")
-    return name
-
-
 def _array(value: Any) -> np.ndarray:
-    """As numpy has it, also of a tensor that has a gradient, is on an accelerator, or of bfloat16."""
+    """`value` as a numpy array; it may be a tensor with a gradient, on an accelerator, or of bfloat16."""
     detach = getattr(value, "detach", None)
     if detach is None:
         return np.asarray(value)
@@ -176,7 +139,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _of_integers(array: np.ndarray) -> bool:
-    """Whether it holds integers only, such as numpy keeps as objects where they are beyond int64."""
+    """Whether an array of objects holds integers only: so numpy keeps those beyond int64."""
     return array.size > 0 and all(isinstance(x, int) for x in array.flat)
 
 
@@ -217,7 +180,7 @@ def _farthest(a: np.ndarray, b: np.ndarray) -> tuple[int, ...]:
 
 
 def _bounded(name: str, value: Any, bound: float, words: str, holds: np.ufunc) -> None:
-    name = _text_of(name)
+    text("name", name)
     limit, got = _stored(name, bound, "bound"), _numbers(name, value)
     if limit.ndim:
         raise TypeError(f"{name}: bound must be one number, got an array of shape {limit.shape}")
@@ -230,103 +193,15 @@ def _bounded(name: str, value: Any, bound: float, words: str, holds: np.ufunc) -
     print(f"ok  {name}: {words} {bound:.8g}")
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
-
-
-def _named(figure: Any) -> dict[str, Any]:
-    """Traces by name; without one, or when it was taken already, by their place."""
-    from plotly.basedatatypes import BaseFigure
-
-    if not isinstance(figure, BaseFigure):
-        raise TypeError(f"figure must be a plotly figure, got {shown(figure)}")
-    found: dict[str, Any] = {}
-    for i, one in enumerate(figure.data):
-        name = one.name or f"trace {i}"
-        found[name if name not in found else f"{name} (trace {i})"] = one
-    return found
-
-
-def _look(one: Any) -> str:
-    """Type, mode, dash, marker and axes of a trace, "-" for what it has not."""
-    lines, markers = (part in (_of(one, "mode") or "lines+markers") for part in ("lines", "markers"))
-    parts = (
-        _of(one, "type"),
-        _of(one, "mode"),
-        (_of(one, "line", "dash") or "solid") if lines and _of(one, "line") is not None else None,
-        (_of(one, "marker", "symbol") or "circle") if markers and _of(one, "line") is not None else None,
-        _of(one, "xaxis") or "x",
-        _of(one, "yaxis") or "y",
-    )
-    return " ".join(str(part or "-") for part in parts)
-
-
-def _of(thing: Any, *path: str) -> Any:
-    for name in path:
-        thing = getattr(thing, name, None)
-    return thing
-
-
-def _values(one: Any) -> np.ndarray:
-    """What the trace shows, flat and without gaps."""
-    horizontal = _of(one, "orientation") == "h"
-    shown = next((v for v in (_of(one, "z"), _of(one, "x") if horizontal else _of(one, "y")) if v is not None), ())
-    values = np.asarray(shown, dtype=np.float64).reshape(-1)  # None becomes NaN, which plotly draws as a gap too
-    return values[np.isfinite(values)]
-
-
-def _statistics(y: np.ndarray) -> tuple[float, ...]:
-    return float(y[0]), float(y[-1]), float(y.min()), float(y.max()), float(y.mean())
-
-
 def _same_numbers(name: str, y: np.ndarray, stored: Iterable[float], tolerance: float) -> None:
     if not y.size:
         raise AssertionError(f"trace {name!r}: has no point with a number, stored {tuple(stored)}. {OTHERWISE}")
-    for statistic, a, b in zip(STATISTICS, _statistics(y), stored, strict=True):
+    for statistic, a, b in zip(STATISTICS, statistics(y), stored, strict=True):
         if not _within(a, b, tolerance):
             raise AssertionError(
                 f"trace {name!r}: {statistic} is {a:.8g}, stored {b:.8g}; they differ by {abs(a - b):.3g}, "
                 f"more than the tolerance {tolerance:g}. {OTHERWISE}"
             )
-
-
-# -- widgets -----------------------------------------------------------------------------------------------------------
-
-
-def _leaves(widgets: Any, seen: set[int]) -> Iterable[Any]:
-    """What is inside boxes, iterables and mappings, each widget once, in order."""
-    inside = getattr(widgets, "children", None)
-    if inside is None and not hasattr(widgets, "layout"):  # only widgets have that, and a FigureWidget is iterable
-        inside = widgets.values() if isinstance(widgets, Mapping) else widgets
-    if isinstance(inside, Iterable) and not isinstance(inside, str):
-        for one in inside:
-            yield from _leaves(one, seen)
-    elif id(widgets) not in seen:
-        seen.add(id(widgets))
-        yield widgets
-
-
-def _line(widget: Any) -> str:
-    parts = [f"{type(widget).__name__:<18}", repr(getattr(widget, "description", ""))]
-    value = getattr(widget, "value", None)
-    if value is not None:
-        parts.append(f"= {_text(value)}")
-    low, high, options = (getattr(widget, name, None) for name in ("min", "max", "options"))
-    if options is not None:
-        labels = [option[0] if isinstance(option, tuple) else option for option in options]
-        parts.append("of " + ", ".join(map(_text, labels)))
-    elif low is not None and high is not None:
-        parts.append(f"from {_text(low)} to {_text(high)}")
-    if getattr(widget, "disabled", False):
-        parts.append("(disabled)")
-    if _of(widget, "layout", "display") == "none":
-        parts.append("(hidden)")
-    return "  ".join(parts)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", value)).strip() if isinstance(value, str) else str(value)
 
 
 class _Expect(types.ModuleType):

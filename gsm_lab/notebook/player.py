@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from gsm_lab.data.dataset import integer
+from gsm_lab.checks import integer
 from gsm_lab.training.loop import portion
 from gsm_lab.training.run import Run
 
@@ -33,18 +33,18 @@ class Player:
     """A thread that trains `run` while it plays. A new player closes the one before: one per kernel.
 
     Args:
-        run: what to drive. When somebody else steps or trains it, the player pauses; whoever reads or changes it
-            otherwise comes between two steps.
-        draw: called on the player's thread, at most five times a second and never twice at once, whenever there is
-            something new to show. It returns the number of the frame it sent, or None if it sent none.
+        run: the run to drive. When somebody else steps or trains it, the player pauses; all other reading and changing
+            of it is done between two steps.
+        draw: called on the player's thread whenever there is something new to show, at most five times a second and
+            never twice at once. It returns the number of the frame it sent, or None if it sent none.
         watched: whether a viewer acknowledges frames (`acknowledge`). If so, no frame is sent before the last one was
             seen, and playing pauses by itself after 15 seconds without a sign of life.
-        threads: how many PyTorch computes with in the player's steps; unless given, as many as else. A page that is
-            drawn on this machine needs a core too: threads that wait for one that it is on are slower than one less.
-            Nothing else in the program is computed with another number of them.
+        threads: how many threads PyTorch uses in the player's steps; by default as many as elsewhere. Give one less
+            than there are cores where a page is drawn on this machine: a step waits for its slowest thread, which
+            would share a core with the page. Whatever else the program computes keeps its number of threads.
 
     Raises:
-        TypeError, ValueError: `threads` is not a whole number >= 1; the player before goes on.
+        TypeError, ValueError: `threads` is no integer >= 1; the player before this one then goes on.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Player:
         threads: int | None = None,
     ) -> None:
         global _current
-        threads = None if threads is None else integer("threads", threads, 1)  # a thread that raised would not be heard
+        threads = None if threads is None else integer("threads", threads, 1)  # an error in its thread would be lost
         self.run, self.draw, self.watched, self.threads = run, draw, watched, threads
         self.lock = run.lock
         run._player = weakref.ref(self)
@@ -170,16 +170,16 @@ class Player:
         if self.closed:
             raise RuntimeError("this player was closed, because another one was made; run the cell again")
 
-    # -- for whoever looks at a step while it is done ------------------------------------------------------------------
+    # -- for whoever inspects a step while it is done ------------------------------------------------------------------
 
     @property
     def is_this_thread(self) -> bool:
-        """Whether whoever asks does so on the player's own thread."""
+        """Whether the caller is on the player's own thread."""
         return threading.current_thread() is self._thread
 
     @property
     def ending(self) -> bool:
-        """Whether the step in progress, done by its thread, is the last one before it pauses."""
+        """Whether the step that its thread is doing is the last one before it pauses."""
         return self.is_this_thread and (not self.playing or self._left <= 1)
 
     @property

@@ -1,18 +1,22 @@
-"""What the playground says: the read-outs and the state line, as text."""
+"""The playground's read-outs, as HTML, and its state line."""
 
 from __future__ import annotations
 
 import json
 import math
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsm_lab.checks import shown
 from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
-from gsm_lab.notebook.player import Player
-from gsm_lab.notebook.presets import Preset
 from gsm_lab.optim import budget
-from gsm_lab.training.run import Run
+from gsm_lab.wording import error_percent
+
+if TYPE_CHECKING:
+    from gsm_lab.notebook.player import Player
+    from gsm_lab.notebook.presets import Preset
+    from gsm_lab.notebook.step_inspector import Inspection
+    from gsm_lab.training.run import Run
 
 
 def explained(preset: Preset) -> str:
@@ -21,27 +25,25 @@ def explained(preset: Preset) -> str:
 
 
 def half_life_text(lr: float, k: dict[str, Any]) -> str:
-    """What becomes of a passive weight at learning rate `lr` and the knobs `k`."""
+    """How fast a passive weight decays at learning rate `lr` and the knobs `k`."""
     steps = half_life(lr, k["momentum"], k["weight_decay"])
     formula = "ln 2 · (1 − β) / (α · η)"
     if math.isinf(steps):
         return "<b>A passive weight stays where it is</b> (no decay)"
     if oscillates(lr, k["momentum"], k["weight_decay"]):
         return "<b>A passive weight swings through zero</b>: α · η is above (1 − √β)²"
-    return f"<b>A passive weight halves every {_number(steps)} steps</b> = {formula}"
-
-
-def _number(x: float) -> str:
-    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+    return (
+        f"<b>A passive weight halves every {f'{steps:,.0f}' if steps >= 10 else f'{steps:.2g}'} steps</b> = {formula}"
+    )
 
 
 def status(run: Run, player: Player) -> str:
-    """Playing or paused, why, and how far."""
+    """Whether it plays or why it has paused, and how far it is."""
     playing = player.playing
     if run.base is None and run.dense_left and playing:
         return f"dense epochs first: {run.dense_left:,} steps until the gate closes"
     parts = [f"step {run.steps:,}", f"epoch {run.steps / run.epoch_steps:.1f}"]
-    if run.lr != run.knobs["lr"]:
+    if run.lr != run.settings.lr:
         parts.append(f"α in force {run.lr:.2g}")
     if playing and player.rate:
         parts.append(f"{player.rate:,.0f} steps/s")
@@ -53,7 +55,7 @@ def status(run: Run, player: Player) -> str:
 
 def budget_text(run: Run) -> str:
     """How many weights receive their gradient: Q, or fewer where the gate finds no more with any T."""
-    weights, c = run.opt.weights, run.knobs["compression"]
+    weights, c = run.opt.weights, run.settings.compression
     q = budget(weights, compression=c)
     text = f"<b>Q = {q:,} of {weights:,} weights ({c:g}×)</b> receive their gradient"
     row = run.history.steps.array()[-1:]
@@ -70,8 +72,37 @@ def budget_text(run: Run) -> str:
     )
 
 
+def step_text(last: Inspection | None, failure: str = "") -> str:
+    """The latest inspection of a step in words and numbers; without one, why (`failure`)."""
+    if last is None:
+        if failure:
+            return f"<b>Taylor view:</b> this step could not be looked at: {escape(failure)}"
+        return "<b>Taylor view:</b> nothing yet; it looks at some of the steps once the gate has closed"
+    text = (
+        f"<b>Step {last.step:,}, change of its batch's loss:</b> predicted {_signed(last.first)} (g·Δw), "
+        f"{_signed(last.second)} with curvature, true {_signed(last.true)}{_off(last.error_first, last.error_second)}"
+    )
+    if math.isnan(last.metric):
+        return text + " · <b>the gate is open:</b> no weight is at the threshold"
+    if not last.metric and math.isnan(last.without):
+        return text + " · <b>the threshold is 0:</b> fewer than Q weights have any |g·w|"
+    return (
+        f"{text} · <b>without the weight at the threshold, size of the change:</b> "
+        f"predicted {_signed(last.metric)} (|g·w|), true {_signed(abs(last.without))}{_off(last.error_metric)}"
+    )
+
+
+def _signed(x: float) -> str:
+    return (f"{x:.2e}" if x and abs(x) < 1e-4 else f"{x:.3g}").replace("-", "−")
+
+
+def _off(*errors: float) -> str:
+    said = [error_percent(e) for e in errors if not math.isnan(e)]
+    return ", " + " and ".join(said) + " off" if said else ", too small or too large to compare"
+
+
 def got(what: Any) -> str:
-    """What was given, in a few words, for a message."""
+    """A value in a few words, for a message; of an object that is no plain value its type."""
     plain = isinstance(what, str | int | float | None | list | tuple | dict)
     text = shown(what) if plain else f"a {type(what).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

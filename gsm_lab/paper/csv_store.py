@@ -33,21 +33,21 @@ COLUMNS = (
 
 
 def key_of(table: str, entry: Entry, data: str, seed: int) -> dict[str, Any]:
-    """What makes a row that row."""
+    """The columns by which a row is found again."""
     key = (table, entry.label, entry.model, data, float(entry.compression), seed)
     return dict(zip(KEY, key, strict=True))
 
 
 def read(out: Path) -> pd.DataFrame:
-    """The rows there are. Raises ValueError for a file that is no such CSV, and where a row is damaged."""
+    """The rows of the CSV, none if there is no file. Raises ValueError for another file, and where a row is damaged."""
     if not out.exists():
         return pd.DataFrame(columns=list(COLUMNS))
-    _must_be_whole(out)
+    _must_be_undamaged(out)
     found = pd.read_csv(out, dtype={"compression": float, "gsm_lab": str, "python": str, "torch": str})
     return found if CHECKSUM in found else found.assign(**{CHECKSUM: None})
 
 
-def _must_be_whole(out: Path) -> None:
+def _must_be_undamaged(out: Path) -> None:
     try:
         head, *rows = list(csv.reader(io.StringIO(out.read_bytes().decode(), newline=""), strict=True)) or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -73,7 +73,7 @@ def _checksum(fields: Mapping[str, str]) -> str:
 
 
 def _with_checksums(rows: pd.DataFrame) -> bytes:
-    """The rows as CSV, each with the checksum of its other columns, as they are written."""
+    """The rows as CSV, each with the checksum of the text of its other columns."""
     lines = csv.reader(io.StringIO(rows.drop(columns=CHECKSUM).to_csv(index=False, float_format="%.6g"), newline=""))
     head = next(lines)
     text = io.StringIO()
@@ -91,7 +91,7 @@ def _of(rows: pd.DataFrame, key: dict[str, Any]) -> pd.Series:
 
 
 def has(out: Path, key: dict[str, Any], settings: str) -> bool:
-    """Whether the row is there, made with these settings."""
+    """Whether the CSV has the row, made with these settings."""
     rows = read(out)
     return bool((_of(rows, key) & (rows["settings"] == settings)).any())
 
@@ -112,12 +112,12 @@ def add(out: Path, row: dict[str, Any]) -> None:
 
 
 def unfinished(out: Path) -> Path:
-    """Where runs are kept that are not in the CSV yet."""
+    """The folder of the runs that are not in the CSV yet."""
     return out.with_name(f".{out.stem}{SHELF}")
 
 
 def must_have_room_in_names(out: Path) -> None:
-    """Raises OSError where the CSV, or what is made beside it on the way, cannot be named as it would have to be."""
+    """Raises OSError where the name of the CSV, or of what is made beside it on the way, is too long for the disk."""
     part = out.with_name(f".{out.name}.{8 * '_'}")  # as `write_atomically` has it
     for path in (out, unfinished(out), part):
         with writing(out), contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -125,13 +125,13 @@ def must_have_room_in_names(out: Path) -> None:
 
 
 def name_of(key: dict[str, Any], settings: str) -> str:
-    """How the unfinished run of a row is called there: one of other settings is another run."""
+    """The name of the folder of a row's unfinished run; with other settings it is another run."""
     return hashlib.sha256((json.dumps(key) + settings).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, wait: bool) -> Iterator[bool]:
-    """Whether what is kept in `folder` is this process's to make; where it is not, `wait` until it is."""
+    """Whether this process alone has the run in `folder`; with `wait` it waits until it has."""
     from filelock import FileLock, Timeout
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def claimed(folder: Path, wait: bool) -> Iterator[bool]:
 
 
 def provenance(table: str, data: str, seed: int, epochs: int | None) -> dict[str, Any]:
-    """The columns that say how, with what and when a row is made: now, here."""
+    """The columns that say how, with what and when a row is made, if it is made here and now."""
     more = f" --threads {torch.get_num_threads()}"
     more += "" if seed < SEEDS else f" --seeds {seed + 1}"
     more += "" if epochs is None else f" --epochs {epochs}"

@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 def keep(run: Run, folder: Path, seconds: float) -> None:
-    """Keep what the dense epochs led to, for other rows; nothing has been trained since."""
+    """Write the network for other rows, right after its dense epochs."""
     state = whole_state(run.model)[0] | {"/random": run.random_state, "/seconds": torch.tensor(seconds)}
     path = _file(run, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError), _lock(path.parent):  # another row then makes them for itself
+    with contextlib.suppress(OSError), _lock(path.parent):  # where it fails, another row makes them itself
         write_atomically(path, tensor_files.content_of(state, {"dense": path.name}))
 
 
 def take(run: Run, folder: Path) -> float:
-    """Do the dense epochs of a fresh run by taking what another row has kept, if one has: the seconds that took.
+    """Do the dense epochs of a fresh run by taking the network that another row has kept, if one has.
 
-    What is damaged is made anew.
+    Returns the seconds that its training took. A damaged file is made anew.
     """
     if not run.dense_left:
         return 0.0
@@ -60,7 +60,7 @@ def take(run: Run, folder: Path) -> float:
 
 
 def remove(shelf: Path) -> None:
-    """Remove what `keep` kept, and what it left where it was killed."""
+    """Remove what `keep` wrote, and the temporary files of a process that was killed in it."""
     if shelf.is_dir():
         with _lock(shelf):
             for path in [*shelf.glob("dense-*"), *shelf.glob(".dense-*")]:
@@ -68,9 +68,9 @@ def remove(shelf: Path) -> None:
 
 
 def _file(run: Run, folder: Path) -> Path:
-    """Where the network is kept that the dense epochs of this run, and of all with the same ones, lead to."""
+    """The file for the network after the dense epochs of this run; runs with the same dense epochs share it."""
     knobs = {name: v for name, v in run.knobs.items() if KNOBS[name].dense}
-    code = Path(inspect.getfile(type(run.model))).read_text()  # what an older version left is another network
+    code = Path(inspect.getfile(type(run.model))).read_text()  # of another version of the code: another network
     made_by = [code, __version__, torch.__version__, torch.get_num_threads()]
     name = json.dumps([knobs, run.data.digest, made_by], sort_keys=True)
     shelf = next(parent for parent in folder.parents if parent.name.endswith(SHELF))

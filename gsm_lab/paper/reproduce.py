@@ -1,9 +1,9 @@
 """`gsm-lab reproduce`: the runs of a table over seeds, into one tidy CSV that says how each of its rows was made.
 
-A row is a run. Rows that are there, with the same settings, are not made again; so an interrupted command goes on where
-it stopped, also within a run, which is saved every minute beside the CSV. Two commands may fill one CSV at a time: each
-leaves alone what the other has in hand, and waits for it in the end. The dense epochs, which all methods begin with
-alike, are made once for a network and a seed.
+A row is a run. A row that the CSV has, with the same settings, is not made again; so an interrupted command goes on
+where it stopped, also within a run, which is saved every minute beside the CSV. Two commands may fill one CSV at the
+same time: each leaves alone the runs that the other is making, and waits for them at its end. The dense epochs, with
+which all methods begin alike, are made once for a network and a seed.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def reproduce(
     with tqdm(total=len(jobs), unit="run", desc=table, disable=not progress) as bar:
 
         def there(entry: Entry, seed: int, wait: bool) -> bool:
-            """The row is in the CSV, or now made; False if another command has it in hand, unless to `wait` for it."""
+            """Make the row unless the CSV has it; False if another command is making it and `wait` is not asked for."""
             bar.set_postfix_str(f"{entry.label}, {entry.model}, {entry.compression:g}x, seed {seed}")
             key = key_of(table, entry, data, seed)
             runs = _planned(entry, source, seed, data, epochs)
@@ -108,7 +108,7 @@ def reproduce(
                 with claimed(folder, wait) as mine:
                     if not mine:
                         return False
-                    if not has(out, key, settings):  # nor was it made meanwhile
+                    if not has(out, key, settings):  # it may have been made meanwhile
                         try:
                             row = _made(runs, entry.by, folder, progress)
                         except FloatingPointError as error:
@@ -118,7 +118,7 @@ def reproduce(
                             row |= {"method": entry.method, "published": entry.published, "settings": settings}
                             add(out, {**key, **row, **provenance(table, data, seed, epochs)})
                             shutil.rmtree(folder, ignore_errors=True)
-            elif folder.exists():  # of a command that was killed when the row was in and this was not gone yet
+            elif folder.exists():  # of a command that was killed between adding the row and removing this
                 with claimed(folder, wait=False) as mine:
                     if mine:
                         shutil.rmtree(folder, ignore_errors=True)
@@ -138,7 +138,7 @@ def reproduce(
 def given(entry: Entry, data: str, epochs: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings that an entry gives its run on a data set, and those for the retraining of a ticket."""
     first, then = dict(entry.settings), dict(entry.retrain)
-    if not data.endswith("mnist"):  # of a named option what makes it up stays, and the rates are what works there
+    if not data.endswith("mnist"):  # an option of the gate stays, and the rates are what works on this data
         first, then = {k: v for k, v in first.items() if k in OF_THE_GATE}, {}
     if epochs is not None:
         first["epochs"] = then["epochs"] = epochs
@@ -146,7 +146,7 @@ def given(entry: Entry, data: str, epochs: int | None = None) -> tuple[dict[str,
 
 
 def _planned(entry: Entry, source: datasets.Dataset, seed: int, data: str, epochs: int | None) -> dict[str, Run]:
-    """The run of an entry, not trained yet; of a ticket the search and the ticket, which has no mask yet."""
+    """The run of an entry, not trained yet; for a ticket its search, and the ticket, which has no mask yet."""
     first, then = given(entry, data, epochs)
     fixed = {"model": entry.model, "data": source, "compression": entry.compression, "seed": seed}
     fixed |= {"evaluate_every": 10**9}  # the test set is for the end
@@ -159,15 +159,15 @@ def _planned(entry: Entry, source: datasets.Dataset, seed: int, data: str, epoch
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """All knobs and options in force, but for those that are columns, and how often it is looked at."""
+    """All knobs and options in force, but for those that are columns, and how often it is evaluated."""
     columns = ("model", "data", "compression", "seed", "evaluate_every")
-    # what came later than the first rows of the tables is not named where things are as they were before
+    # Settings that came later than the first rows of the tables are not named where they have their default, as then.
     later = {k.name: k.default for k in (*KNOBS.values(), *run.method.options) if k.later}
     return {k: v for k, v in (run.knobs | run.options).items() if k not in columns and later.get(k) != v}
 
 
 def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) -> dict[str, Any]:
-    """Train what `_planned` planned: what it came to."""
+    """Train the runs of `_planned`; returns the columns of what was measured."""
     start, before, base = time.perf_counter(), 0.0, None
     if by is None:
         run, before = _trained(runs["run"], folder, progress)
@@ -201,10 +201,10 @@ def _searched(search: Run, by: str, folder: Path, progress: bool) -> tuple[torch
 
 
 def _trained(run: Run, folder: Path, progress: bool, until: int | None = None) -> tuple[Run, float]:
-    """The run, or the one that an interrupt left in `folder`, at its end; and the seconds that were spent on it before.
+    """Train the run, or the one that an interrupt left in `folder`; returns it, and the seconds spent on it before.
 
-    With `until` it ends after so many gated steps (0: after the dense epochs) and is saved there, unless it is 0:
-    something else is to follow, which may be interrupted.
+    It is trained to the end of its plan, or with `until` for so many gated steps (0: to the end of the dense epochs).
+    After such steps it is saved, because what follows may be interrupted.
     """
     from tqdm.auto import tqdm
 
@@ -220,7 +220,7 @@ def _trained(run: Run, folder: Path, progress: bool, until: int | None = None) -
     def now_and_then() -> None:
         try:
             save()
-        except OSError as error:  # there is another one to come
+        except OSError as error:  # another save is to come
             tqdm.write(f"gsm-lab: {error}; training goes on, and it is tried again", file=sys.stderr)
 
     def gate_closed(run: Run, done: int) -> None:
@@ -240,10 +240,13 @@ def _trained(run: Run, folder: Path, progress: bool, until: int | None = None) -
 
 
 def _as_it_was_left(run: Run, folder: Path) -> tuple[Run, float]:
-    """The run that is kept in `folder`, else `run` after its dense epochs if another row has made them; the seconds."""
+    """The run that is saved in `folder`, else `run`, after its dense epochs if another row has made them.
+
+    Also returns the seconds that were spent on it.
+    """
     if (folder / FILE).exists():
         try:
-            seconds = note_of(folder).get("seconds", math.nan)  # as older ones kept them elsewhere: not known
+            seconds = note_of(folder).get("seconds", math.nan)  # an older save has none: not known
             return methods.resume(folder, data=run.data), seconds
         except CheckpointError as error:
             print(f"gsm-lab: {error}: it is made anew", file=sys.stderr)

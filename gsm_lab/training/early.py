@@ -16,10 +16,11 @@ FEW = 3  # half-lives: after fewer, passive weights have not decayed far enough 
 
 
 def too_early(run: Run) -> str:
-    """What shows that `run` has not had the steps that a cut without loss takes, in words; "" where nothing does.
+    """Why `run` seems to have had too few steps for a cut without loss, in words; "" where nothing says so.
 
-    By the latest evaluation: either the cut costs something, and there were fewer than `FEW` half-lives of gated steps,
-    or it leaves less accuracy than a cut of the dense network by magnitude did. Rivals do not live by decay.
+    Judged by the latest evaluation: either the cut costs accuracy, and there were fewer than `FEW` half-lives of gated
+    steps, or it leaves less accuracy than a cut of the dense network by magnitude. Nothing is said of rivals, in which
+    weights need not decay.
     """
     with run.lock:
         evaluations = run.history.evaluations.array()

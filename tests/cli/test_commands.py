@@ -154,7 +154,7 @@ def test_help_imports_nothing_but_what_it_lists():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ(), capture_output=True, text=True)
     *_, packages, own = result.stdout.splitlines()
-    light = ("checks", "cli", "cli.commands", "cli.parser", "cli.run_folder", "knobs", "paper", "paper.entries")
+    light = ("checks", "cli", "cli.commands", "cli.parser", "knobs", "paper", "paper.entries", "wording")
     assert packages == "['gsm_lab']" and own == str([f"gsm_lab.{name}" for name in light])
 
 
@@ -173,7 +173,7 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(tmp_path, phase, opti
             seen += piece
         process.send_signal(signal.SIGINT)
         out, err = (text.decode() for text in process.communicate(timeout=120))
-    assert process.returncode == run_folder.INTERRUPTED, out + err
+    assert process.returncode == 128 + signal.SIGINT, out + err
     assert f"gsm-lab resume {tmp_path}" in out and "Traceback" not in err
     stopped = gl.Run.resume(tmp_path)
     assert stopped.steps < epochs * STEPS
@@ -195,7 +195,7 @@ def test_what_a_finished_run_left_goes_when_the_run_goes_on(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gl.Run, "step", stop)
-    assert cli.main(["resume", str(tmp_path), "--epochs", "3"]) == run_folder.INTERRUPTED
+    assert cli.main(["resume", str(tmp_path), "--epochs", "3"]) == 128 + signal.SIGINT
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.safetensors", "history.csv", "knobs.json"}
     assert gl.Run.resume(tmp_path).steps == 2 * STEPS
 
@@ -293,7 +293,7 @@ def test_interrupt_before_training_is_no_stack_trace(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gl.Run, "__init__", stop)
-    assert cli.main(["run"]) == run_folder.INTERRUPTED
+    assert cli.main(["run"]) == 128 + signal.SIGINT
     assert capsys.readouterr().err == "gsm-lab: interrupted\n"
 
 
@@ -537,7 +537,7 @@ def test_report_is_made_again(finished, capsys):
         ("run --momentum 1", "momentum must be a number from 0 to below 1, got '1'"),
         ("run --epochs 1.5", "epochs must be a whole number from 1 to 1,000,000,000, got '1.5'"),
         ("run --model vgg", "model must be one of lenet300, lenet5, resnet56, got 'vgg'"),
-        ("run --threads 0", "threads must be a whole number >= 1, got '0'"),
+        ("run --threads 0", "threads must be a whole number >= 1, got 0"),
         ("run --pre 3", "unknown argument '--pre'"),
         ("run --batch-size 5000 --pretrain 0", "batch_size is 5000; valid: an integer in 1 .. 1437"),
         ("data cifar", "name is 'cifar'; valid: digits, mnist, fashion_mnist"),

@@ -25,7 +25,7 @@ from torch import nn
 from gsm_lab import Dataset, Playground, Run, methods
 from gsm_lab.figures import curves, looks
 from gsm_lab.knobs import KNOBS
-from gsm_lab.notebook import step_inspector
+from gsm_lab.notebook import readouts, step_inspector
 from gsm_lab.notebook.controls import KnobControl
 from gsm_lab.notebook.playground import LIVE, RESTARTS
 from gsm_lab.notebook.presets import PRESETS
@@ -539,7 +539,7 @@ def test_picture(pg: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def looked(pg: Playground) -> list[int]:
     """The steps that were looked at."""
-    return pg.taylor.looks()["step"].tolist()
+    return pg.taylor.inspected()["step"].tolist()
 
 
 def taylor_lines(pg: Playground) -> list[go.Scatter]:
@@ -551,9 +551,9 @@ def test_taylor_view_shows_what_the_study_says(pg: Playground) -> None:
     assert [len(trace.x) for trace in taylor_lines(pg)] == [0] * 6
     pg.step(1)
     pg.step(7)
-    assert looked(pg)[0] == 1 and looked(pg)[-1] == pg.taylor.watch.last.step == 8
+    assert looked(pg)[0] == 1 and looked(pg)[-1] == pg.taylor.inspector.last.step == 8
     table = steps(Run(hold=1.0, pretrain=0), 8).iloc[7]
-    last = pg.taylor.watch.last
+    last = pg.taylor.inspector.last
     assert [last.true, last.first, last.second] == pytest.approx(table[["true", "first", "second"]].tolist(), rel=1e-9)
     assert last.error_first == pytest.approx(table["error of first"], rel=1e-6)
     assert last.metric == pg.run.opt.threshold and last.error_metric < 0.5
@@ -597,36 +597,36 @@ def test_taylor_view_takes_its_share_only(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(step_inspector, "time", SimpleNamespace(perf_counter=clock))
     run = Run(Net(), mine(), hold=1.0, pretrain=0, batch_size=8, compression=4.0)
     player = SimpleNamespace(closed=False, playing=True, ending=False, frame_due=True)
-    watch = step_inspector.Watch(run)
+    watch = step_inspector.Inspector(run)
     run.step(5)
-    assert len(watch.looks()) == 0  # nobody plays it
+    assert len(watch.inspected()) == 0  # nobody plays it
     watch.player = lambda: player
     run.step(3000)
-    assert 10 < len(watch.looks()) < 300
+    assert 10 < len(watch.inspected()) < 300
     assert watch.seconds <= step_inspector.SHARE * now[0] + 0.01
-    seen, now[0] = len(watch.looks()), now[0] + 10
+    seen, now[0] = len(watch.inspected()), now[0] + 10
     player.frame_due = False  # it waits for a frame, but not forever
     watch._next_at = now[0] + 0.01
     run.step(4)
-    assert len(watch.looks()) == seen
+    assert len(watch.inspected()) == seen
     now[0] += 1
     run.step(1)
-    assert len(watch.looks()) == seen + 1
+    assert len(watch.inspected()) == seen + 1
     run.step(1)
     player.ending = True  # the last of those asked for is looked at in any case
     run.step(1)
-    assert watch.looks()["step"].tolist()[-1] == run.steps == watch.last.step and len(watch.looks()) == seen + 2
+    assert watch.inspected()["step"].tolist()[-1] == run.steps == watch.last.step and len(watch.inspected()) == seen + 2
     watch.detach()
     run.step(1)
-    assert len(watch.looks()) == seen + 2
+    assert len(watch.inspected()) == seen + 2
 
 
 def test_taylor_view_while_playing_and_at_the_last_of_fifty(pg: Playground) -> None:
     pg.play()
-    until(pg, lambda: len(pg.taylor.looks()) > 2)
+    until(pg, lambda: len(pg.taylor.inspected()) > 2)
     press(pg, "pause")
     press(pg, "step_50")
-    assert pg.taylor.watch.last.step == pg.run.steps
+    assert pg.taylor.inspector.last.step == pg.run.steps
 
 
 def test_taylor_view_through_dense_epochs_and_reset(board: Callable[..., Playground]) -> None:
@@ -651,7 +651,7 @@ def test_taylor_view_of_what_is_not_finite(pg: Playground, monkeypatch: pytest.M
     with pytest.raises(FloatingPointError):
         for _ in range(60):
             pg.step(1)
-    assert pg.taylor.watch.last.step >= 2 and not abs(pg.taylor.watch.last.true) < 1e3
+    assert pg.taylor.inspector.last.step >= 2 and not abs(pg.taylor.inspector.last.true) < 1e3
     pg._draw()
     assert all(not np.isinf(trace.y).any() for trace in taylor_lines(pg))
     pg.reset(lr=0.1)
@@ -662,7 +662,7 @@ def test_taylor_view_of_what_is_not_finite(pg: Playground, monkeypatch: pytest.M
     assert "could not be looked at" in pg.taylor.text.value and "nan" in pg.taylor.text.value
     monkeypatch.undo()
     pg.step(1)
-    assert pg.taylor.watch.last.step == 1 and not pg.taylor.watch.failure
+    assert pg.taylor.inspector.last.step == 1 and not pg.taylor.inspector.failure
 
 
 def test_taylor_view_that_fails_stops_no_training(pg: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -685,14 +685,14 @@ def test_taylor_view_that_fails_stops_no_training(pg: Playground, monkeypatch: p
     ],
 )
 def test_what_is_said_of_the_weight_at_the_threshold(metric: float, without: float, said: str) -> None:
-    look = step_inspector.Look(3, 0.1, 0.1, 0.1, metric, without, 0.0, 0.0, math.nan)
-    assert said in step_inspector.sentence(SimpleNamespace(last=look, failure=""))
+    look = step_inspector.Inspection(3, 0.1, 0.1, 0.1, metric, without, 0.0, 0.0, math.nan)
+    assert said in readouts.step_text(look)
 
 
 def test_taylor_view_hidden(board: Callable[..., Playground]) -> None:
     pg = board(hide="taylor")
     pg.step(2)
-    assert pg.taylor.watch is None and pg.taylor.looks() is None and not pg.run.opt._optimizer_step_pre_hooks
+    assert pg.taylor.inspector is None and pg.taylor.inspected() is None and not pg.run.opt._optimizer_step_pre_hooks
     assert taylor_lines(pg) == [] and pg.figure.layout.height == 640 and len(pg.figure.layout.annotations) == 4
     full = board()
     assert full.figure.layout.height > 640 and len(taylor_lines(full)) == 6

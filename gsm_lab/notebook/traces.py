@@ -1,0 +1,79 @@
+"""What a plotly trace shows, in a few words and numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gsm_lab.checks import shown
+
+STATISTICS = ("first", "last", "min", "max", "mean")
+
+
+def digest(figure: Any) -> dict[str, dict[str, Any]]:
+    """What `expect.trace` compares, for every trace of a plotly figure: to be stored, and tightened by hand.
+
+    Returns:
+        name of the trace -> `look`: type, mode, dash, marker and axes; `points`: how many there may be, from, to;
+        `y`: first, last, min, max and mean, rounded; `tolerance`: of these five. (Values are y, or z of a heat map, or
+        x of horizontal bars.) The tolerance is 5% of the range, at least 0.1% of the largest.
+    """
+    found = {}
+    for name, one in named(figure).items():
+        y = values(one)
+        entry: dict[str, Any] = {"look": appearance(one), "points": (9 * y.size // 10, -(-11 * y.size // 10))}
+        if y.size:
+            spread = float(y.max() - y.min())
+            tolerance = float(f"{max(0.05 * spread, 1e-3 * float(np.abs(y).max())) or 1e-6:.1g}")
+            digits = 1 - math.floor(math.log10(tolerance))
+            entry |= {"y": tuple(round(v, digits) + 0.0 for v in statistics(y)), "tolerance": tolerance}
+        found[name] = entry
+    return found
+
+
+def named(figure: Any) -> dict[str, Any]:
+    """Traces by name; a trace without a name, or with one that is taken, by its place."""
+    from plotly.basedatatypes import BaseFigure
+
+    if not isinstance(figure, BaseFigure):
+        raise TypeError(f"figure must be a plotly figure, got {shown(figure)}")
+    found: dict[str, Any] = {}
+    for i, one in enumerate(figure.data):
+        name = one.name or f"trace {i}"
+        found[name if name not in found else f"{name} (trace {i})"] = one
+    return found
+
+
+def appearance(one: Any) -> str:
+    """Type, mode, dash, marker and axes of a trace, "-" for what it does not have."""
+    lines, markers = (part in (_of(one, "mode") or "lines+markers") for part in ("lines", "markers"))
+    parts = (
+        _of(one, "type"),
+        _of(one, "mode"),
+        (_of(one, "line", "dash") or "solid") if lines and _of(one, "line") is not None else None,
+        (_of(one, "marker", "symbol") or "circle") if markers and _of(one, "line") is not None else None,
+        _of(one, "xaxis") or "x",
+        _of(one, "yaxis") or "y",
+    )
+    return " ".join(str(part or "-") for part in parts)
+
+
+def values(one: Any) -> np.ndarray:
+    """The numbers that a trace shows, flat and without gaps."""
+    horizontal = _of(one, "orientation") == "h"
+    shown = next((v for v in (_of(one, "z"), _of(one, "x") if horizontal else _of(one, "y")) if v is not None), ())
+    values = np.asarray(shown, dtype=np.float64).reshape(-1)  # None becomes NaN, which plotly draws as a gap too
+    return values[np.isfinite(values)]
+
+
+def statistics(y: np.ndarray) -> tuple[float, ...]:
+    """First, last, least and greatest value, and the mean."""
+    return float(y[0]), float(y[-1]), float(y.min()), float(y.max()), float(y.mean())
+
+
+def _of(thing: Any, *path: str) -> Any:
+    for name in path:
+        thing = getattr(thing, name, None)
+    return thing
