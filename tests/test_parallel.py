@@ -28,7 +28,7 @@ from gsm_lab.cli import run_folder
 from gsm_lab.distributed import fsdp, world
 from gsm_lab.training import loop
 from gsm_lab.training.history import History
-from tests.cli.test_commands import environ
+from tests.cli.commands import environ
 from tests.processes import Ended, in_ranks
 from tests.test_run import Net, differs, everything, mine, net
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.bench.test_history import machine
-from tests.notebook.test_jupyterlab import command, new_page, open_notebook, wait_for, write_notebook
+from tests.notebook.pages import command, new_page, open_notebook, wait_for, write_notebook
 
 PRESSES = 24
 ROUNDS, SECONDS = 5, 5  # of live and headless training in turns; of each

@@ -11,7 +11,7 @@ from torch import nn
 
 from gsm_lab import Dataset, Playground, Run
 
-SECONDS = 60
+SECONDS = 300
 
 
 def data(features: int) -> Dataset:

@@ -1,177 +1,20 @@
 """The playground in a real JupyterLab and a real Chromium. The tests follow each other on one notebook and kernel."""
 
-import json
-import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import nbformat
 import pytest
 
-SECONDS = 40  # that something may take before a test gives up on it
-START = 150  # until a kernel has begun and the page shows what it made: on a busy machine more than a minute
-PATIENCE = 6.0  # seconds without a viewer until the player of these tests pauses
-TRACEBACK = "Traceback (most recent call last)"
-# A file of ours or of what draws our figures; not the server's own: a page that is closed may leave a socket open.
-_BLAMED = re.compile(r'File "[^"]*/(gsm_lab/(?!\.venv)|plotly/|anywidget/|ipywidgets/|ipykernel/)[^"]*"')
-SHOTS = os.environ.get("GSM_LAB_SHOTS")  # a folder to put pictures in, to be looked at
+from tests.notebook.pages import PLOTS, SMALL, START, Place, command, new_page, opened, played, wait_for, went_wrong
 
-# The kernel says how it is doing through a file, so that it can be asked also when no page is open.
-TELL = """
-import json, os, threading, time
-def tell(json=json, os=os, time=time):
-    while (board := globals().get("pg")) is not None:  # a kernel that ends forgets its names while threads go on
-        run, player = board.run, board.player
-        said = {"at": time.time(), "steps": run.steps, "knobs": run.knobs, "playing": player.playing,
-                "note": player.note, "error": repr(player.error), "base": run.base}
-        with open("said.part", "w") as file:
-            json.dump(said, file)
-        os.replace("said.part", "said.json")
-        time.sleep(0.1)
-gl.notebook.player.UNWATCHED = PATIENCE
-threading.Thread(target=tell, daemon=True).start()
-""".replace("PATIENCE", str(PATIENCE))
-
-
-READY = """() => {
-  const context = window.jupyterapp?.shell?.currentWidget?.sessionContext, kernel = context?.session?.kernel;
-  return context?.isReady && kernel?.connectionStatus === "connected" && kernel.status === "idle";
-}"""
-
-
-def write_notebook(path: Path, code: str, board: str = "gl.Playground()") -> None:
-    """A notebook with a playground `pg`, which then runs `code` from a file: a long cell would push the plots away.
-
-    It opens without asking for a kernel. `board` is what makes the playground.
-    """
-    path.with_suffix(".py").write_text(code)
-    cells = [f"import gsm_lab as gl\npg = {board}\npg", f"%run -i {path.stem}.py"]
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}},
-    )
-    nbformat.write(notebook, path)
-
-
-def open_notebook(page: Any, address: str) -> None:
-    """Open a notebook, and wait until its kernel is ready for cells.
-
-    The page's sign of an idle kernel is there before there is one: cells run then ask which kernel it shall be.
-    """
-    page.goto(address)
-    page.wait_for_function(READY, timeout=1000 * START)
-
-
-def command(page: Any, name: str, **args: str) -> None:
-    """Have JupyterLab do something, without waiting for it."""
-    page.evaluate(f"void window.jupyterapp.commands.execute({json.dumps(name)}, {json.dumps(args)})")
-
-
-def wait_for(condition: Callable[[], Any], page: Any = None, seconds: float = SECONDS) -> Any:
-    """Ask until it is so; the page, if there is one, goes on meanwhile."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never came"
-        page.wait_for_timeout(50) if page else time.sleep(0.1)
-    return found
-
-
-@dataclass
-class Place:
-    """A page with a playground in it, and what its kernel says."""
-
-    page: Any
-    address: str
-    said: Path
-    requests: list[str]
-    tracebacks: list[str]
-
-    def kernel(self) -> dict[str, Any]:
-        return json.loads(self.said.read_text())
-
-    def until(self, condition: Callable[[dict[str, Any]], Any], seconds: float = SECONDS) -> dict[str, Any]:
-        """What the kernel says once it is so."""
-        wait_for(lambda: condition(self.kernel()), self.page, seconds)
-        return self.kernel()
-
-    def lines(self) -> list[int]:
-        """How many points each line of the four plots has, in the page."""
-        return self.page.evaluate(
-            "[...document.querySelector('.gsm-playground .js-plotly-plot').data]"
-            ".filter(t => t.visible !== false && !(t.xaxis in {x5: 1, x6: 1})).map(t => t.x ? t.x.length : 0)"
-        )
-
-    def taylor(self) -> list[list[float]]:
-        """The drawn lines of the Taylor view, in the page: of each the steps that were looked at."""
-        return self.page.evaluate(
-            "[...document.querySelector('.gsm-playground .js-plotly-plot').data]"
-            ".filter(t => t.xaxis in {x5: 1, x6: 1}).map(t => [...t.x ?? []])"
-        )
-
-    def last_step(self) -> float:
-        """Where the drawn line of the re-activated ends, in the page, in steps."""
-        return self.page.evaluate("document.querySelector('.gsm-playground .js-plotly-plot').data?.[6]?.x.at(-1) ?? 0")
-
-    def drawn(self) -> str:
-        """The path that is on the screen for the loss."""
-        return self.page.evaluate(
-            "document.querySelector('.gsm-playground .scatterlayer .trace path.js-line')?.getAttribute('d') ?? ''"
-        )
-
-    def shot(self, name: str) -> None:
-        if SHOTS:
-            self.page.screenshot(path=f"{SHOTS}/{name}.png")
-
-    def type(self, name: str, text: str) -> None:
-        """Type into an entry, by keyboard."""
-        self.page.focus(f".gsm-entry-{name} input")
-        self.page.keyboard.press("Control+A")
-        self.page.keyboard.type(text)
-        self.page.keyboard.press("Enter")
-
-
-def went_wrong(lab: Any) -> list[str]:
-    """Lines of tracebacks that have to do with a playground, in what the server of JupyterLab and kernels print."""
-    text = lab.log.read_text()
-    return [line for line in text.splitlines() if _BLAMED.search(line)] if TRACEBACK in text else []
-
-
-def new_page(browser: Any, requests: list[str], tracebacks: list[str] | None = None) -> Any:
-    """A page; `requests` takes what it asks for, `tracebacks` the errors that kernels report to it.
-
-    What goes wrong where a widget's message is taken is shown nowhere but in JupyterLab's own log.
-    """
-    page = browser.new_page(viewport={"width": 1500, "height": 1250})
-    page.on("request", lambda request: requests.append(request.url))
-
-    def heard(frame: str | bytes) -> None:
-        text = frame if isinstance(frame, str) else frame.decode(errors="replace")
-        if tracebacks is not None and TRACEBACK in text:
-            tracebacks.append(text[-4000:])
-
-    def connected(socket: Any) -> None:
-        requests.append(socket.url)
-        socket.on("framereceived", heard)
-
-    page.on("websocket", connected)
-    return page
+STEPS = 3000  # 60,000 in tests/soak
 
 
 @pytest.fixture(scope="module")
 def place(chromium: Any, lab: Any) -> Iterator[Place]:
-    write_notebook(lab.folder / "board.ipynb", TELL)
-    requests, tracebacks = [], []
-    page = new_page(chromium, requests, tracebacks)
-    place = Place(page, lab.address("board.ipynb"), lab.folder / "said.json", requests, tracebacks)
-    open_notebook(place.page, place.address)
-    command(place.page, "application:toggle-left-area")
-    command(place.page, "notebook:run-all-cells")
-    place.page.wait_for_selector(".gsm-playground .main-svg", timeout=1000 * START)
-    wait_for(place.said.exists, place.page)
+    place = opened(chromium, lab)
     yield place
     place.page.close()
 
@@ -209,13 +52,12 @@ def test_by_keyboard_alone(place: Place) -> None:
     place.until(lambda said: page.input_value(entry) == f"{said['knobs']['compression']:g}" != f"{old:g}")
     assert place.kernel()["playing"]
     wait_for(lambda: len(page.query_selector_all(".gsm-playground .shapelayer path")) >= 4, page)
-    page.wait_for_timeout(500)
     place.shot("playing")
     page.focus(".gsm-button-pause")
     page.keyboard.press("Enter")
     place.until(lambda said: not said["playing"])
     page.wait_for_selector(".gsm-status:has-text('paused')")
-    wait_for(lambda: place.last_step() == place.kernel()["steps"], page)  # the step in progress is still finished
+    place.shows_all()
     reached = place.kernel()["steps"]
     page.focus(".gsm-button-step_50")
     page.keyboard.press("Space")
@@ -283,6 +125,9 @@ CONTRAST = """() => {
 }"""
 
 
+FADED = """() => !document.getAnimations().some(a => a instanceof CSSTransition && a.playState === "running")"""
+
+
 def readable(page: Any) -> None:
     """The contrast of all text outside the plots, which are a white card: at least 4:1."""
     ratios = page.evaluate(CONTRAST)
@@ -294,7 +139,7 @@ def test_error_is_shown(place: Place) -> None:
     page = place.page
     place.type("lr", "100")
     page.click(".gsm-button-play")
-    shown = page.wait_for_selector(".gsm-error", timeout=1000 * SECONDS)
+    shown = page.wait_for_selector(".gsm-error")
     assert re.search(r"Training stopped after step [\d,]+\. FloatingPointError: .*fc", shown.text_content())
     said = place.until(lambda said: not said["playing"])
     assert "FloatingPointError" in said["error"]
@@ -310,7 +155,7 @@ def test_themes_are_readable(place: Place) -> None:
     for theme in ("Dark", "Light"):
         command(page, "apputils:change-theme", theme=f"JupyterLab {theme}")
         page.wait_for_selector(f"body[data-jp-theme-light={'false' if theme == 'Dark' else 'true'}]", state="attached")
-        page.wait_for_timeout(500)  # colours fade
+        page.wait_for_function(FADED)
         place.shot(f"theme-{theme.lower()}")
         readable(page)
     page.click(".gsm-button-reset")
@@ -335,7 +180,7 @@ def test_page_opened_again_shows_what_is(place: Place, chromium: Any) -> None:
     )  # a second page on the same kernel, which stays as it is
     try:
         other.goto(place.address)
-        other.wait_for_selector(".gsm-playground .main-svg", timeout=1000 * START)
+        other.wait_for_selector(PLOTS, timeout=1000 * START)
         wait_for(lambda: place.last_step() == 50 and place.drawn(), other)
         assert place.lines() == lines and other.input_value(".gsm-entry-lr input") == "0.08"
         assert "step 50" in other.text_content(".gsm-status")
@@ -344,7 +189,7 @@ def test_page_opened_again_shows_what_is(place: Place, chromium: Any) -> None:
         other.close()
         place.page = page
     page.reload()
-    page.wait_for_selector(".gsm-playground .main-svg", timeout=1000 * START)
+    page.wait_for_selector(PLOTS, timeout=1000 * START)
     wait_for(lambda: place.last_step() == 50 and place.drawn(), page)
     assert place.lines() == lines
     place.shot("reopened")
@@ -355,15 +200,17 @@ def test_page_opened_again_shows_what_is(place: Place, chromium: Any) -> None:
 
 
 def test_closing_the_page_pauses(place: Place) -> None:
-    page = place.page
-    page.click(".gsm-button-play")
-    place.until(lambda said: said["playing"] and said["steps"] > 110)
+    page, before = place.page, place.kernel()["steps"]
+    place.press("play")
+    place.until(lambda said: said["playing"] and said["steps"] > before + 10)
     page.wait_for_selector(".gsm-status:has-text('playing')")
     page.goto("about:blank")
-    closed = time.monotonic()
-    said = place.until(lambda said: not said["playing"], seconds=25)
-    assert time.monotonic() - closed > PATIENCE / 2  # not just by accident
-    assert "nobody was watching" in said["note"] and said["error"] == "None"
+    closed = time.time()
+    place.until(lambda said: said["playing"] and said["at"] > closed)  # it is patience that ends it
+    (place.said.parent / "part").write_text("1")
+    (place.said.parent / "part").rename(place.said.parent / "patience")
+    said = place.until(lambda said: not said["playing"])
+    assert said["note"] == "nobody was watching for 1 seconds" and said["error"] == "None"
     assert place.kernel()["steps"] == said["steps"]
 
 
@@ -371,6 +218,15 @@ def test_no_request_left_the_machine(place: Place) -> None:
     local = re.compile(r"(https?|wss?)://127\.0\.0\.1:\d+/|(data|blob|about):")
     assert len(place.requests) > 20
     assert not [url for url in place.requests if not local.match(url)]
+
+
+def test_plays_on(chromium: Any, lab: Any) -> None:
+    place = opened(chromium, lab, "long", SMALL)
+    try:
+        done = played(place, STEPS)
+        assert place.kernel()["error"] == "None" and place.last_step() == done > STEPS and not place.tracebacks
+    finally:
+        place.page.close()
 
 
 def test_nothing_went_wrong_behind_the_page(place: Place, lab: Any) -> None:

@@ -9,8 +9,7 @@ import random
 import time
 from typing import Any
 
-from tests.notebook.test_jupyterlab import went_wrong
-from tests.notebook.test_long_play import LONG_TELL, opened, played, press, wait_for
+from tests.notebook.pages import SMALL, TELL, opened, played, wait_for, went_wrong
 
 STEPS = 60_000
 MINUTES = float(os.environ.get("GSM_LAB_SOAK_MINUTES", "30"))
@@ -22,7 +21,6 @@ SLIDERS = ("compression", "momentum", "weight_decay", "lr", "smoothing")
 # The kernel says what memory it holds when a file asks; and closes the playground when another one does.
 MEMORY = """
 import gc, weakref
-from types import SimpleNamespace
 import ipywidgets, psutil
 widgets_before = 0
 def registered():
@@ -40,9 +38,7 @@ def serve():
             os.remove("end")
             gone = {"playground": weakref.ref(pg), "run": weakref.ref(pg.run), "model": weakref.ref(pg.run.model)}
             pg.close()
-            # something for `tell` to say, whose variables would else hold what is gone
-            run = SimpleNamespace(steps=0, knobs={}, base=None)
-            pg = SimpleNamespace(run=run, player=SimpleNamespace(playing=False, note="", error=None))
+            pg = None
             time.sleep(1)
             gc.collect()
             said = {"kept": [name for name, one in gone.items() if one() is not None], "widgets": registered(),
@@ -66,7 +62,7 @@ def asked(place: Any, what: str) -> dict[str, Any]:
 
 
 def test_sixty_thousand_steps(chromium: Any, lab: Any) -> None:
-    place = opened(chromium, lab, "sixty")
+    place = opened(chromium, lab, "sixty", SMALL)
     try:
         began = time.monotonic()
         done = played(place, STEPS, 3600)
@@ -77,9 +73,8 @@ def test_sixty_thousand_steps(chromium: Any, lab: Any) -> None:
 
 
 def test_half_an_hour_with_knobs_moving(chromium: Any, lab: Any) -> None:
-    place = opened(chromium, lab, "half", "gl.Playground()", LONG_TELL + MEMORY)
+    place = opened(chromium, lab, "half", "gl.Playground()", TELL + MEMORY)
     page, rows, chance = place.page, [], random.Random(0)
-    page.set_default_timeout(300_000)  # a busy machine is no fault
     devtools = page.context.new_cdp_session(page)
     devtools.send("Performance.enable")
 
@@ -88,7 +83,7 @@ def test_half_an_hour_with_knobs_moving(chromium: Any, lab: Any) -> None:
         found = devtools.send("Performance.getMetrics")["metrics"]
         return next(one["value"] for one in found if one["name"] == "JSHeapUsedSize") / 2**20
 
-    press(place, "play")
+    place.press("play")
     began = time.monotonic()
     moves = 0
     try:
@@ -108,11 +103,11 @@ def test_half_an_hour_with_knobs_moving(chromium: Any, lab: Any) -> None:
             if not place.kernel()["playing"]:  # knobs moved at random may blow a run up; that is said, and it goes on
                 print(f"paused: {place.kernel()['note']}{place.kernel()['error']}; begun again", flush=True)
                 page.click(".gsm-playground button:has-text('GSM at 60')")
-                press(place, "reset")
-                press(place, "play")
+                place.press("reset")
+                place.press("play")
                 place.until(lambda said: said["playing"], 120)
             page.wait_for_timeout(2000)
-        press(place, "pause")
+        place.press("pause")
         place.until(lambda said: not said["playing"], 120)
         ended = asked(place, "end")
         print(f"closed: {ended}")
