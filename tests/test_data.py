@@ -20,8 +20,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
-from gsm_lab.data import Batches, DataCorrupted, DataNotFound, Dataset, fetch, load, sources
+from gsm_lab.data import Batches, DataCorrupted, DataNotFound, Dataset, digits, fetch, load, sources
 
 untimed = settings(deadline=None)
 
@@ -323,6 +324,22 @@ def test_digits_split_is_stratified_and_fixed() -> None:
     np.testing.assert_array_equal(train + test, whole)
     assert (np.abs(test - 360 * whole / 1797) < 1).all()
     assert data.digest == "6c34710d567a5e2e"  # on every CPU: saved runs are resumed by it
+    rows, target = np.arange(1797), load_digits().target
+    for ours, sklearns in zip(
+        digits._split(target), train_test_split(rows, test_size=360, stratify=target, random_state=0), strict=True
+    ):
+        np.testing.assert_array_equal(ours, sklearns)
+
+
+def test_digits_need_no_scikit_learn_but_its_file(monkeypatch) -> None:
+    code = (
+        "import sys, gsm_lab.data as d; d.load('digits'); print([m for m in ('sklearn', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'sklearn'"):
+        digits.digits.__wrapped__()
 
 
 # ------------------------------------------------------------------------------------------------ the real MNIST

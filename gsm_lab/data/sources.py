@@ -10,7 +10,6 @@ import time
 import uuid
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ import numpy as np
 from gsm_lab import checks
 from gsm_lab.checks import shown
 from gsm_lab.data.dataset import Dataset
+from gsm_lab.data.digits import digits
 from gsm_lab.data.mirrors import MirrorFailed, get
 
 ENVIRONMENT = "GSM_LAB_DATA"
@@ -92,7 +92,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
     if not isinstance(name, str):
         raise TypeError(f"name is {shown(name)}; valid: one of {', '.join(NAMES)}")
     if name == "digits":
-        return _digits()
+        return digits()
     folder, contents = _obtain(name, root)
     arrays = [parse_idx(content, str(folder / file)) for file, content in zip(FILES, contents, strict=True)]
     return Dataset(*arrays, name=name)
@@ -128,27 +128,6 @@ def parse_idx(content: bytes, name: str = "content") -> np.ndarray:
         problem = "is truncated" if len(content) < size else "goes on after its data"
         raise DataCorrupted(f"{name} {problem}: {len(content)} bytes, valid for shape {shape}: {size}")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
-
-
-@lru_cache(maxsize=1)
-def _digits() -> Dataset:
-    from sklearn.datasets import load_digits  # here: a second of imports that only this data set needs
-    from sklearn.model_selection import train_test_split
-
-    bunch = load_digits()  # [1797, 8, 8], 0..16
-    # Bilinear 8 -> 20 as torch's interpolate(align_corners=False) does it: output pixel i lies at 0.4 i - 0.3. Counted
-    # in tenths, all of it is integers up to the one division, so every CPU gets the same bits and the same digest.
-    tenths = np.maximum(4 * np.arange(20) - 3, 0)
-    left, part = tenths // 10, tenths % 10
-    weight = np.zeros((20, 8), dtype=np.int64)
-    weight[np.arange(20), left] = 10 - part
-    weight[np.arange(20), np.minimum(left + 1, 7)] += part
-    large = weight @ bunch.images.astype(np.int64) @ weight.T  # 0..1600
-    images = np.pad(large, ((0, 0), (4, 4), (4, 4))).astype(np.float32) / np.float32(1600)
-    train_x, test_x, train_y, test_y = train_test_split(
-        images, bunch.target, test_size=360, stratify=bunch.target, random_state=0
-    )
-    return Dataset(train_x, train_y, test_x, test_y, name="digits")
 
 
 def _obtain(name: str, root: str | os.PathLike[str] | None) -> tuple[Path, list[bytes]]:
