@@ -47,6 +47,11 @@ def test_to_compare_numbers_needs_no_widgets() -> None:
     assert not {"ipywidgets", "plotly", "anywidget"} & loaded
 
 
+def test_training_needs_no_compiler_of_torch_s_and_no_scikit_learn() -> None:
+    run = "run = gsm_lab.Run(data='digits', pretrain=1); run.step(30); run.opt.load_state_dict(run.opt.state_dict())"
+    assert not {"torch._dynamo", "sklearn", "sympy"} & modules_after(f"import gsm_lab; {run}")
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names(name: str) -> None:
     value = getattr(gl, name)

@@ -16,7 +16,7 @@ from gsm_lab.optim.device import Watch
 from gsm_lab.optim.gate import Gate
 from gsm_lab.optim.ranks import is_distributed
 from gsm_lab.optim.selection import budget
-from gsm_lab.optim.sgd import as_pythons, checked, first_non_finite, refuse_settings
+from gsm_lab.optim.sgd import as_pythons, checked, first_non_finite, refuse_settings, uncompiled
 from gsm_lab.optim.sharded import ShardedGate
 from gsm_lab.optim.standstill import Standstill
 
@@ -33,6 +33,9 @@ class Competing(torch.optim.SGD):
     """
 
     _own_now: dict[str, Any]
+    zero_grad = uncompiled(torch.optim.SGD.zero_grad)
+    state_dict = uncompiled(torch.optim.SGD.state_dict)
+    load_state_dict = uncompiled(torch.optim.SGD.load_state_dict)
 
     @property
     def weights(self) -> int:
@@ -231,7 +234,7 @@ class Competing(torch.optim.SGD):
             for name, value in {"prunable": True, **self._own_now}.items():
                 param_group.setdefault(name, value)
         before = vars(self).copy()  # the gate that there is, with the last active set
-        super().add_param_group(param_group)
+        uncompiled(torch.optim.SGD.add_param_group)(self, param_group)
         if self._ready:
             try:
                 self._own()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from numbers import Integral, Real
 from typing import Any
 
@@ -102,14 +104,35 @@ def lent(gated: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
 
 def sgd_step(optimizer: torch.optim.SGD) -> None:
     """SGD's step without the hooks, as ours has run them; the fused one is given what it reads right."""
-    step = without_hooks(torch.optim.SGD)
     if strides.misread(optimizer):
         with strides.as_fused_reads(optimizer):
-            step(optimizer)
+            _step(optimizer)
     else:
-        step(optimizer)
+        _step(optimizer)
+
+
+def _step(optimizer: torch.optim.SGD) -> None:
+    with torch.set_grad_enabled(optimizer.defaults["differentiable"]):  # which torch does beside the import
+        _without_import(without_hooks(torch.optim.SGD))(optimizer)
 
 
 def without_hooks(kind: type[torch.optim.SGD]) -> Callable[..., Any]:
     """The step of a kind of SGD, but for the hooks: torch wraps `step` of every class that has an instance."""
     return kind.step.__wrapped__ if getattr(kind.step, "hooked", False) else kind.step
+
+
+def uncompiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of torch's optimizers that does not import torch's compiler, so long as nobody else has.
+
+    Torch's own imports it to keep it from compiling the method, which takes as long as to import torch itself.
+    """
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _without_import(method)(*args, **kwargs)
+
+    return call
+
+
+def _without_import(method: Callable[..., Any]) -> Callable[..., Any]:
+    return method if "torch._dynamo" in sys.modules else getattr(method, "__wrapped__", method)
