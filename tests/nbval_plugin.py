@@ -5,25 +5,43 @@ compared. What a notebook claims stands in its printed output (and in `gsm_lab.e
 letter. nbval itself already leaves out PNG pictures and the random identifiers of widget views.
 """
 
+import sys
+from functools import partial
 from pathlib import Path
 
-import pytest
+sys.modules.setdefault("rfc3987_syntax", None)  # nbval imports jsonschema, and that a grammar: a second, for nothing
+
+import pytest  # noqa: E402
 
 NOT_COMPARED = ("application/vnd.plotly.v1+json",)
+# Beside the live figure, `show` has a browser draw a picture, in some five seconds a notebook. It does without where
+# that fails, and pictures are not compared: to draw them here would show nothing. (`Playground.picture` does draw.)
+WITHOUT_PICTURES = "from gsm_lab.figures import style\nstyle.static = lambda figure: b''\ndel style"
+LONG = 600  # seconds a kernel may take to begin, on a busy machine
 SANITIZE = Path(__file__).with_name("nbval.cfg")
 
 
 def pytest_configure(config):
     """Run the kernel of the environment pytest runs in, and blank out what is random in an output."""
     config.option.nbval_current_env = True
+    config.option.nbval_kernel_startup_timeout = LONG
     config.option.nbval_sanitize_with = config.option.nbval_sanitize_with or str(SANITIZE)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collect_file(file_path):
-    """Add what is not compared to every notebook nbval takes up."""
+    """Add what is not compared to every notebook nbval takes up, and have it drawn without pictures."""
     collectors = yield
     for collector in collectors:
         if hasattr(collector, "skip_compare"):
             collector.skip_compare = (*collector.skip_compare, *NOT_COMPARED)
+            collector.setup = partial(_set_up, collector, collector.setup)
     return collectors
+
+
+def _set_up(notebook, setup):
+    setup()
+    if "gsm_lab" in notebook.path.read_text(encoding="utf-8"):
+        kernel = notebook.kernel.kc
+        done = kernel.execute_interactive(WITHOUT_PICTURES, store_history=False, timeout=LONG, output_hook=print)
+        assert done["content"]["status"] == "ok", done["content"]
