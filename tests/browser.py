@@ -48,7 +48,7 @@ def install() -> str | None:
 def _starts(path: str) -> bool:
     """Some systems ship a `chromium-browser` that only says where to get one: so ask for the version."""
     try:
-        return subprocess.run([path, "--version"], capture_output=True, timeout=30).returncode == 0
+        return subprocess.run([path, "--version"], capture_output=True, timeout=300).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 

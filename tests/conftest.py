@@ -182,7 +182,7 @@ def _environ(home: Path, token: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], environ: dict[str, str], server: Lab, seconds: float = 120):
+def _running(command: list[str], environ: dict[str, str], server: Lab, seconds: float = 600):
     """Start a Jupyter server, wait until it answers, and end it with all it started."""
     with server.log.open("w") as file:
         process = subprocess.Popen(
@@ -195,7 +195,7 @@ def _running(command: list[str], environ: dict[str, str], server: Lab, seconds: 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)  # it then ends its kernels, which have process groups of their own
         try:
-            process.wait(20)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -206,7 +206,7 @@ def _answers(process: subprocess.Popen, server: Lab, seconds: float) -> bool:
     request = urllib.request.Request(f"{server.url}/api/status", headers={"Authorization": f"token {server.token}"})
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=10) as answer:
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status == 200
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)

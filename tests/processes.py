@@ -29,7 +29,7 @@ class Ended(NamedTuple):
 
 
 def in_ranks(
-    size: int, work: Callable[..., Any], *args: Any, timeout: float = 90.0, fails: bool = False
+    size: int, work: Callable[..., Any], *args: Any, timeout: float = 600.0, fails: bool = False
 ) -> list[Ended]:
     """Call `work(*args)` in `size` processes with the environment that torchrun gives; what became of them, by rank.
 

@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-ANSWER = 120  # seconds in which every rank has to answer, or the test fails and its ranks are ended
-GROUP = 15  # seconds after which a collective gives up
+ANSWER = 600  # seconds in which every rank has to answer, or the test fails and its ranks are ended
+GROUP = 300  # seconds after which a collective gives up
 # What is imported once, for all ranks of all worlds, in a process that does nothing else.
 PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint.state_dict"]
 

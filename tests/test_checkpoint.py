@@ -169,7 +169,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, Ru
         go_on(run)
         straight[case] = run
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: the last bits depend on the number of threads
-    subprocess.run([sys.executable, "-c", RESUME_ALL, folder], cwd=ROOT, env=environ, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", RESUME_ALL, folder], cwd=ROOT, env=environ, check=True, timeout=600)
     whole = {case: resume(folder / str(i) / "whole") for i, (case, (_, _, resume, _)) in enumerate(CASES.items())}
     return {case: (straight[case], whole[case]) for case in CASES}
 

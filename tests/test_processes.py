@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(worker, n=2, **arguments):
-    return on_ranks(worker, n, arguments, timeout=60, progress=False)
+    return on_ranks(worker, n, arguments, timeout=600, progress=False)
 
 
 def test_ranks_work_together_and_return_in_order():

@@ -17,7 +17,7 @@ from gsm_lab.notebook.player import Player
 from gsm_lab.studies import taylor
 from tests.test_run import differs, everything, mine, net, tiny
 
-SECONDS = 60  # that something may take before a test gives up on it
+SECONDS = 300  # that something may take before a test gives up on it
 
 
 class Drawing(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 
 from gsm_lab.turns import Turns, turn
 
-SECONDS = 20
+SECONDS = 300
 
 
 def test_who_has_it_may_take_it_again_and_others_wait() -> None:
