@@ -35,7 +35,7 @@ from gsm_lab import cli, data
 from gsm_lab.cli import integrity, run_folder, summary
 from gsm_lab.paper import csv_store, dense_epochs, reproduce
 from gsm_lab.paper.entries import TABLES, Entry
-from gsm_lab.training import tensor_files
+from gsm_lab.training import loop, tensor_files
 from gsm_lab.training.checkpoint import FILE, KEPT, WEIGHTS, CheckpointError, load_weights
 from gsm_lab.training.step import Training
 
@@ -138,8 +138,7 @@ def command(*args: object) -> Callable[[], int]:
 def prepare() -> None:
     """Import and load what every process needs, save at every look at the clock, and tell of every step and fsync."""
     torch.set_num_threads(1)
-    run_folder.SAVE_EVERY, run_folder._PIECE = 0.0, PIECE
-    reproduce.SAVE_EVERY, reproduce._PIECE = 0.0, PIECE
+    run_folder.SAVE_EVERY, reproduce.SAVE_EVERY, loop.PORTION = 0.0, 0.0, PIECE
     TABLES["faults"] = TABLE
     whole = data.load("digits")
     few = data.Dataset(whole.train_x[:160], whole.train_y[:160], whole.test_x[:50], whole.test_y[:50], "digits")

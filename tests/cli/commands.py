@@ -45,12 +45,12 @@ def same_state(a: gl.Run, b: gl.Run) -> None:
 
 def at_step(monkeypatch, number: int, does) -> None:
     """After so many gated steps of any run something happens, once."""
-    real = gl.Run._gated_step
+    real = gl.Run.gated_step
 
     def step(run: gl.Run) -> None:
         real(run)
         if run.steps == number:
-            monkeypatch.setattr(gl.Run, "_gated_step", real)
+            monkeypatch.setattr(gl.Run, "gated_step", real)
             does()
 
-    monkeypatch.setattr(gl.Run, "_gated_step", step)
+    monkeypatch.setattr(gl.Run, "gated_step", step)

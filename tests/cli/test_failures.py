@@ -10,7 +10,7 @@ import torch
 import gsm_lab as gl
 from gsm_lab import cli
 from gsm_lab.cli import run_folder
-from gsm_lab.training import checkpoint, files
+from gsm_lab.training import checkpoint, files, loop
 from tests.cli.commands import ALL, SHORT, same_state
 
 DIVERGES = ["--lr", "100", "--pretrain", "1", "--epochs", "5", "--threads", "1"]
@@ -26,7 +26,7 @@ def test_divergence_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
 
 def test_divergence_leaves_the_last_saved_state(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_folder, "SAVE_EVERY", 0.0)  # seconds: at every look at the clock
-    monkeypatch.setattr(run_folder, "_PIECE", 1)
+    monkeypatch.setattr(loop, "PORTION", 1)
     assert cli.main(["run", *DIVERGES, "--out", str(tmp_path)]) == 1
     run = gl.Run.resume(tmp_path)
     assert run.steps > 0 and all(torch.isfinite(p).all() for p in run.model.parameters())
@@ -52,13 +52,13 @@ def failing(monkeypatch, which, number: int) -> list[int]:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_save_that_fails_is_said_and_tried_again(tmp_path, monkeypatch, capsys, straight, number):
     monkeypatch.setattr(run_folder, "SAVE_EVERY", 0.0)
-    failing(monkeypatch, lambda n: n in (4, 5), number)
+    failing(monkeypatch, lambda n: n in (7, 8), number)  # a save is three files
     assert cli.main(["run", *SHORT, "--out", str(tmp_path)]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gsm-lab:")]
     assert len(said) == 2
     for line in said:
         assert f"{tmp_path} cannot be written ({os.strerror(number)})" in line
-        assert line.endswith(f"the state after 20 dense steps is in {tmp_path}")
+        assert line.endswith(f"the state after 10 dense steps is in {tmp_path}")
     same_state(gl.Run.resume(tmp_path), straight)
     assert {path.name for path in tmp_path.iterdir()} == set(ALL)
 

@@ -16,7 +16,8 @@ from gsm_lab.paper import dense_epochs, entries
 from gsm_lab.paper.csv_store import COLUMNS
 from gsm_lab.paper.entries import TABLES, Entry
 from gsm_lab.paper.reproduce import reproduce
-from gsm_lab.training import tensor_files
+from gsm_lab.training import loop, tensor_files
+from gsm_lab.training.run import Run
 from tests.test_run import mine
 
 ENTRIES = (
@@ -109,7 +110,7 @@ def test_other_settings_replace_a_row(small, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_stopped(small, tmp_path, monkeypatch, label):
     whole = reproduce("small", tmp_path / "a.csv", "digits", seeds=(0,), only=label, epochs=3, progress=False)
     steps = []
-    real = module.Run._gated_step
+    real = module.Run.gated_step
 
     def interrupted(run):
         real(run)
@@ -117,8 +118,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(small, tmp_path, monkeypatc
         if len(steps) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_PIECE", 1)
-    monkeypatch.setattr(module.Run, "_gated_step", interrupted)
+    monkeypatch.setattr(loop, "PORTION", 1)
+    monkeypatch.setattr(module.Run, "gated_step", interrupted)
     out = tmp_path / "b.csv"
     with pytest.raises(KeyboardInterrupt):
         reproduce("small", out, "digits", seeds=(0,), only=label, epochs=3, progress=False)
@@ -132,16 +133,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(small, tmp_path, monkeypatc
 def stop_at(monkeypatch, n):
     """Ctrl-C after the n-th gated step; the steps done, as a list that grows."""
     steps = []
-    real = module.Run._gated_step
+    real = module.Run.gated_step
 
     def interrupted(run):
         real(run)
-        steps.append((run.method, run.steps))
+        steps.append((run.method.name, run.steps))
         if len(steps) == n:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_PIECE", 1)
-    monkeypatch.setattr(module.Run, "_gated_step", interrupted)
+    monkeypatch.setattr(loop, "PORTION", 1)
+    monkeypatch.setattr(module.Run, "gated_step", interrupted)
     return steps
 
 
@@ -184,17 +185,17 @@ def test_a_search_that_ends_with_the_cut_goes_on_where_it_stopped(small, tmp_pat
 
 
 def test_a_run_that_breaks_down_is_named_and_the_others_are_made(small, tmp_path, monkeypatch):
-    real = methods.kind("dns")._gated_step
+    real = methods.kind("dns").before_step
 
-    def broken(run):
+    def broken(method, run):
         raise FloatingPointError("a gradient is not finite")
 
-    monkeypatch.setattr(methods.kind("dns"), "_gated_step", broken)
+    monkeypatch.setattr(methods.kind("dns"), "before_step", broken)
     out = tmp_path / "a.csv"
     with pytest.raises(FloatingPointError, match=r"^DNS on lenet300, 30x, seed 1: a gradient is not finite$"):
         reproduce("small", out, "digits", seeds=(1,), only=["DNS", "GSM"], epochs=1, progress=False)
     assert list(pd.read_csv(out)["label"]) == ["GSM"]
-    monkeypatch.setattr(methods.kind("dns"), "_gated_step", real)
+    monkeypatch.setattr(methods.kind("dns"), "before_step", real)
     rows = reproduce("small", out, "digits", seeds=(1,), only=["DNS", "GSM"], epochs=1, progress=False)
     assert list(rows["label"]) == ["DNS", "GSM"]
 
@@ -206,8 +207,8 @@ def test_dense_epochs_are_made_once_a_seed(small, tmp_path, monkeypatch):
         reproduce("small", tmp_path / f"{i}.csv", "digits", (0,), x, epochs=1, progress=False)
         for i, x in enumerate(labels)
     ]
-    dense, real = [], module.Run._dense_step
-    monkeypatch.setattr(module.Run, "_dense_step", lambda run: dense.append(run.method) or real(run))
+    dense, real = [], module.Run.dense_step
+    monkeypatch.setattr(module.Run, "dense_step", lambda run: dense.append(run.method.name) or real(run))
     rows = reproduce("small", tmp_path / "a.csv", "digits", (0,), labels, epochs=1, progress=False)
     run = methods.build("gsm", model="lenet300", data=small)
     assert len(dense) == run.dense_left, "one row's"
@@ -292,7 +293,7 @@ def test_a_damaged_run_on_the_shelf_is_made_anew(small, tmp_path, monkeypatch, c
 
 
 def test_a_save_that_fails_is_tried_again(small, tmp_path, monkeypatch, capsys):
-    saves, real = [], module.save_run
+    saves, real = [], module.Run.save
 
     def full(run, folder, note):
         saves.append(run.steps)
@@ -300,8 +301,8 @@ def test_a_save_that_fails_is_tried_again(small, tmp_path, monkeypatch, capsys):
             raise OSError(28, "No space left on device")
         return real(run, folder, note)
 
-    monkeypatch.setattr(module, "save_run", full)
-    monkeypatch.setattr(module, "_PIECE", 1)
+    monkeypatch.setattr(module.Run, "save", full)
+    monkeypatch.setattr(loop, "PORTION", 1)
     monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
     made = reproduce("small", tmp_path / "a.csv", "digits", seeds=(0,), only="DNS", epochs=2, progress=False)
     assert len(made) == 1 and len(saves) > 3
@@ -339,7 +340,7 @@ def test_what_another_command_has_in_hand_comes_last(small, tmp_path, monkeypatc
     real, claimed, busy = module._made, module.claimed, []
 
     def made(runs, by, folder, progress):
-        order.append(runs["run"].method)
+        order.append(runs["run"].method.name)
         if len(order) == 2:
             busy.pop().__exit__(None, None, None)  # the other command stops
         return real(runs, by, folder, progress)
@@ -372,7 +373,7 @@ def test_every_entry_can_be_built(table):
         settings, then = module.given(e, "mnist")
         run = methods.build(e.method if e.by is None else "gsm", model=e.model, compression=e.compression, **settings)
         assert json.loads(json.dumps([settings, then])) == [settings, then]
-        tickets.Ticket(e.model, compression=e.compression, **then)
+        Run(e.model, compression=e.compression, method=tickets.Ticket(), **then)
         assert e.published is None or 0 < e.published < 100
         assert run.nonzeros >= 10
 
