@@ -74,6 +74,7 @@ test: $(READY_TEST)
 	$(PY) -m tests.browser --install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
 	$(SIDE_BY_SIDE) -m "not bench and not soak"
 
 nbval: $(READY_TEST)

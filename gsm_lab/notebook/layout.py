@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import ipywidgets as widgets
-
-if TYPE_CHECKING:
-    from gsm_lab.notebook.playground import Playground
 
 
 def button(
@@ -23,7 +20,7 @@ def button(
     return made
 
 
-def parts(pg: Playground, hide: set[str]) -> dict[str, widgets.Widget]:
+def parts(pg: Any, hide: set[str]) -> dict[str, widgets.Widget]:
     """All parts in order, by the names under which they can be hidden; hidden buttons and controls are in none."""
     controls = [control for name, control in pg.controls.items() if name not in hide]
     live = [control for control in controls if control.knob.live]

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 from gsm_lab.checks import shown
 from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
 from gsm_lab.optim import budget
-from gsm_lab.wording import error_percent
 
 if TYPE_CHECKING:
     from gsm_lab.notebook.player import Player
     from gsm_lab.notebook.presets import Preset
-    from gsm_lab.notebook.step_inspector import Inspection
     from gsm_lab.training.run import Run
 
 
@@ -70,35 +68,6 @@ def budget_text(run: Run) -> str:
         "They have decayed until the product is too small for float32, or no sample's gradient reaches them; "
         "a few steps at 1×, with the gate open, let them grow again"
     )
-
-
-def step_text(last: Inspection | None, failure: str = "") -> str:
-    """The latest inspection of a step in words and numbers; without one, why (`failure`)."""
-    if last is None:
-        if failure:
-            return f"<b>Taylor view:</b> this step could not be looked at: {escape(failure)}"
-        return "<b>Taylor view:</b> nothing yet; it looks at some of the steps once the gate has closed"
-    text = (
-        f"<b>Step {last.step:,}, change of its batch's loss:</b> predicted {_signed(last.first)} (g·Δw), "
-        f"{_signed(last.second)} with curvature, true {_signed(last.true)}{_off(last.error_first, last.error_second)}"
-    )
-    if math.isnan(last.metric):
-        return text + " · <b>the gate is open:</b> no weight is at the threshold"
-    if not last.metric and math.isnan(last.without):
-        return text + " · <b>the threshold is 0:</b> fewer than Q weights have any |g·w|"
-    return (
-        f"{text} · <b>without the weight at the threshold, size of the change:</b> "
-        f"predicted {_signed(last.metric)} (|g·w|), true {_signed(abs(last.without))}{_off(last.error_metric)}"
-    )
-
-
-def _signed(x: float) -> str:
-    return (f"{x:.2e}" if x and abs(x) < 1e-4 else f"{x:.3g}").replace("-", "−")
-
-
-def _off(*errors: float) -> str:
-    said = [error_percent(e) for e in errors if not math.isnan(e)]
-    return ", " + " and ".join(said) + " off" if said else ", too small or too large to compare"
 
 
 def got(what: Any) -> str:

@@ -7,22 +7,24 @@ after it, which change nothing; at all other steps the hooks cost a comparison.
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from html import escape
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
 
-from gsm_lab.notebook import readouts
 from gsm_lab.notebook.player import FRAME, Player
 from gsm_lab.studies.steps import Before, relative_error
 from gsm_lab.training.history import Rows
 from gsm_lab.training.run import Run
+from gsm_lab.wording import error_percent
 
 SHARE = 0.025  # of the time that inspections may take
 KEPT = 4000  # inspections; when there are more, every second one stays, as in a history
@@ -47,6 +49,35 @@ class Inspection(NamedTuple):
 
 
 INSPECTION = np.dtype([("step", np.int32), *((name, np.float32) for name in Inspection._fields[1:])])
+
+
+def step_text(last: Inspection | None, failure: str = "") -> str:
+    """The latest inspection of a step in words and numbers; without one, why (`failure`)."""
+    if last is None:
+        if failure:
+            return f"<b>Taylor view:</b> this step could not be looked at: {escape(failure)}"
+        return "<b>Taylor view:</b> nothing yet; it looks at some of the steps once the gate has closed"
+    text = (
+        f"<b>Step {last.step:,}, change of its batch's loss:</b> predicted {_signed(last.first)} (g·Δw), "
+        f"{_signed(last.second)} with curvature, true {_signed(last.true)}{_off(last.error_first, last.error_second)}"
+    )
+    if math.isnan(last.metric):
+        return text + " · <b>the gate is open:</b> no weight is at the threshold"
+    if not last.metric and math.isnan(last.without):
+        return text + " · <b>the threshold is 0:</b> fewer than Q weights have any |g·w|"
+    return (
+        f"{text} · <b>without the weight at the threshold, size of the change:</b> "
+        f"predicted {_signed(last.metric)} (|g·w|), true {_signed(abs(last.without))}{_off(last.error_metric)}"
+    )
+
+
+def _signed(x: float) -> str:
+    return (f"{x:.2e}" if x and abs(x) < 1e-4 else f"{x:.3g}").replace("-", "−")
+
+
+def _off(*errors: float) -> str:
+    said = [error_percent(e) for e in errors if not math.isnan(e)]
+    return ", " + " and ".join(said) + " off" if said else ", too small or too large to compare"
 
 
 class Inspector:
@@ -183,7 +214,7 @@ class TaylorView:
     def show(self) -> None:
         """Bring the read-out up to date."""
         if self.inspector is not None:
-            self.text.value = readouts.step_text(self.inspector.last, self.inspector.failure)
+            self.text.value = step_text(self.inspector.last, self.inspector.failure)
 
     def close(self) -> None:
         """Inspect no more steps."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from gsm_lab.knobs import half_life, oscillates
+from gsm_lab.training.step import Training
 from gsm_lab.wording import percent
-
-if TYPE_CHECKING:
-    from gsm_lab.training.run import Run
 
 LOSSLESS = 0.005  # of accuracy: what a cut may cost and still be worth no warning; or a standard error, if that is more
 FEW = 3  # half-lives: after fewer, passive weights have not decayed far enough to be cut
 
 
-def too_early(run: Run) -> str:
+def too_early(run: Training) -> str:
     """Why `run` seems to have had too few steps for a cut without loss, in words; "" where nothing says so.
 
     Judged by the latest evaluation: either the cut costs accuracy, and there were fewer than `FEW` half-lives of gated

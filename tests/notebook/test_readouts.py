@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gsm_lab import Playground, Run
-from gsm_lab.notebook import readouts, step_inspector
+from gsm_lab.notebook import step_inspector
 from tests.notebook.playgrounds import Net, mine, settle, until
 
 
@@ -66,7 +66,7 @@ def test_the_read_out_says_how_many_truly_receive_a_gradient(board: Callable[...
 )
 def test_what_is_said_of_the_weight_at_the_threshold(metric: float, without: float, said: str) -> None:
     look = step_inspector.Inspection(3, 0.1, 0.1, 0.1, metric, without, 0.0, 0.0, math.nan)
-    assert said in readouts.step_text(look)
+    assert said in step_inspector.step_text(look)
 
 
 def test_state_goes_round(board: Callable[..., Playground]) -> None:
