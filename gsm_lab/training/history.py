@@ -95,7 +95,7 @@ class History:
         active: np.ndarray,
         weights: list[np.ndarray],
     ) -> None:
-        """Take down one step.
+        """Record one step.
 
         Args:
             step: how many gated steps there have been, this one included.
@@ -115,11 +115,11 @@ class History:
         self.steps.append((step, epoch, loss, threshold, lr, *counts))
 
     def evaluated(self, step: int, live: float, cut: float, kept: list[int]) -> None:
-        """Take down an evaluation: accuracies 0..1 as the model is and as if cut, weights of each layer that stay."""
+        """Record an evaluation: accuracies 0..1 as the model is and as if cut, weights of each layer that stay."""
         self.evaluations.append((step, live, cut, self._total(np.array(kept, np.int32))))
 
     def moved(self, step: int, knob: str, old: Any, new: Any) -> None:
-        """Take down that a knob moved after `step` steps. Moves of one knob between two steps are one, or none."""
+        """Record that a knob moved after `step` steps. Moves of one knob between two steps count as one, or as none."""
         for i in reversed(range(len(self.events))):
             event = self.events[i]
             if event["step"] != step:
@@ -198,7 +198,7 @@ class History:
             count = sum(self.layers.values())
             self._before = self._part_of(np.unpackbits(arrays["before"], count=count).astype(bool))
 
-    # Three that are otherwise where a process holds a part of each layer, see `gsm_lab.distributed.fsdp`.
+    # A history of which each process has a part of every layer says otherwise: see `gsm_lab.distributed.fsdp`.
 
     def _total(self, counts: np.ndarray) -> np.ndarray:
         return counts

@@ -169,7 +169,7 @@ class Run(Training):
         return round(epochs * self.epoch_steps)
 
     def set(self, **knobs: Any) -> None:
-        """Move live settings; they act from the next step on, and the history takes the move down.
+        """Move live settings; they act from the next step on, and the history records the move.
 
         Raises ValueError, before anything moves, for a value that is not valid, a setting that restarts the run, or one
         that the method takes no notice of.
