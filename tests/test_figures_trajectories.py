@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 
 from gsm_lab.figures import trajectories as figures
-from gsm_lab.figures.runs import times
+from gsm_lab.figures.frame import times
 
 STEPS = np.arange(1, 41)
 

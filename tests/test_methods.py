@@ -17,7 +17,7 @@ from gsm_lab import Dataset, Run, figures, methods
 from gsm_lab.methods import tickets
 from gsm_lab.methods.base import Rival
 from gsm_lab.studies import reactivation, trajectories
-from gsm_lab.studies.recorder import Recorder
+from gsm_lab.studies.recording import Recorder
 from gsm_lab.training.checkpoint import CheckpointError
 from tests.test_run import Breaks, Net, Tied, differs, equal, everything, mine, net
 

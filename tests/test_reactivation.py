@@ -13,7 +13,7 @@ from torch import nn
 from gsm_lab import Dataset, Run
 from gsm_lab.studies import reactivation, scan
 from gsm_lab.studies.control_runs import _Gatekeeper
-from gsm_lab.studies.recorder import Recorder
+from gsm_lab.studies.recording import Recorder
 from gsm_lab.studies.scan import length_bin, length_bins
 from tests.test_run import mine, net, tiny
 

@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gsm_lab.checks import is_number, one_of, shown
+from gsm_lab.figures.frame import DOTS, WIDE, layer_name, scatter, titled
 from gsm_lab.figures.parts import some
-from gsm_lab.figures.runs import DOTS, WIDE, layer_name, scatter, titled
 from gsm_lab.figures.style import line
 
 __all__ = ["accuracy", "overlap", "quantised", "recall", "volume"]

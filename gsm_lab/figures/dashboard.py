@@ -13,8 +13,8 @@ from plotly.basedatatypes import BaseFigure
 from plotly.subplots import make_subplots
 
 from gsm_lab.checks import kind, whole
-from gsm_lab.figures.looks import add_looks, update_looks
 from gsm_lab.figures.style import COLOURS, finish, line
+from gsm_lab.figures.taylor_view import add_looks, update_looks
 from gsm_lab.knobs import KNOBS
 from gsm_lab.training.history import History
 

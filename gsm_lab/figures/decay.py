@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.figures.runs import DOTS, NARROW, WIDE, by_run, name, scatter, times, titled
+from gsm_lab.figures.frame import DOTS, NARROW, WIDE, by_run, name, scatter, times, titled
 from gsm_lab.figures.style import line
 
 _MEASURED = 12  # markers a line

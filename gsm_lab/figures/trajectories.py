@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from gsm_lab.checks import number, one_of, whole
 from gsm_lab.figures.decay import falls, speed
-from gsm_lab.figures.runs import DOTS, NARROW, WIDE, by_run, layer_name, name, only_run, scatter, titled
+from gsm_lab.figures.frame import DOTS, NARROW, WIDE, by_run, layer_name, name, only_run, scatter, titled
 from gsm_lab.figures.style import line
 
 __all__ = ["PATHS_SHOWN", "cut_gap", "density", "falls", "near_zero", "paths", "sets", "speed"]

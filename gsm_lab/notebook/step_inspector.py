@@ -205,7 +205,7 @@ class TaylorView:
             self.inspector.expect(n)
 
     def inspected(self) -> np.ndarray | None:
-        """What the plots show (see `figures.looks`), None where the view is hidden; nothing yet after a reset."""
+        """What the plots show (see `figures.taylor_view`), None where the view is hidden; nothing yet after a reset."""
         if self.inspector is None:
             return None
         self.inspector.attach()

@@ -14,7 +14,7 @@ import torch
 from gsm_lab.checks import flag, is_number, several, shown, whole
 from gsm_lab.knobs import each
 from gsm_lab.optim.prunable import keep_masks
-from gsm_lab.studies.recorder import Recorder
+from gsm_lab.studies.recording import Recorder
 from gsm_lab.studies.trainings import bar_over, dense, fresh, to_the_end
 from gsm_lab.training.run import Run
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from gsm_lab import checks
 from gsm_lab.checks import flag, kind, number, one_of, several, shown, whole
 from gsm_lab.optim import budget
-from gsm_lab.studies.checks import check, some
 from gsm_lab.studies.exhaustive import loss_changes
 from gsm_lab.studies.problem import Problem
+from gsm_lab.studies.verification import check, some
 
 
 def exhaustive(problem: Problem, layers: Iterable[str] | None = None, progress: bool = True) -> pd.DataFrame:
@@ -25,7 +25,7 @@ def exhaustive(problem: Problem, layers: Iterable[str] | None = None, progress: 
 
     Returns:
         One row a weight: layer, index (flat, in the layer), weight, metric (T), true. `attrs["check"]`: see
-        `gsm_lab.studies.checks`.
+        `gsm_lab.studies.verification`.
 
     Raises:
         ValueError: no layers, or one that there is not.

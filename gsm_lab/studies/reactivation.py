@@ -22,7 +22,7 @@ import torch
 from gsm_lab.checks import kind, shown, whole
 from gsm_lab.optim.prunable import keep_masks
 from gsm_lab.studies.control_runs import controls, watch
-from gsm_lab.studies.recorder import Recorder
+from gsm_lab.studies.recording import Recorder
 from gsm_lab.studies.scan import NEAR_ZERO, length_bins
 
 __all__ = ["Recorder", "controls", "kept", "per_layer", "per_momentum", "per_step", "survival", "watch"]

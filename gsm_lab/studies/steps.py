@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from gsm_lab.checks import flag, whole
-from gsm_lab.studies.checks import check, some
 from gsm_lab.studies.problem import Problem
+from gsm_lab.studies.verification import check, some
 from gsm_lab.training.derivatives import products_with
 from gsm_lab.training.run import Run
 
@@ -84,7 +84,7 @@ class Before:
             return first, first + 0.5 * float(_dot(products_with([slope], tensors), along))
 
     def check(self, second_order: bool = True) -> dict[str, float]:
-        """The check of `gsm_lab.studies.checks` at a few weights. Raises ArithmeticError."""
+        """The check of `gsm_lab.studies.verification` at a few weights. Raises ArithmeticError."""
         at = some(range(self.problem.count), _CHECKED)
         with self.repeatable():
             w = self.problem.flat()[at]
@@ -147,7 +147,7 @@ def steps(run: Run, n: int, second_order: bool = True) -> pd.DataFrame:
         inf or NaN where the step blew it up), first (g.dw), second (g.dw + dw'H dw / 2), and "error of first", "error
         of second": |estimate - true| / |true|, NaN below the floor. Losses in the loss function's units.
         `attrs["floor"]`: where the floor of these rows is highest; `attrs["below_floor"]`: how many are below theirs;
-        `attrs["check"]`: of the derivatives before all of this, see `gsm_lab.studies.checks`.
+        `attrs["check"]`: of the derivatives before all of this, see `gsm_lab.studies.verification`.
 
     Raises:
         TypeError: `run` is no Run.

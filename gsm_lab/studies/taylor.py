@@ -9,7 +9,7 @@ Setting the weights S to zero changes them by d (d = -w on S, 0 elsewhere) and t
 
 Relative errors are |estimate - truth| / |truth|. Where |truth| is below `Problem.floor`, a thousand units of rounding,
 they mean nothing: they are NaN, and counted. Each table was checked on a few weights against brute force and plain
-autograd: `attrs["check"]`, see `gsm_lab.studies.checks`; where they differ an ArithmeticError is raised instead.
+autograd: `attrs["check"]`, see `gsm_lab.studies.verification`; where they differ an ArithmeticError is raised instead.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from gsm_lab import checks
 from gsm_lab.checks import flag, integer, is_number, number, several, shown
 from gsm_lab.knobs import each
 from gsm_lab.optim import budget
-from gsm_lab.studies.checks import check, some, worst
 from gsm_lab.studies.curvature import diagonal
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.ranking import exhaustive, misranked, missed_by_input, rank_map, table_of
 from gsm_lab.studies.steps import steps
+from gsm_lab.studies.verification import check, some, worst
 from gsm_lab.training.outputs import Output
 from gsm_lab.training.run import Run
 

@@ -9,7 +9,7 @@ import torch
 
 from gsm_lab import Run
 from gsm_lab.studies import scan
-from gsm_lab.studies.recorder import Recorder
+from gsm_lab.studies.recording import Recorder
 from tests.bench.test_history import machine
 
 STEPS, ROUNDS = 20, 50  # of a block; of blocks of a run that is watched and of one that is not, in turns

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gsm_lab import Playground, Run
-from gsm_lab.figures import looks
+from gsm_lab.figures import taylor_view
 from gsm_lab.notebook import step_inspector
 from gsm_lab.studies.steps import steps
 from tests.notebook.playgrounds import Net, mine, press, until
@@ -23,7 +23,7 @@ def looked(pg: Playground) -> list[int]:
 
 
 def taylor_lines(pg: Playground) -> list[go.Scatter]:
-    return [trace for trace in pg.figure.data if trace.legend in looks.LEGENDS]
+    return [trace for trace in pg.figure.data if trace.legend in taylor_view.LEGENDS]
 
 
 def test_taylor_view_shows_what_the_study_says(pg: Playground) -> None:
