@@ -305,3 +305,15 @@ def table(names: Iterable[str] = KNOBS) -> str:
         default = f"{k.default:g}" if isinstance(k.default, float) else k.default
         rows.append(f"| `{name}` | {default} | {k.valid} | {'live' if k.live else 'restarts'} | {k.help} |")
     return "\n".join(rows)
+
+
+LOSSLESS = 0.005  # of accuracy, 0..1: a cut that costs no more than this is lossless
+
+
+def lossless(before: Any, after: Any, tolerance: float = LOSSLESS) -> Any:
+    """Whether a cut is lossless: the accuracy `after` it is at least that `before` it minus `tolerance`, all 0..1.
+
+    Takes two numbers, or two arrays of one shape, and answers likewise. Accuracies are stored in float32, so a cost
+    that is written as 0.005 counts as 0.005.
+    """
+    return before - after <= tolerance + 1e-6

@@ -116,8 +116,8 @@ def report(args: argparse.Namespace) -> int:
 
 def reproduce(args: argparse.Namespace) -> int:
     """Make the runs of one of the paper's tables, over seeds, into a CSV; goes on where it was interrupted."""
-    from gsm_lab.figures.rivals import summary
     from gsm_lab.paper.reproduce import reproduce
+    from gsm_lab.studies.aggregation import summary
 
     _set_threads(args.threads)
     reduced = "" if args.epochs is None else f"-{args.epochs}-epochs"  # its rows would replace the full ones

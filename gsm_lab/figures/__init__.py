@@ -8,7 +8,7 @@ from importlib import import_module
 from types import ModuleType
 
 from gsm_lab.figures.dashboard import PANELS, curves, dashboard, marks, title_texts, update
-from gsm_lab.figures.lines import lines
+from gsm_lab.figures.frame import lines
 from gsm_lab.figures.pictures import static
 from gsm_lab.figures.style import line, show
 

@@ -5,23 +5,22 @@ Titles are computed from the tables, so that they stay true when these change.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from gsm_lab import checks
 from gsm_lab.checks import is_number, one_of, shown
-from gsm_lab.figures.frame import DOTS, WIDE, layer_name, scatter, titled
-from gsm_lab.figures.parts import some
+from gsm_lab.figures.frame import DOTS, WIDE, error_bars, layer_name, scatter, ticks, titled
 from gsm_lab.figures.style import line
+from gsm_lab.studies.aggregation import mean_and_range
+from gsm_lab.wording import count, duration, size, whole_percent
 
 __all__ = ["accuracy", "overlap", "quantised", "recall", "volume"]
 
 _WHO = {"single": "sent by one rank", "intersection": "sent by all ranks", "union": "sent by at least one",
         "chosen": "chosen from what arrives"}  # fmt: skip
-_UNITS = {0: "bytes", 3: "kB", 6: "MB", 9: "GB", 12: "TB", 15: "PB"}
 
 
 def recall(table: pd.DataFrame, layer: str = "all") -> go.Figure:
@@ -38,10 +37,10 @@ def recall(table: pd.DataFrame, layer: str = "all") -> go.Figure:
     table = _of_layer(table, layer)
     mean = table.groupby("factor")[list(_WHO)].mean()
     least, most = mean.index.min(), mean.index.max()
-    title = f"One rank's own top {_times_q(least)} holds {_percent(mean['single'][least])} of the global top Q"
-    title += f"{_inside(layer)}, its top {_times_q(most)} {_percent(mean['single'][most])}"
+    title = f"One rank's own top {_times_q(least)} holds {whole_percent(mean['single'][least])} of the global top Q"
+    title += f"{_inside(layer)}, its top {_times_q(most)} {whole_percent(mean['single'][most])}"
     title += f"; from what {_ranks(table)} send, the gate chooses "
-    title += f"{_percent(mean['chosen'][least])} and {_percent(mean['chosen'][most])} of it"
+    title += f"{whole_percent(mean['chosen'][least])} and {whole_percent(mean['chosen'][most])} of it"
     figure = make_subplots(
         rows=1, cols=len(_WHO), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=list(_WHO.values())
     )
@@ -50,10 +49,10 @@ def recall(table: pd.DataFrame, layer: str = "all") -> go.Figure:
             one = rows.groupby("factor")[[who, "travel", "wanted"]].mean()
             hover = f"{stage}, top %{{x:g}}Q: %{{y:.2f}}% of the global top Q are {_WHO[who]}"
             hover += "<br>%{customdata:,.0f} weights travel in all"
-            look = {"name": stage, "legendgroup": stage, "showlegend": col == 1, "customdata": one["travel"], **line(i)}
-            figure.add_trace(scatter(one.index, 100 * one[who], hover, look), 1, col)
+            style = line(i, name=stage, legendgroup=stage, showlegend=col == 1, customdata=one["travel"])
+            figure.add_trace(scatter(one.index, 100 * one[who], hover, style), 1, col)
     titled(figure, title, 440)
-    figure.update_xaxes(title_text="sends top kQ: k (log)", type="log", **_ticks(mean.index))
+    figure.update_xaxes(title_text="sends top kQ: k (log)", type="log", **ticks(mean.index))
     figure.update_yaxes(title_text="of the global top Q, %", range=[0, 102], col=1)
     return figure
 
@@ -76,19 +75,17 @@ def overlap(table: pd.DataFrame, factor: float = 1, layer: str = "all") -> go.Fi
     names = {"union": "in any rank's", "single": "in one rank's, mean", "intersection": "in every rank's",
              "between": "shared by two ranks"}  # fmt: skip
     shared, stages = table.groupby("stage", sort=False)["between"].mean(), table["stage"].unique()
-    title = f"Two of {_ranks(table)} share {_percent(shared.iloc[0])} of their top {_times_q(factor)}{_inside(layer)}"
-    title += f" {stages[0]} in the run" + (f", {_percent(shared.iloc[-1])} {stages[-1]}" if len(stages) > 1 else "")
-    title += f"; one alone finds {_percent(table['single'].mean())} of the global top Q"
+    first, last = whole_percent(shared.iloc[0]), whole_percent(shared.iloc[-1])
+    title = f"Two of {_ranks(table)} share {first} of their top {_times_q(factor)}{_inside(layer)}"
+    title += f" {stages[0]} in the run" + (f", {last} {stages[-1]}" if len(stages) > 1 else "")
+    title += f"; one alone finds {whole_percent(table['single'].mean())} of the global top Q"
     figure = go.Figure()
     for i, (column, text) in enumerate(names.items()):
-        what = (
-            f"of two ranks' top {_times_q(factor)} are the same"
-            if column == "between"
-            else f"of the global top Q {text}"
-        )
+        name, what = f"global top Q {text}", f"of the global top Q {text}"
+        if column == "between":
+            name, what = text, f"of two ranks' top {_times_q(factor)} are the same"
         hover = f"step %{{x:,}}: %{{y:.1f}}% {what}"
-        name = text if column == "between" else f"global top Q {text}"
-        figure.add_trace(scatter(table["step"], 100 * table[column], hover, {"name": name, **line(i)}))
+        figure.add_trace(scatter(table["step"], 100 * table[column], hover, line(i, name=name)))
     titled(figure, title, 454, 2)
     figure.update_xaxes(title_text="step since the gate closed")
     figure.update_yaxes(title_text=f"weights in local top {_times_q(factor)}, %", range=[0, 102])
@@ -100,26 +97,26 @@ def quantised(table: pd.DataFrame) -> go.Figure:
 
     Takes `quantised(...)` of the study. Raises ValueError for an empty table.
     """
-    some(table, "table", "stage", "bits", "recall", "by_size", "exact_by_size")
+    checks.table("table", table, ("stage", "bits", "recall", "by_size", "exact_by_size"))
     mean = table.groupby("bits")[["recall", "by_size", "exact_by_size"]].mean()
     kept = mean["recall"].sort_index(ascending=False)
     title = "Quantised gradients keep of the exact top Q: "
-    title += ", ".join(f"{_percent(share)} at {_bits(b)}" for b, share in kept.items())
+    title += ", ".join(f"{whole_percent(share)} at {_bits(b)}" for b, share in kept.items())
     titles = ("of the exact top Q, still chosen", "of the chosen, among the Q largest |w|")
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=titles)
     for i, (stage, rows) in enumerate(table.groupby("stage", sort=False)):
         one = rows.groupby("bits")[["recall", "by_size"]].mean()
         for col, (column, what) in enumerate((("recall", "of the exact top Q are still chosen"),
                                              ("by_size", "of the chosen are among the Q largest |w|")), 1):  # fmt: skip
-            look = {"name": stage, "legendgroup": stage, "showlegend": col == 1, **line(i)}
+            style = line(i, name=stage, legendgroup=stage, showlegend=col == 1)
             hover = f"{stage}, %{{x}} bits a weight: %{{y:.1f}}% {what}"
-            figure.add_trace(scatter(one.index, 100 * one[column], hover, look), 1, col)
+            figure.add_trace(scatter(one.index, 100 * one[column], hover, style), 1, col)
     exact = 100 * float(mean["exact_by_size"].iloc[0])
     rule = {"mode": "lines", "line": DOTS, "name": "exact gradients"}
     hover = "%{y:.1f}% of the exact top Q are among the Q largest |w|"
     figure.add_trace(scatter([kept.index[-1], kept.index[0]], [exact, exact], hover, rule), 1, 2)
     titled(figure, title, 430)
-    figure.update_xaxes(title_text="bits a weight (log)", type="log", **_ticks(mean.index))
+    figure.update_xaxes(title_text="bits a weight (log)", type="log", **ticks(mean.index))
     figure.update_yaxes(title_text="share of Q, %", range=[0, 102], col=1)
     return figure
 
@@ -133,28 +130,27 @@ def volume(table: pd.DataFrame, what: str = "bytes") -> go.Figure:
 
     Raises ValueError: another `what`, or a table in which neither or both vary.
     """
-    some(table, "table", "weights", "ranks", "scheme", "exact", "bytes", "seconds", "formula")
-    if not isinstance(what, str) or what not in ("bytes", "seconds"):
-        raise ValueError(f"what must be bytes or seconds, got {shown(what)}")
+    checks.table("table", table, ("weights", "ranks", "scheme", "exact", "bytes", "seconds", "formula"))
+    one_of("what", what, ("bytes", "seconds"))
     varies = [column for column in ("weights", "ranks") if table[column].nunique() > 1]
     if len(varies) != 1:
         raise ValueError(f"table must hold several weights or several ranks, got {' and '.join(varies) or 'neither'}")
     x, figure = varies[0], go.Figure()
     drawn = table[table[what] > 0]
     for i, (scheme, rows) in enumerate(drawn.groupby("scheme", sort=False)):
-        amount = [_amount(b) if what == "bytes" else _time(b) for b in rows[what]]
+        amount = [size(b) if what == "bytes" else duration(b) for b in rows[what]]
         text = list(zip(amount, rows["formula"], np.where(rows["exact"], "exact", "not exact"), strict=True))
         hover = f"{scheme}, %{{x:,}} {x}: %{{customdata[0]}} a step<br>%{{customdata[1]}}, top Q %{{customdata[2]}}"
         figure.add_trace(scatter(rows[x], rows[what], hover, {"name": scheme, "customdata": text, **line(i)}))
     end = table[table[x] == table[x].max()].set_index("scheme")[what]
-    said = _amount if what == "bytes" else _time
+    said = size if what == "bytes" else duration
     fixed = "GSM under FSDP2, in addition"
-    title = f"At {_count(table[x].max())} {x} the dense exchange takes {said(end['dense all-reduce'])} a rank and step"
+    title = f"At {count(table[x].max())} {x} the dense exchange takes {said(end['dense all-reduce'])} a rank and step"
     title += f", GSM's counts {said(end[fixed])} more, and under DDP nothing"
     titled(figure, title, 500, 3)
     figure.update_layout(margin={"l": 88})
     others = {"weights": "ranks", "ranks": "weights"}[x]
-    figure.update_xaxes(title_text=f"{x} (log), at {_count(table[others].iloc[0])} {others}", **WIDE)
+    figure.update_xaxes(title_text=f"{x} (log), at {count(table[others].iloc[0])} {others}", **WIDE)
     unit = "bytes that a rank sends in a step" if what == "bytes" else "seconds a step, for the exchange alone"
     figure.update_yaxes(title_text=f"{unit} (log)", **WIDE)
     return figure
@@ -165,7 +161,7 @@ def accuracy(table: pd.DataFrame) -> go.Figure:
 
     Takes `with_hook(...)` of the study. Raises ValueError for a table without sparse or without dense runs.
     """
-    some(table, "table", "seed", "factor", "live", "cut", "lost", "share", "tested", "ranks")
+    checks.table("table", table, ("seed", "factor", "live", "cut", "lost", "share", "tested", "ranks"))
     dense, sparse = table[np.isinf(table["factor"])], table[~np.isinf(table["factor"])]
     if dense.empty or sparse.empty:
         raise ValueError("table must hold runs with the dense exchange and runs with a finite factor")
@@ -177,31 +173,32 @@ def accuracy(table: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     ends = [sparse["factor"].min() / 1.15, sparse["factor"].max() * 1.15]
     for i, (column, text) in enumerate((("live", "as it is"), ("cut", "after the cut"))):
-        at = (100 * sparse).groupby(sparse["factor"])[column].agg(["mean", "min", "max"])
+        at = mean_and_range(100 * sparse[column], sparse["factor"])
         share = 100 * sparse.groupby("factor")["share"].mean()
-        error = {"type": "data", "array": at["max"] - at["mean"], "arrayminus": at["mean"] - at["min"]}
-        data = np.column_stack([at["min"], at["max"], share, at.index])
+        data = np.column_stack([at["low"], at["high"], share, at.index])
         hover = f"top %{{customdata[3]:g}}Q, {text}: %{{y:.2f}}% (%{{customdata[0]:.2f}} to %{{customdata[1]:.2f}})"
         hover += "<br>%{customdata[2]:.1f}% of the dense bytes"
-        look = {"name": f"local top kQ, {text}", "error_y": error, "customdata": data, **line(i)}
-        figure.add_trace(scatter(at.index * 1.03**i, at["mean"], hover, look))  # apart, so that bars show
+        bars = error_bars(at["mean"], at["low"], at["high"])
+        style = line(i, name=f"local top kQ, {text}", error_y=bars, customdata=data)
+        figure.add_trace(scatter(at.index * 1.03**i, at["mean"], hover, style))  # apart, so that bars show
         level = 100 * dense[column].mean()
-        look = line(i + 2, name=f"dense exchange, {text}")
-        figure.add_trace(scatter(ends, [level, level], f"dense exchange, {text}: %{{y:.2f}}%", look))
+        style = line(i + 2, name=f"dense exchange, {text}")
+        figure.add_trace(scatter(ends, [level, level], f"dense exchange, {text}: %{{y:.2f}}%", style))
     titled(figure, title, 464, 2)
     sample = 100 / table["tested"].iloc[0]
     x = f"k: each of {_ranks(table)} sends its top kQ (log); one test sample is {sample:.2g} points"
-    figure.update_xaxes(title_text=x, type="log", **_ticks(sparse["factor"].unique()))
+    figure.update_xaxes(title_text=x, type="log", **ticks(sparse["factor"].unique()))
     shown = 100 * table[["live", "cut"]].to_numpy()
     figure.update_yaxes(title_text="test accuracy, %", range=[shown.min() - 1, min(100.5, shown.max() + 1)])
     return figure
 
 
-# -- words and ticks ---------------------------------------------------------------------------------------------------
+# -- words -------------------------------------------------------------------------------------------------------------
 
 
 def _of_layer(table: pd.DataFrame, layer: str) -> pd.DataFrame:
-    some(table, "table", "step", "stage", "ranks", "layer", "wanted", "factor", "between", "travel", *_WHO)
+    columns = ("step", "stage", "ranks", "layer", "wanted", "factor", "between", "travel", *_WHO)
+    checks.table("table", table, columns)
     one_of("layer", layer, table["layer"].unique())
     return table[table["layer"] == layer]
 
@@ -220,29 +217,3 @@ def _times_q(factor: float) -> str:
 
 def _bits(n: int) -> str:
     return "1 bit" if n == 1 else f"{n} bits"
-
-
-def _percent(share: float) -> str:
-    """Never 100% unless it is all."""
-    percent = 100 * share
-    return f"{percent:.0f}%" if percent < 99 or percent == 100 else f"{np.floor(10 * percent) / 10:.1f}%"
-
-
-def _amount(number: float) -> str:
-    """Bytes in words: 2.1 MB."""
-    power = next((p for p in sorted(_UNITS, reverse=True) if number >= 10**p), 0)
-    return f"{float(f'{number / 10**power:.3g}'):g} {_UNITS[power]}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e9:g} billion" if number >= 1e9 else f"{number:,}"
-
-
-def _ticks(values: Iterable[float]) -> dict[str, list]:
-    """Ticks at these values, labelled in full: plotly labels a log axis with lone digits."""
-    values = sorted(values)
-    return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}

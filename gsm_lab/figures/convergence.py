@@ -5,11 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.checks import one_of
-from gsm_lab.figures.parts import band, drawn, some
+from gsm_lab import checks
+from gsm_lab.figures.frame import FEW_TICKS, band, drawn, scatter
 from gsm_lab.figures.style import line
+from gsm_lab.studies.aggregation import COLUMNS, bands
 
-COLUMNS = ("loss", "live", "cut", "distance", "turnover", "renewed")  # that have bands
+__all__ = ["COLUMNS", "accuracies", "bands", "distance", "loss", "turnover"]
+
 _AT = ("seed", "step", "epoch")
 _EPOCH = "epoch since the gate closed"
 
@@ -21,7 +23,7 @@ def accuracies(table: pd.DataFrame, height: int = 420) -> go.Figure:
         table: from `over_seeds`.
         height: in pixels.
     """
-    some(table, "table", *_AT, "live", "cut")
+    checks.table("table", table, (*_AT, "live", "cut"))
     last = table.groupby("seed").last()
     gain = 100 * (last["cut"] - last["live"])
     title = f"In the end the cut changes accuracy by {gain.mean():+.2f} points"
@@ -32,44 +34,33 @@ def accuracies(table: pd.DataFrame, height: int = 420) -> go.Figure:
 
 def loss(table: pd.DataFrame, height: int = 420) -> go.Figure:
     """Loss of the batches, mean over seeds in a band from the least to the greatest; arguments as for `accuracies`."""
-    some(table, "table", *_AT, "loss")
-    by = table.groupby("seed")["loss"]
-    first, last = by.first().mean(), by.last().mean()
+    first, last = _ends(table, "loss")
     title = f"The loss of the batches {'falls' if last < first else 'rises'} from {first:.2g} to {last:.2g}"
     return _banded(table, {"loss": "loss"}, title, "loss (log)", 1, height, logy=True)
 
 
 def distance(table: pd.DataFrame, height: int = 420) -> go.Figure:
     """How far the network is from its cut, |W - cut(W)| / |W|; arguments as for `accuracies`."""
-    some(table, "table", *_AT, "distance")
-    by = table.groupby("seed")["distance"]
-    first, last = 100 * by.first().mean(), 100 * by.last().mean()
+    first, last = (100 * end for end in _ends(table, "distance"))
     where, how = ("towards", "falls") if last < first else ("away from", "rises")
     title = f"The network moves {where} its cut: what the cut takes away {how} from {first:.2g}% to {last:.2g}%"
     return _banded(table, {"distance": "distance"}, title, "|W − cut(W)| / |W|, % (log)", 100, height, logy=True)
 
 
 def turnover(table: pd.DataFrame, height: int = 420) -> go.Figure:
-    """Which share of the active set is new, from step to step and from look to look; arguments as for `accuracies`."""
-    some(table, "table", *_AT, "turnover", "renewed")
-    by = table.groupby("seed")
-    first, last = 100 * by["turnover"].first().mean(), 100 * by["turnover"].last().mean()
+    """Which share of the active set is new, from one step and one record to the next; arguments as for `accuracies`."""
+    first, last = (100 * end for end in _ends(table, "turnover", "renewed"))
     title = f"Of the active set {first:.2g}% is new in a step at first, in the end {last:.2g}%"
-    every = table["step"].min()  # the first look comes as long after the beginning as the second after the first
+    every = table["step"].min()  # the first record comes as long after the beginning as the second after the first
     names = {"turnover": "passive one step before", "renewed": f"passive {every:,} steps before"}
     return _banded(table, names, title, "new in the active set, %", 100, height)
 
 
-def bands(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Of one column over the seeds, at each look: `epoch`, `mean`, `low`, `high` (least and greatest), `seeds`.
-
-    Raises ValueError for another column, listing those there are.
-    """
-    some(table, "table", "step", "epoch", one_of("column", column, COLUMNS))
-    by = table.groupby("step")
-    result = by[column].agg(mean="mean", low="min", high="max", seeds="count")
-    result.insert(0, "epoch", by["epoch"].first())
-    return result.reset_index(drop=True)
+def _ends(table: pd.DataFrame, column: str, *others: str) -> tuple[float, float]:
+    """What a column is at first and in the end, mean over the seeds. Raises TypeError, ValueError for another table."""
+    checks.table("table", table, (*_AT, column, *others))
+    by = table.groupby("seed")[column]
+    return by.first().mean(), by.last().mean()
 
 
 def _banded(
@@ -82,7 +73,7 @@ def _banded(
         figure.add_trace(band(i, rows["epoch"], low, high))
         hover = f"{name}: %{{y:.3g}}, %{{customdata[0]:.3g}} to %{{customdata[1]:.3g}} over %{{customdata[2]}} seeds"
         data = pd.DataFrame({"low": low, "high": high, "seeds": rows["seeds"]})
-        look = line(i, customdata=data, hovertemplate=f"{hover}<br>epoch %{{x:.1f}}<extra></extra>")
-        figure.add_trace(go.Scatter(x=rows["epoch"], y=mean, name=name, **look))
+        style = line(i, customdata=data, name=name)
+        figure.add_trace(scatter(rows["epoch"], mean, f"{hover}<br>epoch %{{x:.1f}}", style))
     figure = drawn(figure, title, _EPOCH, y, height)
-    return figure.update_yaxes(type="log", nticks=8, exponentformat="power") if logy else figure
+    return figure.update_yaxes(FEW_TICKS) if logy else figure

@@ -13,8 +13,9 @@ from plotly.basedatatypes import BaseFigure
 from plotly.subplots import make_subplots
 
 from gsm_lab.checks import kind, whole
+from gsm_lab.figures import taylor_view
+from gsm_lab.figures.frame import layer_name
 from gsm_lab.figures.style import COLOURS, finish, line
-from gsm_lab.figures.taylor_view import add_looks, update_looks
 from gsm_lab.knobs import KNOBS
 from gsm_lab.training.history import History
 
@@ -37,7 +38,7 @@ def curves(history: History, points: int = POINTS) -> Curves:
     Shares and accuracies are in percent.
     """
     points = whole("points", points)
-    rows, looks = _history(history).steps.array(), history.evaluations.array()
+    rows, evaluations = _history(history).steps.array(), history.evaluations.array()
     weights = max(1, sum(history.layers.values()))
     last, mean = _stretches(len(rows), points)
     step = rows["step"][last].astype(np.float32)
@@ -50,12 +51,12 @@ def curves(history: History, points: int = POINTS) -> Curves:
         "target": (step, 100.0 - 100.0 / c),
         "re-activated": (step, mean(rows["reactivated"].sum(axis=1))),
     }
-    seen, _ = _stretches(len(looks), points)
-    at = looks["step"][seen].astype(np.float32)
-    lines["live accuracy"] = (at, 100 * looks["live_accuracy"][seen])
-    lines["cut accuracy"] = (at, 100 * looks["cut_accuracy"][seen])
+    seen, _ = _stretches(len(evaluations), points)
+    at = evaluations["step"][seen].astype(np.float32)
+    lines["live accuracy"] = (at, 100 * evaluations["live_accuracy"][seen])
+    lines["cut accuracy"] = (at, 100 * evaluations["cut_accuracy"][seen])
     for i, (name, size) in _shown_layers(history.layers):
-        lines[f"layer {name}"] = (at, looks["kept"][seen][:, i] * np.float32(100.0 / size))
+        lines[f"layer {name}"] = (at, evaluations["kept"][seen][:, i] * np.float32(100.0 / size))
     return {name: (x, np.asarray(y, np.float32)) for name, (x, y) in lines.items()}
 
 
@@ -81,10 +82,10 @@ def _shown_layers(layers: dict[str, int]) -> list[tuple[int, tuple[str, int]]]:
 
 def title_texts(history: History) -> tuple[str, str, str, str]:
     """What each of the four plots shows at this moment, in words and numbers."""
-    rows, looks = _history(history).steps.array(), history.evaluations.array()
-    if not len(looks):
+    rows, evaluations = _history(history).steps.array(), history.evaluations.array()
+    if not len(evaluations):
         return tuple(f"<b>{name[0].upper()}{name[1:]}</b>" for name in PANELS)
-    live, cut = 100 * float(looks["live_accuracy"][-1]), 100 * float(looks["cut_accuracy"][-1])
+    live, cut = 100 * float(evaluations["live_accuracy"][-1]), 100 * float(evaluations["cut_accuracy"][-1])
     first = f"Accuracy {live:.1f}%, after the cut {cut:.1f}%"
     if not len(rows):
         return tuple(f"<b>{text}</b>" for text in (first, *("Nothing yet: press Play",) * 3))
@@ -93,11 +94,10 @@ def title_texts(history: History) -> tuple[str, str, str, str]:
     second = f"{100 * row['under_1e-4'].sum() / weights:.1f}% are near zero, {target:.1f}% have to be"
     back = f"{rows['reactivated'][-50:].sum(axis=1).mean():,.0f}"
     third = f"{back} weights a step come back" if back != "1" else "1 weight a step comes back"
-    kept = {name: looks["kept"][-1][i] / size for i, (name, size) in enumerate(history.layers.items())}
+    kept = {name: evaluations["kept"][-1][i] / size for i, (name, size) in enumerate(history.layers.items())}
     dense, sparse = max(kept, key=kept.get), min(kept, key=kept.get)
-    fourth = (
-        f"{_layer(dense)} keeps {100 * kept[dense]:.2g}% of its weights, {_layer(sparse)} {100 * kept[sparse]:.2g}%"
-    )
+    fourth = f"{layer_name(dense)} keeps {100 * kept[dense]:.2g}% of its weights, "
+    fourth += f"{layer_name(sparse)} {100 * kept[sparse]:.2g}%"
     return tuple(f"<b>{text}</b>" for text in (first, second, third, fourth))
 
 
@@ -135,11 +135,11 @@ def marks(history: History) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 def dashboard(history: History, height: int = 640, slots: int = 0, taylor: np.ndarray | None = None) -> go.Figure:
     """The four plots of a history. With `slots`, at least so many density lines are there, the spare ones hidden.
 
-    `taylor`, steps that were looked at closely, adds the Taylor view as a third row, below `height`: see `looks`.
+    `taylor`, the steps that were probed, adds the Taylor view as a third row, below `height`: see `taylor_view`.
     """
     _history(history)
     slots = whole("slots", slots, 0)
-    _looks(taylor)
+    _probes(taylor)
     figure = make_subplots(
         rows=2, cols=2, specs=[[{"secondary_y": True}, {}], [{}, {}]], subplot_titles=title_texts(history),
         horizontal_spacing=0.15, vertical_spacing=0.2,
@@ -165,15 +165,15 @@ def dashboard(history: History, height: int = 640, slots: int = 0, taylor: np.nd
     add("re-activated", 2, 5, "%{y:,.0f} weights passive the step before", "legend3", mode="lines", fill="tozeroy",
         line={"color": "#444444", "width": 1.5}, fillcolor="rgba(120,120,120,0.3)")  # fmt: skip
     for i, (_, (name, _size)) in enumerate(_shown_layers(history.layers)):
-        add(f"layer {name}", 3, i, f"%{{y:.3g}}% of {_layer(name)} would stay", "legend4")
-        figure.data[-1].name = _layer(name)
+        add(f"layer {name}", 3, i, f"%{{y:.3g}}% of {layer_name(name)} would stay", "legend4")
+        figure.data[-1].name = layer_name(name)
     for i in range(len(_shown_layers(history.layers)), slots):
         figure.add_trace(go.Scatter(x=[], y=[], visible=False, legend="legend4", **line(i)), row=2, col=2)
     _axes(figure)
     finish(figure, height)
     shapes, labels = marks(history)
     figure.update_layout(shapes=shapes, annotations=[*figure.layout.annotations, *labels])
-    return figure if taylor is None else add_looks(figure, taylor)
+    return figure if taylor is None else taylor_view.add(figure, taylor)
 
 
 def update(figure: go.Figure, history: History, taylor: np.ndarray | None = None) -> None:
@@ -182,7 +182,7 @@ def update(figure: go.Figure, history: History, taylor: np.ndarray | None = None
     `taylor` is to be given if it was when the figure was made.
     """
     kind("figure", figure, BaseFigure, "a figure that `dashboard` made")
-    _looks(taylor)
+    _probes(taylor)
     lines = curves(history)
     if len(figure.data) < len(lines):
         raise ValueError("figure must be a `dashboard` of this history, or one with enough slots")
@@ -194,11 +194,11 @@ def update(figure: go.Figure, history: History, taylor: np.ndarray | None = None
     for i, trace in enumerate(t for t in figure.data[7:] if t.legend == "legend4"):
         trace.visible = i < len(layers)
         if i < len(layers):
-            trace.name = _layer(layers[i])
+            trace.name = layer_name(layers[i])
     shapes, labels = marks(history)
     titles = [{**title.to_plotly_json(), "text": text} for title, text in
               zip(figure.layout.annotations[:4], title_texts(history), strict=True)]  # fmt: skip
-    more = [] if taylor is None else update_looks(figure, taylor)
+    more = [] if taylor is None else taylor_view.update(figure, taylor)
     figure.layout.annotations = [*titles, *labels, *more]
     if len(shapes) != len(figure.layout.shapes) or (shapes and shapes[-1]["x0"] != figure.layout.shapes[-1].x0):
         figure.layout.shapes = shapes
@@ -208,9 +208,9 @@ def _history(history: History) -> History:
     return kind("history", history, History, "a History, as run.history is one")
 
 
-def _looks(taylor: Any) -> None:
+def _probes(taylor: Any) -> None:
     if taylor is not None and not (isinstance(taylor, np.ndarray) and "error_metric" in (taylor.dtype.names or ())):
-        raise TypeError(f"taylor must be None or a structured array of looks, got {type(taylor).__name__}")
+        raise TypeError(f"taylor must be None or a structured array of probes, got {type(taylor).__name__}")
 
 
 def _axes(figure: go.Figure) -> None:
@@ -228,22 +228,13 @@ def _axes(figure: go.Figure) -> None:
     figure.update_yaxes(title_text="weights per step", rangemode="tozero", row=2, col=1)
     figure.update_yaxes(title_text="weights kept by the cut, % (log)", **log, row=2, col=2)
     figure.update_yaxes(title_font_size=14, title_standoff=8)  # the labels of two axes share the gap between columns
-    look = {
-        "orientation": "h",
-        "yanchor": "bottom",
-        "xanchor": "left",
-        "font": {"size": 12},
-        "bgcolor": "rgba(0,0,0,0)",
-    }
+    place = {"orientation": "h", "yanchor": "bottom", "xanchor": "left"}
+    place |= {"font": {"size": 12}, "bgcolor": "rgba(0,0,0,0)"}
     for corner, legend in enumerate(("legend", "legend2", "legend3", "legend4")):
         row, col = divmod(corner, 2)
-        figure.update_layout({legend: {"x": _LEFT[col], "y": (1.0, 0.4)[row], **look}})
+        figure.update_layout({legend: {"x": _LEFT[col], "y": (1.0, 0.4)[row], **place}})
     figure.update_layout(showlegend=True)
     figure.data[6].showlegend = False  # alone in its plot, whose axis says it
     for corner, title in enumerate(figure.layout.annotations[:4]):
         row, col = divmod(corner, 2)
         title.update(x=_LEFT[col], y=(1.055, 0.455)[row], xanchor="left", yanchor="bottom", font={"size": 15})
-
-
-def _layer(name: str) -> str:
-    return name.removesuffix(".weight")

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.figures.frame import DOTS, NARROW, WIDE, by_run, name, scatter, times, titled
+from gsm_lab.figures.frame import DOTS, NARROW, WIDE, by_run, name, scatter, titled
 from gsm_lab.figures.style import line
+from gsm_lab.wording import times
 
 _MEASURED = 12  # markers a line
 
@@ -19,18 +20,18 @@ def falls(table: pd.DataFrame) -> go.Figure:
     """
     figure, worst, ends, drawn = go.Figure(), 0.0, [], []
     for i, (label, rows) in enumerate(by_run(table, "step", "measured", "exact", "closed_form")):
-        look, who = line(i), name(label)
+        style, who = line(i), name(label)
         exact, measured, closed = (rows[column].to_numpy() for column in ("exact", "measured", "closed_form"))
         envelope = np.maximum.accumulate(exact[::-1])[::-1]  # where a weight swings, errors are relative to the swing
         worst = max(worst, float((np.abs(exact - measured) / np.maximum(envelope, 1e-30)).max()))
         off = closed[-1] / max(measured[-1], 1e-38)
         ends.append(f"{times(max(off, 1 / off))} ({who.removeprefix('momentum ')})")
         hover = f"{who}, step %{{x}}: %{{y:.3g}} of the first |w|, "
-        lines = {**look, "mode": "lines", "marker": None, "name": f"{who}, recurrence"}
+        lines = {**style, "mode": "lines", "marker": None, "name": f"{who}, recurrence"}
         figure.add_trace(scatter(rows["step"], exact, hover + "by the recurrence", lines))
         few = slice(i * max(1, len(rows) // _MEASURED) // 3, None, max(1, len(rows) // _MEASURED))
-        dots = {"mode": "markers", "marker": {"symbol": look["marker"]["symbol"], "size": 10,
-                "color": look["marker"]["color"]}, "name": f"{who}, measured"}  # fmt: skip
+        dots = {"mode": "markers", "marker": {"symbol": style["marker"]["symbol"], "size": 10,
+                "color": style["marker"]["color"]}, "name": f"{who}, measured"}  # fmt: skip
         figure.add_trace(scatter(rows["step"].iloc[few], measured[few], hover + "median measured", dots))
         if not any(len(closed) == len(other) and np.allclose(closed, other, rtol=1e-3) for other in drawn):
             hover = "step %{x}: %{y:.3g} by exp(−Σ αη/(1 − β))"
@@ -61,8 +62,8 @@ def speed(table: pd.DataFrame) -> go.Figure:
     figure, hover = go.Figure(), "αη %{x:.3g} of the critical: %{y:.3g} of the fastest decay"
     for who, y, color, dash in ((f"exact root, β = {beta:g}", exact, "#000000", "solid"),
                                 ("closed form αη/(1 − β)", closed, "#666666", "dash")):  # fmt: skip
-        look = {"mode": "lines", "line": {"color": color, "dash": dash, "width": 2}, "name": who}
-        figure.add_trace(scatter(x, y, hover, look))
+        style = {"mode": "lines", "line": {"color": color, "dash": dash, "width": 2}, "name": who}
+        figure.add_trace(scatter(x, y, hover, style))
     for i, (momentum, rows) in enumerate(table.groupby("momentum")):
         columns = (np.log(2) / rows["measured"], 100 * rows["off_exact"], 100 * rows["off_closed_form"],
                    rows["weights"], rows["product"])  # fmt: skip
@@ -74,9 +75,9 @@ def speed(table: pd.DataFrame) -> go.Figure:
         marker = line(i)["marker"]  # open and of different sizes: they lie on top of each other
         marker = {"symbol": f"{marker['symbol']}-open", "size": max(22 - 6 * i, 8), "color": marker["color"],
                   "line": {"width": 2.5}}  # fmt: skip
-        look = {"mode": "markers", "marker": marker, "name": f"momentum {momentum:g}, measured"}
+        style = {"mode": "markers", "marker": marker, "name": f"momentum {momentum:g}, measured"}
         share = rows["measured"] / (-0.5 * np.log(momentum))
-        figure.add_trace(scatter(rows["of_critical"], share, hover, {**look, "customdata": np.stack(columns, axis=1)}))
+        figure.add_trace(scatter(rows["of_critical"], share, hover, {**style, "customdata": np.stack(columns, axis=1)}))
     title = f"Measured and exact speed differ by at most {100 * table['off_exact'].abs().max():.2g}%"
     if x[0] < 1 < x[-1]:
         title += "; past the critical αη, more decay does not help"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from gsm_lab.checks import text
-from gsm_lab.figures.parts import drawn, error_bars, round_numbers, several, some, ticks
+from gsm_lab import checks
+from gsm_lab.checks import kind, text
+from gsm_lab.figures.frame import drawn, error_bars, round_numbers, scatter, ticks
 from gsm_lab.figures.style import line
+from gsm_lab.studies.aggregation import mean_and_range
 
 _SHARES = ("share", "woken_share", "near_zero_share", "reactivated", "woken", "near_zero")
 _EPOCH = "epoch since the gate closed"
@@ -26,19 +29,17 @@ def shares(table: pd.DataFrame, name: str = "", height: int = 420) -> go.Figure:
         name: of the layer or run, for the title.
         height: in pixels.
     """
-    some(table, "table", "epoch", "steps", *_SHARES)
+    checks.table("table", table, ("epoch", "steps", *_SHARES))
     text("name", name)
     figure = go.Figure()
     kinds = {"re-activated": "share", "woken": "woken_share", "once under 1e-3": "near_zero_share"}
-    for i, (kind, column) in enumerate(kinds.items()):
+    for i, (what, column) in enumerate(kinds.items()):
         count = {"share": "reactivated"}.get(column, column.removesuffix("_share"))
-        hover = f"{kind}: %{{customdata[0]:,.1f}} weights a step, %{{y:.3g}}% of the passive ones"
-        hover += "<br>epoch %{x:.1f}, mean of %{customdata[1]} steps<extra></extra>"
+        hover = f"{what}: %{{customdata[0]:,.1f}} weights a step, %{{y:.3g}}% of the passive ones"
+        hover += "<br>epoch %{x:.1f}, mean of %{customdata[1]} steps"
         per_step = pd.DataFrame({"count": table[count] / table["steps"], "steps": table["steps"]})
         y = 100 * table[column].where(table[column] > 0)
-        figure.add_trace(
-            go.Scatter(x=table["epoch"], y=y, name=kind, customdata=per_step, hovertemplate=hover, **line(i))
-        )
+        figure.add_trace(scatter(table["epoch"], y, hover, line(i, name=what, customdata=per_step)))
     first, last = 100 * table["share"].iloc[0], 100 * table["share"].iloc[-1]
     where = f" in {name}" if name not in ("", "all") else ""
     title = f"At first {first:.2g}% of the passive weights{where} come back in a step, in the end {last:.2g}%"
@@ -53,16 +54,14 @@ def compared(tables: Mapping[object, pd.DataFrame], what: str = "momentum", heig
         what: the labels are.
         height: in pixels.
     """
-    several(tables, "epoch", "share", "reactivated", "pool")
+    _several(tables, "epoch", "share", "reactivated", "pool")
     text("what", what)
     figure, mean = go.Figure(), {}
     for i, (label, table) in enumerate(tables.items()):
         mean[label] = 100 * table["reactivated"].sum() / table["pool"].sum()
-        hover = (
-            f"{what} {label}: %{{y:.3g}}% of the passive weights come back in a step, epoch %{{x:.1f}}<extra></extra>"
-        )
+        hover = f"{what} {label}: %{{y:.3g}}% of the passive weights come back in a step, epoch %{{x:.1f}}"
         y = 100 * table["share"].where(table["share"] > 0)
-        figure.add_trace(go.Scatter(x=table["epoch"], y=y, name=f"{what} {label}", hovertemplate=hover, **line(i)))
+        figure.add_trace(scatter(table["epoch"], y, hover, line(i, name=f"{what} {label}")))
     least, most = min(mean, key=mean.get), max(mean, key=mean.get)
     title = f"Passive weights come back most often with {what} {most}: {mean[most]:.2g}% of them in a step"
     if len(tables) > 1:
@@ -81,18 +80,17 @@ def survival(tables: Mapping[object, pd.DataFrame], what: str = "momentum", heig
         what: the labels are.
         height: in pixels.
     """
-    several(tables, "steps", "longer")
+    _several(tables, "steps", "longer")
     text("what", what)
     figure = go.Figure()
     for i, (label, table) in enumerate(tables.items()):
-        hover = f"{what} {label}: %{{y:.3g}}% of passive stretches last longer than %{{x:,}} steps<extra></extra>"
-        y = 100 * table["longer"]
-        figure.add_trace(go.Scatter(x=table["steps"], y=y, name=f"{what} {label}", hovertemplate=hover, **line(i)))
+        hover = f"{what} {label}: %{{y:.3g}}% of passive stretches last longer than %{{x:,}} steps"
+        style = line(i, name=f"{what} {label}")
+        figure.add_trace(scatter(table["steps"], 100 * table["longer"], hover, style))
     table = next(iter(tables.values()))
     once, end = 100 * (1 - table["longer"].iloc[0]), 100 * table["longer"].iloc[-1]
-    title = (
-        f"{once:.0f}% of passive stretches end after {_steps(table['steps'].iloc[0])}, {end:.0f}% not within the run"
-    )
+    title = f"{once:.0f}% of passive stretches end after {_steps(table['steps'].iloc[0])}, "
+    title += f"{end:.0f}% not within the run"
     first = next(iter(tables))
     if len(tables) > 1 and first != "all":
         title += f" ({what} {first})"
@@ -110,17 +108,14 @@ def layers(table: pd.DataFrame, height: int = 420) -> go.Figure:
         table: from `per_layer`.
         height: in pixels.
     """
-    some(table, "table", "layer", "weights", "active", "woken", "kept", "kept_woken")
+    checks.table("table", table, ("layer", "weights", "active", "woken", "kept", "kept_woken"))
     kinds = {"ever active": "active", "woken": "woken", "kept": "kept", "kept and woken": "kept_woken"}
     figure = go.Figure()
-    for i, (kind, column) in enumerate(kinds.items()):
-        hover = f"%{{x}}: %{{customdata:,}} weights {kind}, %{{y:.3g}}% of the layer<extra></extra>"
+    for i, (what, column) in enumerate(kinds.items()):
+        hover = f"%{{x}}: %{{customdata:,}} weights {what}, %{{y:.3g}}% of the layer"
         y = 100 * table[column] / table["weights"]
-        figure.add_trace(
-            go.Scatter(
-                x=table["layer"], y=y.where(y > 0), name=kind, customdata=table[column], hovertemplate=hover, **line(i)
-            )
-        )
+        style = line(i, name=what, customdata=table[column])
+        figure.add_trace(scatter(table["layer"], y.where(y > 0), hover, style))
     single = table[table["layer"] != "all"]
     woken = single["woken"] / single["weights"]
     most, least = woken.idxmax(), woken.idxmin()
@@ -137,18 +132,15 @@ def kept(table: pd.DataFrame, height: int = 420) -> go.Figure:
         table: from `kept`.
         height: in pixels.
     """
-    some(table, "table", "what", "weights", "kept", "share", "kept_share")
+    checks.table("table", table, ("what", "weights", "kept", "share", "kept_share"))
     what = table.set_index("what")
     rows = what.drop("all weights")
     figure = go.Figure()
-    for i, (name, count, share) in enumerate(
-        (("of all weights", "weights", "share"), ("of those the cut keeps", "kept", "kept_share"))
-    ):
-        hover = f"%{{x}}: %{{customdata:,}} {name}, %{{y:.3g}}%<extra></extra>"
+    kinds = (("of all weights", "weights", "share"), ("of those the cut keeps", "kept", "kept_share"))
+    for i, (name, count, share) in enumerate(kinds):
+        hover = f"%{{x}}: %{{customdata:,}} {name}, %{{y:.3g}}%"
         y = 100 * rows[share].where(rows[share] > 0)
-        figure.add_trace(
-            go.Scatter(x=rows.index, y=y, name=name, customdata=rows[count], hovertemplate=hover, **line(i))
-        )
+        figure.add_trace(scatter(rows.index, y, hover, line(i, name=name, customdata=rows[count])))
     n, woken, near = (int(what["kept"][row]) for row in ("all weights", "woken", "once under 1e-3"))
     title = f"Of the {n:,} weights the cut keeps, {woken:,} were woken, and {near:,} were once under 1e-3"
     return drawn(figure, title, "what the weight went through", "share of weights, %", height, logy=True)
@@ -161,7 +153,7 @@ def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
         table: from `controls`.
         height: in pixels.
     """
-    some(table, "table", "seed", "variant", "after", "live", "cut", "tested")
+    checks.table("table", table, ("seed", "variant", "after", "live", "cut", "tested"))
     names = {"frozen": "frozen", "forbidden": "woken forbidden"}
     what = {"frozen": "only weights active then may be active", "forbidden": "who stays passive for long, stays so"}
     accuracies = {"live": "as it is", "cut": "after the cut"}
@@ -172,15 +164,14 @@ def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
         if runs.empty:
             continue
         change = 100 * (runs[accuracy] - runs["seed"].map(plain[accuracy]))
-        change = change.groupby(runs["after"]).agg(["mean", "min", "max", "count"])
+        change = mean_and_range(change, runs["after"])
         hover = f"{what[variant]}, from epoch %{{customdata[3]:g}} on<br>accuracy {accuracies[accuracy]}: %{{y:+.2f}}"
         hover += " points, mean of %{customdata[2]:.0f} seeds (%{customdata[0]:+.2f} to %{customdata[1]:+.2f})"
-        error = error_bars(change["mean"], change["min"], change["max"])
-        data = change[["min", "max", "count"]].assign(after=change.index)
-        looks = line(i, error_y=error, customdata=data, hovertemplate=f"{hover}<extra></extra>")
+        style = line(i, error_y=error_bars(change["mean"], change["low"], change["high"]))
+        style["customdata"] = change[["low", "high", "seeds"]].assign(after=change.index)
+        style["name"] = f"{names[variant]}, {accuracies[accuracy]}"
         x = change.index * 1.03**i  # set apart a little, or the bars from least to most cover each other
-        name = f"{names[variant]}, {accuracies[accuracy]}"
-        figure.add_trace(go.Scatter(x=x, y=change["mean"], name=name, **looks))
+        figure.add_trace(scatter(x, change["mean"], hover, style))
         if accuracy == "live":
             found[variant] = _span(change["mean"])
     figure.add_hline(y=0, line={"color": "#888888", "width": 1}, annotation_text="plain run")
@@ -190,6 +181,15 @@ def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
     x = f"from this epoch on they may not (log); one test sample is {100 / table['tested'].iloc[0]:.2g} points"
     figure = drawn(figure, title, x, "accuracy, change in points", height)
     return figure.update_xaxes(type="log", **ticks(table["after"].dropna().unique()))
+
+
+def _several(tables: Any, *columns: str) -> None:
+    """Raises TypeError or ValueError where `tables` is no mapping of tables that have rows and these columns."""
+    kind("tables", tables, Mapping, "a mapping of labels to tables")
+    if not len(tables):
+        raise ValueError("tables must have at least one row, got none")
+    for label, one in tables.items():
+        checks.table(f"tables[{label!r}]", one, columns)
 
 
 def _span(values: pd.Series) -> str:

@@ -8,34 +8,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from gsm_lab import checks
 from gsm_lab.checks import number, shown, text
-from gsm_lab.figures.parts import drawn, error_bars, some, ticks
+from gsm_lab.figures.frame import drawn, error_bars, scatter, ticks
 from gsm_lab.figures.style import line
+from gsm_lab.studies.aggregation import METHODS, summary
 
-_COLUMNS = ("label", "model", "compression", "base", "live", "cut", "published", "seconds")
+__all__ = ["against_published", "budgets", "pixels", "ranked", "summary"]
+
 FAR = 10.0  # points under the median of what is shown: beyond that a method is told in words, at the lower edge
-
-
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Over the seeds of each method, model and compression.
-
-    Args:
-        table: rows of a CSV of `gsm-lab reproduce`.
-
-    Returns:
-        `label`, `model`, `compression`, `runs`; `base`, `live`, `cut`: mean test accuracies in percent; `spread`,
-        `low`, `high`: standard deviation, least and greatest of the accuracy after the cut; `lost` = live - cut, in
-        points; `published`, what a paper reports; `seconds` a run. In the order in which labels come first.
-    """
-    some(table, "table", *_COLUMNS)
-    table = table.assign(**{k: 100 * table[k] for k in ("base", "live", "cut")})
-    by = table.groupby(["label", "model", "compression"], sort=False)
-    result = by.agg(
-        runs=("cut", "size"), base=("base", "mean"), live=("live", "mean"), cut=("cut", "mean"), spread=("cut", "std"),
-        low=("cut", "min"), high=("cut", "max"), published=("published", "first"), seconds=("seconds", "mean"),
-    )  # fmt: skip
-    result.insert(6, "lost", result["live"] - result["cut"])
-    return result.reset_index()
 
 
 def budgets(table: pd.DataFrame, model: str = "lenet300", height: int = 460) -> go.Figure:
@@ -53,10 +34,10 @@ def budgets(table: pd.DataFrame, model: str = "lenet300", height: int = 460) -> 
     for i, (label, of) in enumerate(rows.groupby("label", sort=False)):
         of = of.sort_values("compression")
         hover = f"{label} at %{{x:g}}×: %{{y:.2f}}%, %{{customdata[0]:.2f}} to %{{customdata[1]:.2f}} over "
-        hover += "%{customdata[2]} seeds<extra></extra>"
-        look = line(i, error_y=error_bars(of["cut"], of["low"], of["high"]), hovertemplate=hover)
-        data = of[["low", "high", "runs"]]
-        figure.add_trace(go.Scatter(x=of["compression"], y=of["cut"], name=label, customdata=data, **look))
+        hover += "%{customdata[2]} seeds"
+        style = line(i, name=label, error_y=error_bars(of["cut"], of["low"], of["high"]))
+        style["customdata"] = of[["low", "high", "runs"]]
+        figure.add_trace(scatter(of["compression"], of["cut"], hover, style))
     hardest = rows[rows["compression"] == rows["compression"].max()].sort_values("cut")
     best, worst = hardest.iloc[-1], hardest.iloc[0]
     title = f"At {best['compression']:g}× {best['label']} keeps {best['cut']:.2f}%"
@@ -82,16 +63,15 @@ def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60
 
     Raises ValueError where there are no such rows.
     """
-    rows = summary(_part(table, model, number("compression", compression, 1))).sort_values(
-        "cut", ascending=False, kind="stable"
-    )
+    rows = summary(_part(table, model, number("compression", compression, 1)))
+    rows = rows.sort_values("cut", ascending=False, kind="stable")
     figure = go.Figure()
     for i, (column, name) in enumerate((("cut", "after the cut"), ("live", "before it"))):
-        hover = f"%{{x}}: %{{y:.2f}}% {name}, mean of %{{customdata}} seeds<extra></extra>"
-        look = line(i, mode="markers", hovertemplate=hover, customdata=rows["runs"])
+        hover = f"%{{x}}: %{{y:.2f}}% {name}, mean of %{{customdata}} seeds"
+        style = line(i, mode="markers", name=name, customdata=rows["runs"])
         if column == "cut":
-            look |= {"error_y": error_bars(rows["cut"], rows["low"], rows["high"])}
-        figure.add_trace(go.Scatter(x=rows["label"], y=rows[column], name=name, **look))
+            style["error_y"] = error_bars(rows["cut"], rows["low"], rows["high"])
+        figure.add_trace(scatter(rows["label"], rows[column], hover, style))
     dense = rows["base"].mean()
     note = f"dense network, {dense:.2f}%"
     figure.add_hline(y=dense, line={"color": "#888888", "width": 1, "dash": "dot"}, annotation_text=note)
@@ -108,7 +88,7 @@ def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60
 
 def _part(table: pd.DataFrame, model: str, compression: float | None = None) -> pd.DataFrame:
     """The rows of one network, at one compression. Raises ValueError where there are none."""
-    some(table, "table", *_COLUMNS)
+    checks.table("table", table, METHODS)
     part, at = table[table["model"] == text("model", model)], ""
     if compression is not None:
         part, at = part[part["compression"] == compression], f" at {compression:g}x"
@@ -153,10 +133,8 @@ def pixels(counts: Any, height: int = 440) -> go.Figure:
     read = int((counts > 0).sum())
     title = f"{read} of {counts.size} pixels are read, {counts.size - read} by no weight at all"
     hover = "row %{y}, column %{x}: %{z} weights<extra></extra>"
-    bar = {"title": {"text": "weights"}}
-    figure = go.Figure(
-        go.Heatmap(z=counts, colorscale="Greys", colorbar=bar, hovertemplate=hover, name="weights that read a pixel")
-    )
+    heat = {"colorscale": "Greys", "colorbar": {"title": {"text": "weights"}}, "name": "weights that read a pixel"}
+    figure = go.Figure(go.Heatmap(z=counts, hovertemplate=hover, **heat))
     figure = drawn(figure, title, "column, pixels", "row, pixels", height)
     figure.update_xaxes(constrain="domain", nticks=8)
     return figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain", nticks=8)
@@ -170,21 +148,18 @@ def against_published(table: pd.DataFrame, height: int = 460) -> go.Figure:
         height: in pixels.
     """
     rows = summary(table).dropna(subset="published")
-    some(rows, "table with published accuracies")
+    checks.table("table with published accuracies", rows)
     names = [f"{r.label}<br>{r.model}, {r.compression:g}×" for r in rows.itertuples()]
     figure = go.Figure()
-    hover = "%{x}: %{y:.2f}%, %{customdata[0]:.2f} to %{customdata[1]:.2f} over %{customdata[2]} seeds<extra></extra>"
-    look = line(0, mode="markers", error_y=error_bars(rows["cut"], rows["low"], rows["high"]), hovertemplate=hover)
-    figure.add_trace(go.Scatter(x=names, y=rows["cut"], name="here", customdata=rows[["low", "high", "runs"]], **look))
-    hover = "%{x}: %{y:.2f}% published<extra></extra>"
-    figure.add_trace(
-        go.Scatter(x=names, y=rows["published"], name="published", hovertemplate=hover, **line(1, mode="markers"))
-    )
+    hover = "%{x}: %{y:.2f}%, %{customdata[0]:.2f} to %{customdata[1]:.2f} over %{customdata[2]} seeds"
+    style = line(0, mode="markers", name="here", error_y=error_bars(rows["cut"], rows["low"], rows["high"]))
+    style["customdata"] = rows[["low", "high", "runs"]]
+    figure.add_trace(scatter(names, rows["cut"], hover, style))
+    style = line(1, mode="markers", name="published")
+    figure.add_trace(scatter(names, rows["published"], "%{x}: %{y:.2f}% published", style))
     off = rows["cut"] - rows["published"]
-    title = (
-        f"Measured minus published: {off.min():+.2f} to {off.max():+.2f} points, {(off >= 0).sum()} of {len(off)} rows"
-    )
-    title += " at least as good"
+    title = f"Measured minus published: {off.min():+.2f} to {off.max():+.2f} points, "
+    title += f"{(off >= 0).sum()} of {len(off)} rows at least as good"
     figure = drawn(figure, title, "method, network and compression", "test accuracy after the cut, %", height)
     least = pd.concat([rows["cut"], rows["published"]]).median() - FAR
     near = [y for y in (*rows["low"], *rows["high"], *rows["published"]) if y >= least]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from gsm_lab import checks
 from gsm_lab.checks import number
-from gsm_lab.figures.parts import drawn, error_bars, round_numbers, some, ticks
+from gsm_lab.figures.frame import drawn, error_bars, round_numbers, scatter, ticks
 from gsm_lab.figures.style import line
+from gsm_lab.studies.aggregation import mean_and_range
 
 
 def densities(table: pd.DataFrame, height: int = 420) -> go.Figure:
@@ -17,20 +19,18 @@ def densities(table: pd.DataFrame, height: int = 420) -> go.Figure:
         table: from `sensitivity`.
         height: in pixels.
     """
-    some(table, "table", "layer", "weights", "kept", "density", "low", "high")
+    checks.table("table", table, ("layer", "weights", "kept", "density", "low", "high"))
     share = 100 * table[["density", "low", "high"]]
     hover = "%{x}: %{y:.3g}% of %{customdata[0]:,} weights stay, %{customdata[1]:.0f} of them"
-    hover += "<br>%{customdata[2]:.3g} to %{customdata[3]:.3g}% by seed<extra></extra>"
+    hover += "<br>%{customdata[2]:.3g} to %{customdata[3]:.3g}% by seed"
     data = pd.concat([table[["weights", "kept"]], share[["low", "high"]]], axis=1)
     figure = go.Figure()
-    look = line(0, mode="markers", error_y=error_bars(share["density"], share["low"], share["high"]))
-    figure.add_trace(
-        go.Scatter(x=table["layer"], y=share["density"], name="GSM", customdata=data, hovertemplate=hover, **look)
-    )
+    bars = error_bars(share["density"], share["low"], share["high"])
+    style = line(0, mode="markers", name="GSM", error_y=bars, customdata=data)
+    figure.add_trace(scatter(table["layer"], share["density"], hover, style))
     whole = 100 * table["kept"].sum() / table["weights"].sum()
-    hover = f"whole network: {whole:.3g}% stay<extra></extra>"
-    flat = line(1, mode="lines+markers", hovertemplate=hover)
-    figure.add_trace(go.Scatter(x=table["layer"], y=[whole] * len(table), name="whole network", **flat))
+    hover = f"whole network: {whole:.3g}% stay"
+    figure.add_trace(scatter(table["layer"], [whole] * len(table), hover, line(1, name="whole network")))
     most, least = table.loc[table["density"].idxmax()], table.loc[table["density"].idxmin()]
     title = f"GSM leaves {most['layer']} {100 * most['density']:.2g}% of its weights"
     if most["layer"] != least["layer"]:
@@ -48,23 +48,19 @@ def alone(table: pd.DataFrame, finetune: float = 0, height: int = 420) -> go.Fig
 
     Raises ValueError where the table has no such rows.
     """
-    some(table, "table", "layer", "ratio", "finetune", "lost")
+    checks.table("table", table, ("layer", "ratio", "finetune", "lost"))
     finetune = number("finetune", finetune, 0)
     part = table[table["finetune"] == finetune]
-    some(part, f"table at finetune={finetune:g}")
+    checks.table(f"table at finetune={finetune:g}", part)
     figure, worst = go.Figure(), {}
     for i, (layer, rows) in enumerate(part.groupby("layer", sort=False)):
-        lost = (100 * rows["lost"]).groupby(rows["ratio"]).agg(["mean", "min", "max"])
+        lost = mean_and_range(100 * rows["lost"], rows["ratio"])
         left = 100 * (1 - lost.index)
         hover = f"{layer} with %{{x:.3g}}% of its weights: %{{y:+.2f}} points"
-        hover += "<br>%{customdata[0]:+.2f} to %{customdata[1]:+.2f} by seed<extra></extra>"
-        bars = error_bars(lost["mean"], lost["min"], lost["max"])
-        figure.add_trace(
-            go.Scatter(
-                x=left, y=lost["mean"], name=str(layer), customdata=lost[["min", "max"]], hovertemplate=hover,
-                **line(i, error_y=bars),
-            )
-        )  # fmt: skip
+        hover += "<br>%{customdata[0]:+.2f} to %{customdata[1]:+.2f} by seed"
+        bars = error_bars(lost["mean"], lost["low"], lost["high"])
+        style = line(i, name=str(layer), error_y=bars, customdata=lost[["low", "high"]])
+        figure.add_trace(scatter(left, lost["mean"], hover, style))
         worst[layer] = lost["mean"].iloc[-1]
     ratio = part["ratio"].max()
     most, least = max(worst, key=worst.get), min(worst, key=worst.get)
@@ -84,24 +80,19 @@ def compared(answer: pd.DataFrame, truth: pd.DataFrame, agreement: pd.DataFrame,
         answer: from `sensitivity`. truth: from `alone`. agreement: from `agreement`.
         height: in pixels.
     """
-    some(answer, "answer", "layer", "density")
-    some(truth, "truth", "layer", "finetune", "more")
-    some(agreement, "agreement", "finetune", "tau", "low", "high", "layers")
+    checks.table("answer", answer, ("layer", "density"))
+    checks.table("truth", truth, ("layer", "finetune", "more"))
+    checks.table("agreement", agreement, ("finetune", "tau", "low", "high", "layers"))
     if missing := [layer for layer in answer["layer"] if layer not in set(truth["layer"])]:
         raise ValueError(f"truth must be of the layers of answer, and has no {', '.join(map(str, missing))}")
     figure = go.Figure()
     for i, (epochs, part) in enumerate(truth.groupby("finetune")):
         cost = part.groupby("layer")["more"].mean()[answer["layer"]]
         name = f"{epochs:g} epoch{'' if epochs == 1 else 's'} of fine-tuning" if epochs else "no fine-tuning"
-        hover = (
-            f"%{{text}}, {name}: %{{x:.3g}}% stay under GSM, pruned alone the loss rises by %{{y:.3g}}<extra></extra>"
-        )
-        figure.add_trace(
-            go.Scatter(
-                x=100 * answer["density"], y=cost, text=answer["layer"], name=name, hovertemplate=hover,
-                textposition=("top center", "bottom center")[i % 2], **line(i, mode="markers+text"),
-            )
-        )  # fmt: skip
+        hover = f"%{{text}}, {name}: %{{x:.3g}}% stay under GSM, pruned alone the loss rises by %{{y:.3g}}"
+        style = line(i, mode="markers+text", name=name, text=answer["layer"])
+        style["textposition"] = ("top center", "bottom center")[i % 2]
+        figure.add_trace(scatter(100 * answer["density"], cost, hover, style))
     rows = agreement.set_index("finetune")
     said = [f"{tau:+.2f} ({low:+.2f} to {high:+.2f})" for tau, low, high in rows[["tau", "low", "high"]].to_numpy()]
     title = f"Order of the {rows['layers'].iloc[0]} layers, GSM against the truth: Kendall's tau {', '.join(said)}"

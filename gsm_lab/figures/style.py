@@ -1,4 +1,4 @@
-"""One look for all figures, readable in greyscale: every trace differs in dash and in marker, not only in colour."""
+"""The style of all figures, readable in greyscale: every trace differs in dash and in marker, not only in colour."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px,2px
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "triangle-down", "cross")
 LINE = 88  # characters of a title in a line: what a notebook's cell beside JupyterLab's file browser has room for
 MARKERS_SHOWN = 9  # along a line, however many points it has
+AXIS = {"showline": True, "linecolor": "#888888", "ticks": "outside", "gridcolor": "#e6e6e6", "zeroline": False}
 FONT = "Open Sans, Helvetica, Arial, sans-serif"
 
 
@@ -50,10 +51,7 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
         hovermode="closest",
         uirevision="keep",
     )
-    grey = {"showline": True, "linecolor": "#888888", "ticks": "outside", "gridcolor": "#e6e6e6", "zeroline": False}
-    figure.update_xaxes(**grey)
-    figure.update_yaxes(**grey)
-    return figure
+    return figure.update_xaxes(AXIS).update_yaxes(AXIS)
 
 
 def headed(figure: go.Figure, title: str, top: int = 64, size: int = 16) -> go.Figure:

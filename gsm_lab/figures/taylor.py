@@ -6,12 +6,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from gsm_lab import checks
 from gsm_lab.checks import one_of, text
-from gsm_lab.figures.parts import drawn, some
+from gsm_lab.figures import frame
+from gsm_lab.figures.frame import FEW_TICKS, drawn
 from gsm_lab.figures.style import COLOURS, SYMBOLS, line
+from gsm_lab.studies.aggregation import ESTIMATES
 
-_ESTIMATES = ("first order", "|g w|", "Fisher", "first + diagonal", "second order")
 _EXACT = 1e-9  # relative errors below this are drawn here: float64 knows no better
+_POWERS = ["1", "10", "100", "1,000", "10,000", "100,000"]
 
 
 def scatter(table: pd.DataFrame, estimate: str = "|g w|", height: int = 460) -> go.Figure:
@@ -19,43 +22,35 @@ def scatter(table: pd.DataFrame, estimate: str = "|g w|", height: int = 460) -> 
 
     Weights whose truth is below the floor are left out and counted in the axis title.
     """
-    some(table, "table", "region", "layer", "index", "rank", "true")
-    one_of("estimate", estimate, [name for name in _ESTIMATES if name in table])
+    checks.table("table", table, ("region", "layer", "index", "rank", "true"))
+    one_of("estimate", estimate, [name for name in ESTIMATES if name in table])
     if "floor" not in table.attrs:
         raise ValueError('table must be from singles, with its attrs: it has no attrs["floor"]')
     size, guess = table["true"].abs(), table[estimate].abs()
     shown = (size >= table.attrs["floor"]) & (guess > 0)
     figure = go.Figure()
     span = [min(size[shown].min(), guess[shown].min()), max(size[shown].max(), guess[shown].max())]
+    hover = "%{customdata[0]} [%{customdata[1]}], rank %{customdata[2]:,}<br>true change %{x:.2e}, estimate %{y:.2e}"
     for i, region in enumerate(dict.fromkeys(table["region"])):
         rows = shown & (table["region"] == region)
         if rows.any():
+            marker = {"symbol": SYMBOLS[i], "size": 8, "color": COLOURS[i], "opacity": 0.75}
             figure.add_trace(
                 go.Scatter(
-                    x=size[rows],
-                    y=guess[rows],
-                    name=region,
-                    mode="markers",
-                    marker={"symbol": SYMBOLS[i], "size": 8, "color": COLOURS[i], "opacity": 0.75},
+                    x=size[rows], y=guess[rows], name=region, mode="markers", marker=marker,
                     customdata=table.loc[rows, ["layer", "index", "rank"]],
-                    hovertemplate="%{customdata[0]} [%{customdata[1]}], rank %{customdata[2]:,}"
-                    "<br>true change %{x:.2e}, estimate %{y:.2e}<extra>" + region + "</extra>",
+                    hovertemplate=f"{hover}<extra>{region}</extra>",
                 )
-            )
+            )  # fmt: skip
     diagonal = {"color": "#444444", "dash": "dot", "width": 1.5}
     figure.add_trace(go.Scatter(x=span, y=span, name="exact", mode="lines", line=diagonal, hoverinfo="skip"))
     median = ((guess - size).abs() / size)[shown].median()
-    drawn(
-        figure,
-        f"{_said(estimate)} is {_off(median)} for one weight in the median",
-        f"true |change of the loss| without the weight ({int((~shown).sum())} of {len(table)} below the floor)",
-        f"{estimate}, estimated change of the loss",
-        height,
-    )
+    title = f"{_said(estimate)} is {_off(median)} for one weight in the median"
+    below = f"{int((~shown).sum())} of {len(table)} below the floor"
+    x, y = f"true |change of the loss| without the weight ({below})", f"{estimate}, estimated change of the loss"
+    figure = drawn(figure, title, x, y, height)
     power = {"type": "log", "exponentformat": "power", "nticks": 9}
-    figure.update_xaxes(**power)
-    figure.update_yaxes(**power)
-    return figure
+    return figure.update_xaxes(power).update_yaxes(power)
 
 
 def errors(agreement: pd.DataFrame, across: str = "region", note: str = "", height: int = 420) -> go.Figure:
@@ -67,62 +62,44 @@ def errors(agreement: pd.DataFrame, across: str = "region", note: str = "", heig
         across: the column on the x axis.
         note: where the figure is from, for the title.
     """
-    some(agreement, "agreement", "estimate", "relative_error", "rank_correlation", "weights", "below_floor")
+    columns = ("estimate", "relative_error", "rank_correlation", "weights", "below_floor")
+    checks.table("agreement", agreement, columns)
     one_of("across", across, agreement.columns)
     text("note", note)
     figure = go.Figure()
-    for estimate in (e for e in _ESTIMATES if e in set(agreement["estimate"])):
+    for estimate in (e for e in ESTIMATES if e in set(agreement["estimate"])):
         rows = agreement[(agreement["estimate"] == estimate) & agreement["relative_error"].notna()]
-        figure.add_trace(
-            go.Scatter(
-                x=rows[across].astype(str),
-                y=rows["relative_error"].clip(lower=_EXACT),
-                name=estimate,
-                customdata=rows[["rank_correlation", "below_floor", "weights"]],
-                hovertemplate=f"{estimate}<br>%{{x}}: median relative error %{{y:.2g}}, rank correlation "
-                "%{customdata[0]:.3f}<br>%{customdata[1]} of %{customdata[2]} below the floor<extra></extra>",
-                **line(_ESTIMATES.index(estimate)),
-            )
-        )
+        hover = f"{estimate}<br>%{{x}}: median relative error %{{y:.2g}}, rank correlation %{{customdata[0]:.3f}}"
+        hover += "<br>%{customdata[1]} of %{customdata[2]} below the floor"
+        data = rows[["rank_correlation", "below_floor", "weights"]]
+        style = line(ESTIMATES.index(estimate), name=estimate, customdata=data)
+        y = rows["relative_error"].clip(lower=_EXACT)
+        figure.add_trace(frame.scatter(rows[across].astype(str), y, hover, style))
     medians = agreement.groupby("estimate")["relative_error"].median()
     best, worst = medians.idxmin(), medians.idxmax()
     where = f" {note}" if note else ""
     title = f"{_said(best)} is {_off(medians[best])}, {worst} {_off(medians[worst])}{where}"
-    drawn(figure, title, across, "median relative error", height)
-    figure.update_yaxes(type="log", exponentformat="power", nticks=8)
-    return figure
+    return drawn(figure, title, across, "median relative error", height).update_yaxes(FEW_TICKS)
 
 
 def set_errors(table: pd.DataFrame, kind: str = "top", note: str = "", height: int = 420) -> go.Figure:
     """Sets of growing size of one kind, from `sets`: the relative error of every estimate. Raises ValueError."""
-    some(table, "table", "kind", "size", "true", *_ESTIMATES, *(f"error of {name}" for name in _ESTIMATES))
+    columns = ("kind", "size", "true", *ESTIMATES, *(f"error of {name}" for name in ESTIMATES))
+    checks.table("table", table, columns)
     rows = table[table["kind"] == one_of("kind", kind, dict.fromkeys(table["kind"]))]
     text("note", note)
     figure = go.Figure()
-    for i, estimate in enumerate(_ESTIMATES):
+    for i, estimate in enumerate(ESTIMATES):
         error = rows[f"error of {estimate}"]
         if error.notna().any():
-            figure.add_trace(
-                go.Scatter(
-                    x=rows["size"],
-                    y=error.clip(lower=_EXACT),
-                    name=estimate,
-                    customdata=rows[["true", estimate]],
-                    hovertemplate=f"{estimate}<br>%{{x:,}} weights: true %{{customdata[0]:.3g}}, estimated "
-                    "%{customdata[1]:.3g}, error %{y:.2g}<extra></extra>",
-                    **line(i),
-                )
-            )
+            hover = f"{estimate}<br>%{{x:,}} weights: true %{{customdata[0]:.3g}}, estimated %{{customdata[1]:.3g}}, "
+            style = line(i, name=estimate, customdata=rows[["true", estimate]])
+            figure.add_trace(frame.scatter(rows["size"], error.clip(lower=_EXACT), hover + "error %{y:.2g}", style))
     last = rows.loc[rows["size"].idxmax()]
-    first = last["error of first order"]
-    title = (
-        f"{last['size']:,} weights ({kind}) set to zero change the loss by {last['true']:.2g}; "
-        f"first order is {_off(first)}{' ' + note if note else ''}"
-    )
-    drawn(figure, title, "weights set to zero together", "relative error", height)
-    figure.update_xaxes(type="log", exponentformat="power")
-    figure.update_yaxes(type="log", exponentformat="power", nticks=8)
-    return figure
+    title = f"{last['size']:,} weights ({kind}) set to zero change the loss by {last['true']:.2g}; "
+    title += f"first order is {_off(last['error of first order'])}{' ' + note if note else ''}"
+    figure = drawn(figure, title, "weights set to zero together", "relative error", height)
+    return figure.update_xaxes(type="log", exponentformat="power").update_yaxes(FEW_TICKS)
 
 
 def rank_map(counts: pd.DataFrame, height: int = 480) -> go.Figure:
@@ -130,32 +107,17 @@ def rank_map(counts: pd.DataFrame, height: int = 480) -> go.Figure:
     _numbers(counts, "counts")
     total = counts.to_numpy().sum()
     near = sum(np.trace(counts.to_numpy(), offset) for offset in (-1, 0, 1)) / total
-    figure = go.Figure(
-        go.Heatmap(
-            x=counts.columns,
-            y=counts.index,
-            z=np.log10(counts.where(counts > 0)),
-            customdata=counts,
-            colorscale="Greys",
-            colorbar={"title": {"text": "weights"}, "tickvals": [0, 1, 2, 3, 4, 5], "ticktext": _POWERS},
-            hovertemplate="rank by |g w| about %{x:,.0f}, true rank about %{y:,.0f}: "
-            "%{customdata:,} weights<extra></extra>",
-        )
-    )
-    drawn(
-        figure,
-        f"|g w| ranks {100 * near:.0f}% of all {total:,} weights about rightly",
-        "rank by |g w| (1: greatest)",
-        "rank by the true |change of the loss|",
-        height,
-    )
-    figure.update_layout(showlegend=False)
-    figure.update_xaxes(type="log", exponentformat="power")
-    figure.update_yaxes(type="log", exponentformat="power")
-    return figure
-
-
-_POWERS = ["1", "10", "100", "1,000", "10,000", "100,000"]
+    bar = {"title": {"text": "weights"}, "tickvals": [0, 1, 2, 3, 4, 5], "ticktext": _POWERS}
+    hover = "rank by |g w| about %{x:,.0f}, true rank about %{y:,.0f}: %{customdata:,} weights<extra></extra>"
+    heat = go.Heatmap(
+        x=counts.columns, y=counts.index, z=np.log10(counts.where(counts > 0)), customdata=counts, colorscale="Greys",
+        colorbar=bar, hovertemplate=hover,
+    )  # fmt: skip
+    title = f"|g w| ranks {100 * near:.0f}% of all {total:,} weights about rightly"
+    x, y = "rank by |g w| (1: greatest)", "rank by the true |change of the loss|"
+    figure = drawn(go.Figure(heat), title, x, y, height).update_layout(showlegend=False)
+    power = {"type": "log", "exponentformat": "power"}
+    return figure.update_xaxes(power).update_yaxes(power)
 
 
 def input_map(missed: pd.DataFrame, height: int = 440) -> go.Figure:
@@ -163,26 +125,18 @@ def input_map(missed: pd.DataFrame, height: int = 440) -> go.Figure:
     _numbers(missed, "missed")
     values = missed.to_numpy()
     rows, columns = values.shape
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            colorscale="Greys",
-            colorbar={"title": {"text": "weights"}},
-            hovertemplate="row %{y}, column %{x}: %{z} weights missed<extra></extra>",
-        )
-    )
+    hover = "row %{y}, column %{x}: %{z} weights missed<extra></extra>"
+    heat = go.Heatmap(z=values, colorscale="Greys", colorbar={"title": {"text": "weights"}}, hovertemplate=hover)
     inner = values[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4].sum()
     share = 100 * inner / max(1, values.sum())
     title = f"{share:.0f}% of the {values.sum():,} weights that |g w| misses look at the middle quarter of the picture"
-    drawn(figure, title, "column (pixels)", "row (pixels)", height)
-    figure.update_layout(showlegend=False)
+    figure = drawn(go.Figure(heat), title, "column (pixels)", "row (pixels)", height).update_layout(showlegend=False)
     figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain")
-    figure.update_xaxes(constrain="domain")
-    return figure
+    return figure.update_xaxes(constrain="domain")
 
 
 def _numbers(table: pd.DataFrame, name: str) -> None:
-    some(table, name)
+    checks.table(name, table)
     if not table.size or any(dtype.kind not in "iuf" for dtype in table.dtypes):
         raise ValueError(f"{name} must be a table of numbers alone")
 
@@ -195,6 +149,6 @@ def _off(error: float) -> str:
     """An error in words."""
     if error != error:
         return "too small to tell"
-    return (
-        "exact to 0.1%" if error < 1e-3 else f"{100 * error:.2g}% off" if error < 0.995 else f"{100 * error:.0f}% off"
-    )
+    if error < 1e-3:
+        return "exact to 0.1%"
+    return f"{100 * error:.2g}% off" if error < 0.995 else f"{100 * error:.0f}% off"

@@ -15,13 +15,15 @@ from gsm_lab.checks import number, one_of, whole
 from gsm_lab.figures.decay import falls, speed
 from gsm_lab.figures.frame import DOTS, NARROW, WIDE, by_run, layer_name, name, only_run, scatter, titled
 from gsm_lab.figures.style import line
+from gsm_lab.knobs import LOSSLESS
+from gsm_lab.studies.aggregation import first_lossless
 
 __all__ = ["PATHS_SHOWN", "cut_gap", "density", "falls", "near_zero", "paths", "sets", "speed"]
 
 PATHS_SHOWN = 12  # of a kind; more cannot be told apart
 _POINTS = 200  # of a path
 _KINDS = {"kept": "kept in the end", "switched": "active at times", "passive": "never active"}
-_LOOKS = {"kept": 0, "switched": 4, "passive": 2}  # dark ones, that stand out from the grey band
+_STYLES = {"kept": 0, "switched": 4, "passive": 2}  # dark ones, that stand out from the grey band
 
 
 def near_zero(table: pd.DataFrame) -> go.Figure:
@@ -44,8 +46,8 @@ def near_zero(table: pd.DataFrame) -> go.Figure:
                 thin |= {"name": "if all were passive", "legendgroup": "expected"}
                 figure.add_trace(scatter(step, 100 * rows[f"expected_{bound}"], hover, thin), 1, col)
             hover = f"{name(label)}, step %{{x}}: %{{y:.2f}}% of weights have |w| < {bound}"
-            look = {"name": name(label), "legendgroup": name(label), "showlegend": col == 1, **line(i)}
-            figure.add_trace(scatter(step, 100 * rows[f"under_{bound}"], hover, look), 1, col)
+            style = {"name": name(label), "legendgroup": name(label), "showlegend": col == 1, **line(i)}
+            figure.add_trace(scatter(step, 100 * rows[f"under_{bound}"], hover, style), 1, col)
         goal = {"mode": "lines", "line": DOTS, "name": "1 − 1/C", "legendgroup": "goal", "showlegend": col == 1}
         rows = runs[0][1]
         figure.add_trace(scatter(rows["step"], 100 * rows["target"], "%{y:.2f}% = 1 − 1/C have to go", goal), 1, col)
@@ -55,7 +57,7 @@ def near_zero(table: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def cut_gap(table: pd.DataFrame, tolerance: float = 0.01) -> go.Figure:
+def cut_gap(table: pd.DataFrame, tolerance: float = LOSSLESS) -> go.Figure:
     """Live minus cut accuracy above, training loss below, over the steps, a line a run. Takes `cut_gap(...)`.
 
     The title says from which step on a cut costs at most `tolerance` (accuracy, 0..1); the grey band shows it.
@@ -65,18 +67,15 @@ def cut_gap(table: pd.DataFrame, tolerance: float = 0.01) -> go.Figure:
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
     for i, (label, rows) in enumerate(runs):
         who = name(label)
-        costs = np.flatnonzero(rows["gap"] > tolerance + 1e-6)
-        first = costs[-1] + 1 if len(costs) else 0
+        first = first_lossless(rows, tolerance)
         said.append(f"from step {rows['step'].iloc[first]:,} on ({who})" if first < len(rows) else f"never ({who})")
         both = 100 * rows[["live", "cut"]].to_numpy()
-        hover = (
-            f"{who}, step %{{x}}: live %{{customdata[0]:.2f}}%, cut %{{customdata[1]:.2f}}%, the cut costs "
-            "%{y:.2f} points"
-        )
-        look = {"name": who, "legendgroup": who, **line(i)}
-        figure.add_trace(scatter(rows["step"], 100 * rows["gap"], hover, {**look, "customdata": both}), 1, 1)
+        hover = f"{who}, step %{{x}}: live %{{customdata[0]:.2f}}%, cut %{{customdata[1]:.2f}}%, "
+        hover += "the cut costs %{y:.2f} points"
+        style = {"name": who, "legendgroup": who, **line(i)}
+        figure.add_trace(scatter(rows["step"], 100 * rows["gap"], hover, {**style, "customdata": both}), 1, 1)
         hover = f"{who}, step %{{x}}: training loss %{{y:.3g}}, mean since the evaluation before"
-        figure.add_trace(scatter(rows["step"], rows["loss"], hover, {**look, "showlegend": False}), 2, 1)
+        figure.add_trace(scatter(rows["step"], rows["loss"], hover, {**style, "showlegend": False}), 2, 1)
     points = 100 * tolerance
     figure.add_hrect(y0=-points, y1=points, fillcolor="#999999", opacity=0.3, line_width=0, row=1, col=1)
     title = f"A cut costs at most {points:g} {'point' if points == 1 else 'points'}: " + ", ".join(said)
@@ -98,8 +97,8 @@ def density(table: pd.DataFrame) -> go.Figure:
     for i, (layer, rows) in enumerate(table.groupby("layer", sort=False)):
         who = layer_name(layer)
         hover = f"{who}, step %{{x}}: %{{customdata:,}} weights, %{{y:.3g}}% of the layer, would stay"
-        look = {"name": f"{who} ({rows['weights'].iloc[0]:,} weights)", "customdata": rows["kept"], **line(i)}
-        figure.add_trace(scatter(rows["step"], 100 * rows["density"], hover, look))
+        style = {"name": f"{who} ({rows['weights'].iloc[0]:,} weights)", "customdata": rows["kept"], **line(i)}
+        figure.add_trace(scatter(rows["step"], 100 * rows["density"], hover, style))
     titled(figure, title, 420)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="kept by a cut, % of the layer (log)", **NARROW)
@@ -133,14 +132,14 @@ def paths(table: pd.DataFrame, layer: str | None = None, shown: int = PATHS_SHOW
             asleep = float((rows.groupby("weight")["magnitude"].last() < 1e-3).mean())
         each = each[np.unique(np.linspace(0, len(each) - 1, min(shown, len(each))).astype(int))]
         x, y, active, told = _joined(rows[rows["weight"].isin(each)])
-        hover, look = "%{customdata} at step %{x}: |w| = %{y:.3g}", line(_LOOKS[kind], customdata=told)
+        hover, style = "%{customdata} at step %{x}: |w| = %{y:.3g}", line(_STYLES[kind], customdata=told)
         if kind != "passive":  # the band lies behind the line
             band = {"mode": "lines", "line": {"color": "#DADADA", "width": 9, "dash": "solid"}, "customdata": told,
                     "name": "active", "legendgroup": "active", "showlegend": kind == "switched"}  # fmt: skip
             figure.add_trace(scatter(x, np.where(active, y, np.nan), hover + ", active", band), 1, i + 1)
-        look["line"]["width"] = 1.3
-        look["marker"] |= {"maxdisplayed": 30, "size": 6}
-        figure.add_trace(scatter(x, y, hover, {**look, "name": _KINDS[kind]}), 1, i + 1)
+        style["line"]["width"] = 1.3
+        style["marker"] |= {"maxdisplayed": 30, "size": 6}
+        figure.add_trace(scatter(x, y, hover, {**style, "name": _KINDS[kind]}), 1, i + 1)
     title = f"Of {sum(counts.values())} weights{f' of {layer_name(layer)}' if layer else ''}, {counts['kept']} are kept"
     if counts["switched"]:
         title += f"; of {counts['switched']} active only at times, {100 * asleep:.0f}% end under 1e-3"
@@ -171,8 +170,8 @@ def sets(table: pd.DataFrame) -> go.Figure:
         ("contested", 3, 100, "… in weights just asked for", "%{y:.3g}% of the norm in weights just asked for"),
     )
     for i, (column, col, factor, text, hover) in enumerate(lines):
-        look = {"name": text, **line(i)}
-        figure.add_trace(scatter(table["step"], factor * table[column], f"step %{{x}}: {hover}", look), 1, col)
+        style = {"name": text, **line(i)}
+        figure.add_trace(scatter(table["step"], factor * table[column], f"step %{{x}}: {hover}", style), 1, col)
     titled(figure, title, 460, 2)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="share, %", range=[0, 102], col=1)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-from gsm_lab.knobs import half_life, oscillates
+from gsm_lab.knobs import LOSSLESS, half_life, oscillates
 from gsm_lab.training.step import Training
 from gsm_lab.wording import percent
 
-LOSSLESS = 0.005  # of accuracy: what a cut may cost and still be worth no warning; or a standard error, if that is more
 FEW = 3  # half-lives: after fewer, passive weights have not decayed far enough to be cut
 
 
@@ -27,6 +26,7 @@ def too_early(run: Training) -> str:
         settings = [run.settings.lr, run.settings.momentum, run.settings.weight_decay]
         steps, moved = run.steps, any(e["knob"] == "compression" and e["step"] for e in run.history.events)
     life = half_life(*settings)
+    # what a cut may cost and still be worth no warning: the tolerance, or a standard error, if that is more
     least = max(LOSSLESS, math.sqrt(live * (1 - live) / len(run.data.test_y)))
     said = []
     if cut < live - least and steps < FEW * life and not oscillates(*settings):

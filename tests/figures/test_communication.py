@@ -141,7 +141,7 @@ def test_what_cannot_be_drawn_is_refused():
         figures.recall(agreement(), "b")
     with pytest.raises(ValueError, match="factor must be one of 1, 2, got 3"):
         figures.overlap(agreement(), 3)
-    with pytest.raises(ValueError, match="what must be bytes or seconds, got 'bits'"):
+    with pytest.raises(ValueError, match="what must be one of bytes, seconds, got 'bits'"):
         figures.volume(cost(10**6, [2, 4]), "bits")
     with pytest.raises(ValueError, match="several weights or several ranks, got neither"):
         figures.volume(cost(10**6, 2))

@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 import pytest
 
 from gsm_lab.figures import trajectories as figures
-from gsm_lab.figures.frame import times
+from gsm_lab.knobs import LOSSLESS, lossless
+from gsm_lab.wording import times
 
 STEPS = np.arange(1, 41)
 
@@ -156,6 +157,12 @@ def test_cut_gap_says_from_when_a_cut_is_free():
     assert "at most 2 points: from step 10 on" in title(figures.cut_gap(cut_gap([0.3, 0.02]), 0.02))
 
 
+def test_a_cut_is_free_as_the_study_says_unless_told_otherwise():
+    table = cut_gap([0.3, 0.006, 0.005, 0.0])
+    assert title(figures.cut_gap(table)) == "A cut costs at most 0.5 points: from step 20 on (momentum 0.9)"
+    assert LOSSLESS == 0.005 and lossless(0.9, 0.895) and not lossless(0.9, 0.894)
+
+
 def test_density_names_the_densest_and_the_sparsest():
     assert title(figures.density(density())) == "In the end, a cut keeps 10% of b and 5% of a"
     assert title(figures.density(density(layers=("a.weight",)))) == "In the end, a cut keeps 5% of a"
@@ -240,5 +247,5 @@ def test_sets_say_what_batches_ask_for_and_when_the_final_q_is_settled():
 
 @pytest.mark.parametrize("draw", [figures.near_zero, figures.cut_gap, figures.falls, figures.sets, figures.speed])
 def test_an_empty_table_is_refused(draw):
-    with pytest.raises(ValueError, match="table must hold at least one row"):
+    with pytest.raises(ValueError, match="table must have at least one row"):
         draw(pd.DataFrame())
