@@ -50,3 +50,8 @@ def duration(seconds: float) -> str:
 def count(number: int) -> str:
     """A whole number with commas, or in billions: "266,200", "100 billion"."""
     return f"{number / 1e9:g} billion" if number >= 1e9 else f"{number:,}"
+
+
+def layer_name(parameter: str) -> str:
+    """The layer that a prunable parameter belongs to: "fc1" for "fc1.weight"."""
+    return parameter.removesuffix(".weight")

@@ -178,7 +178,7 @@ STUDY_CALLS: Calls = {
         reactivation.watch, {**OF_A_RUN, "momenta": [0.9], "matched": True, "patience": 2},
     ),
     "reactivation.controls": (reactivation.controls, {**OF_A_RUN, "after": [1], "seeds": [0], "patience": 2}),
-    "convergence.Watch": (convergence.Watch, {"run": Made(run), "every": 2}),
+    "convergence.Distances": (convergence.Distances, {"run": Made(run), "every": 2}),
     "convergence.distance": (convergence.distance, {"weights": [np.ones(4, np.float32)], "q": 2}),
     "convergence.over_seeds": (convergence.over_seeds, {**OF_A_RUN, "seeds": [0], "looks": 2}),
     "sensitivity.sensitivity": (

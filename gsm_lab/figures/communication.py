@@ -12,10 +12,10 @@ from plotly.subplots import make_subplots
 
 from gsm_lab import checks
 from gsm_lab.checks import is_number, one_of, shown
-from gsm_lab.figures.frame import DOTS, WIDE, error_bars, layer_name, scatter, ticks, titled
+from gsm_lab.figures.frame import DOTS, WIDE, error_bars, scatter, ticks, titled
 from gsm_lab.figures.style import line
 from gsm_lab.studies.aggregation import mean_and_range
-from gsm_lab.wording import count, duration, size, whole_percent
+from gsm_lab.wording import count, duration, layer_name, size, whole_percent
 
 __all__ = ["accuracy", "overlap", "quantised", "recall", "volume"]
 

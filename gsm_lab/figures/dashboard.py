@@ -14,10 +14,10 @@ from plotly.subplots import make_subplots
 
 from gsm_lab.checks import kind, whole
 from gsm_lab.figures import taylor_view
-from gsm_lab.figures.frame import layer_name
 from gsm_lab.figures.style import COLOURS, finish, line
 from gsm_lab.knobs import KNOBS
 from gsm_lab.training.history import History
+from gsm_lab.wording import layer_name
 
 POINTS = 400  # a line; more cannot be seen, and makes a live figure slow
 LAYERS_SHOWN = 8

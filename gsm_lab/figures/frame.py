@@ -106,7 +106,7 @@ def round_numbers(values: np.ndarray) -> list[float]:
     return [step * 10.0**e for e in range(low, high + 1) for step in steps]
 
 
-# -- runs and layers ---------------------------------------------------------------------------------------------------
+# -- runs -------------------------------------------------------------------------------------------------------------
 
 
 def by_run(table: pd.DataFrame, *columns: str) -> list[tuple[Hashable, pd.DataFrame]]:
@@ -128,8 +128,3 @@ def only_run(table: pd.DataFrame, *columns: str) -> None:
 def name(label: Hashable) -> str:
     """What a run is called in a legend: a number is its momentum."""
     return f"momentum {label:g}" if isinstance(label, float) else str(label)
-
-
-def layer_name(parameter: str) -> str:
-    """The layer a prunable parameter belongs to."""
-    return parameter.removesuffix(".weight")

@@ -13,10 +13,11 @@ from plotly.subplots import make_subplots
 
 from gsm_lab.checks import number, one_of, whole
 from gsm_lab.figures.decay import falls, speed
-from gsm_lab.figures.frame import DOTS, NARROW, WIDE, by_run, layer_name, name, only_run, scatter, titled
+from gsm_lab.figures.frame import DOTS, NARROW, WIDE, by_run, name, only_run, scatter, titled
 from gsm_lab.figures.style import line
 from gsm_lab.knobs import LOSSLESS
 from gsm_lab.studies.aggregation import first_lossless
+from gsm_lab.wording import layer_name
 
 __all__ = ["PATHS_SHOWN", "cut_gap", "density", "falls", "near_zero", "paths", "sets", "speed"]
 

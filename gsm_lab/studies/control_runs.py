@@ -13,8 +13,7 @@ import torch
 
 from gsm_lab.checks import flag, is_number, several, shown, whole
 from gsm_lab.knobs import each
-from gsm_lab.optim.prunable import keep_masks
-from gsm_lab.studies.recording import Recorder
+from gsm_lab.studies.recording import Recorder, survivors
 from gsm_lab.studies.trainings import bar_over, dense, fresh, to_the_end
 from gsm_lab.training.run import Run
 
@@ -128,8 +127,6 @@ class _Gatekeeper:
 
 def _counts(recorder: Recorder) -> dict[str, int]:
     """How many weights were ever active, how many were woken, and how many of these the cut would keep."""
-    run = recorder.run
-    masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).values()
-    stays = torch.cat([mask.reshape(-1).cpu() for mask in masks]).numpy()
     active, woken = recorder.last_active > recorder.first, recorder.woken
-    return {"active": int(active.sum()), "woken": int(woken.sum()), "kept_woken": int((woken & stays).sum())}
+    kept_woken = int((woken & survivors(recorder.run)).sum())
+    return {"active": int(active.sum()), "woken": int(woken.sum()), "kept_woken": kept_woken}

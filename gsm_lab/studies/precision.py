@@ -6,11 +6,22 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from gsm_lab.models import copied
+from gsm_lab.training.derivatives import Loss
+
 _CASTS = ("float", "half", "bfloat16")
+
+
+def copies_in(dtype: torch.dtype, model: nn.Module, loss: Loss) -> tuple[nn.Module, Loss]:
+    """Copies in `dtype`, no parameter of which asks for a gradient: of the model, and of the loss if it is a module."""
+    model, of_module = copied(model, loss if isinstance(loss, nn.Module) else None)
+    device = next(model.parameters()).device
+    model.to(dtype).requires_grad_(False)
+    return model, loss if of_module is None else of_module.to(device, dtype).requires_grad_(False)
 
 
 class Raised(TorchFunctionMode):

@@ -11,29 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
-from gsm_lab.models import copied, prunable
+from gsm_lab.models import prunable
 from gsm_lab.optim import param_groups
 from gsm_lab.optim.layers import kernels
 from gsm_lab.optim.picks import Picks
-from gsm_lab.studies.precision import Raised
-from gsm_lab.studies.refusals import check_kinds, refuse_hidden_weights
+from gsm_lab.studies.precision import Raised, copies_in
+from gsm_lab.studies.refusals import check_kinds, first_loss, refuse_hidden_weights
 from gsm_lab.training.derivatives import (
     Loss,
     differentiable_twice,
     gradients,
+    holding,
     joined,
     leaves,
-    named,
     not_compiled,
     products_with,
 )
 from gsm_lab.training.outputs import Output, answer, answer_with
 from gsm_lab.training.run import Run
 from gsm_lab.training.sample_gradients import AT_ONCE, OfSamples, of_samples, sample_gradients
-
-_ABOUT_PRECISION = ("dtype", "scalar type", "Double", "Float", "BFloat16")  # in what PyTorch says of two of them
 
 
 class Problem:
@@ -79,24 +76,17 @@ class Problem:
         check_kinds(model, x, y, loss, dtype, output)
         if include is not None or exclude is not None:
             layers = param_groups(model, include, exclude)[0]["names"]
-        elif layers is None:  # a network that is frozen as a whole can be looked at, too
+        elif layers is None:  # a network that is frozen as a whole can be studied, too
             layers = list(prunable(model) or kernels(model) or param_groups(model)[0]["names"])
-        self.model, of_module = copied(model, loss if isinstance(loss, nn.Module) else None)
-        device = next(self.model.parameters()).device
-        self.model.to(dtype)
-        for p in self.model.parameters():
-            p.requires_grad_(False)
-        self.loss: Loss = loss if of_module is None else of_module.to(device, dtype).requires_grad_(False)
-        self.output, self.dtype = output, dtype
+        self.model, self.loss = copies_in(dtype, model, loss)
+        self.output, self.dtype, device = output, dtype, next(self.model.parameters()).device
         self.x, self.y = (t.to(device, dtype) if t.is_floating_point() else t.to(device) for t in (x, y))
-        own = {name: self.model.get_parameter(name) for name in layers}
-        before = {name: w.clone() for name, w in own.items()}
+        self.weights = {name: self.model.get_parameter(name) for name in layers}
+        before = [w.clone() for w in self.weights.values()]
         self.model.eval()
-        if any(not torch.equal(before[name], w) for name, w in own.items()):
-            raise ValueError(
-                f"model {type(model).__name__} must have the same weights in evaluation mode as in training"
-            )
-        self.weights = own
+        if any(not torch.equal(a, b) for a, b in zip(before, self.weights.values(), strict=True)):
+            name = type(model).__name__
+            raise ValueError(f"model {name} must have the same weights in evaluation mode as in training")
         self.sizes = [w.numel() for w in self.weights.values()]
         self.count = sum(self.sizes)
         self._raised: Raised | None = Raised(dtype)
@@ -108,23 +98,8 @@ class Problem:
     def _begin(self, x: Tensor, model: nn.Module, loss: Loss) -> None:
         """Find out what the model and the loss need, and their value."""
         version = self.x._version
-        does = f"model {type(model).__name__} must take the batch x of shape {tuple(x.shape)} (or output, both of them)"
-        try:
-            with torch.no_grad(), self.computing():
-                found = answer(self.model, self.x, self.output)
-                does = f"loss {named(loss)} must take what model and output give, and y of shape {tuple(self.y.shape)}"
-                value = self.loss(found, self.y)
-        except Exception as error:
-            said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
-            if isinstance(error, RuntimeError) and any(word in said for word in _ABOUT_PRECISION):
-                raise ValueError(self._other_dtype(loss, said)) from error
-            raise ValueError(f"{does}, and does not: {said}") from error
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            seen = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"loss must give one number, a tensor of one entry; {named(loss)} gives {seen}")
-        low = [t.dtype for t in (*tree_leaves(found), value) if isinstance(t, Tensor) and t.is_floating_point()]
-        if any(torch.finfo(d).bits < torch.finfo(self.dtype).bits for d in low):
-            raise ValueError(self._other_dtype(loss, f"they return {min(low, key=lambda d: torch.finfo(d).bits)}"))
+        with torch.no_grad(), self.computing():
+            found, value = first_loss(model, loss, self.x, self.y, self.dtype, self.answer, self.loss)
         if not self._raised.used:
             self._raised = None
         if not isinstance(loss, nn.Module):  # else it was copied together with the model
@@ -140,12 +115,6 @@ class Problem:
             self.value = float(self())
         if not math.isfinite(self.value):
             raise ValueError(f"the loss of this batch is {self.value}: no change of it can be measured")
-
-    def _other_dtype(self, loss: Loss, why: str) -> str:
-        return (
-            f"dtype must be one that model {type(self.model).__name__} and loss {named(loss)} can be computed in, got "
-            f"{self.dtype} ({why}); dtype=torch.float32 may be one"
-        )
 
     @contextlib.contextmanager
     def computing(self, as_written: bool = False) -> Iterator[None]:
@@ -192,11 +161,8 @@ class Problem:
 
     def parts(self, flat: Tensor) -> dict[str, Tensor]:
         """A flat vector [N] (or a stack of them, [k, N]) cut into the shapes of the layers."""
-        pieces = flat.split(self.sizes, dim=-1)
-        return {
-            name: piece.reshape(*flat.shape[:-1], *w.shape)
-            for (name, w), piece in zip(self.weights.items(), pieces, strict=True)
-        }
+        layers = zip(self.weights.items(), flat.split(self.sizes, dim=-1), strict=True)
+        return {name: part.reshape(*flat.shape[:-1], *w.shape) for (name, w), part in layers}
 
     def place(self, index: int) -> tuple[str, int]:
         """The layer of the weight at a flat position, and its flat position there. Raises IndexError."""
@@ -226,7 +192,7 @@ class Problem:
 
         To check `gradient` by.
         """
-        with self._holding(values or {}), leaves(self.model, self.weights) as tensors:
+        with holding(self.model, values or {}), leaves(self.model, self.weights) as tensors:
             for p in tensors:
                 p.grad = None
             with self.computing(as_written=True):
@@ -241,10 +207,8 @@ class Problem:
     def hessian_vector(self, vectors: Tensor) -> Tensor:
         """H v for one vector [N], or for each of a stack [k, N], with H the second derivatives over all N weights."""
         with self.graph(twice=True) as (tensors, gradient):
-            products = [
-                joined(products_with(gradient, tensors, list(self.parts(v).values())))
-                for v in torch.atleast_2d(vectors)
-            ]
+            along = [list(self.parts(v).values()) for v in torch.atleast_2d(vectors)]
+            products = [joined(products_with(gradient, tensors, v)) for v in along]
         return torch.stack(products).reshape(vectors.shape)
 
     def hessian_diagonal(self, indices: Sequence[int]) -> Tensor:
@@ -268,7 +232,7 @@ class Problem:
         """Mean over the samples of the square of each sample's gradient [N]: the empirical Fisher diagonal.
 
         For a loss that is a weighted sum over samples, the sum of weight times squared gradient. Raises ValueError
-        where there are no gradients of single samples, see `gsm_lab.training.derivatives.of_samples`.
+        where there are no gradients of single samples, see `gsm_lab.training.sample_gradients`.
         """
         return self._of_samples.squared
 
@@ -291,22 +255,8 @@ class Problem:
     @torch.no_grad()
     def loss_at(self, values: Mapping[str, Tensor]) -> float:
         """The loss with other values of some parameters, put into the model and taken out again."""
-        with self._holding(values):
+        with holding(self.model, values):
             return float(self.of({}))
-
-    @contextlib.contextmanager
-    def _holding(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        before = {name: self.model.get_parameter(name).detach().clone() for name in values}
-        try:
-            self._put(values)
-            yield
-        finally:
-            self._put(before)
-
-    @torch.no_grad()
-    def _put(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.model.get_parameter(name).copy_(value)
 
     def change(self, delta: Tensor) -> float:
         """L(w + delta) - L(w) for a change [N] of all weights."""
@@ -323,11 +273,8 @@ class Problem:
         for name, places in by_layer.items():
             for start in range(0, len(places), AT_ONCE):
                 ks, at = zip(*places[start : start + AT_ONCE], strict=True)
-                stack = (
-                    self.weights[name]
-                    .expand(len(at), *self.weights[name].shape)
-                    .clone(memory_format=torch.contiguous_format)
-                )
+                weight = self.weights[name]
+                stack = weight.expand(len(at), *weight.shape).clone(memory_format=torch.contiguous_format)
                 stack.view(len(at), -1)[range(len(at)), at] = 0.0
                 result[list(ks)] = self._losses(name, stack).cpu() - self.value
         return result

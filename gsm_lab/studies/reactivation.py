@@ -17,13 +17,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import torch
 
 from gsm_lab.checks import kind, shown, whole
-from gsm_lab.optim.prunable import keep_masks
 from gsm_lab.studies.control_runs import controls, watch
-from gsm_lab.studies.recording import Recorder
+from gsm_lab.studies.recording import Recorder, survivors
 from gsm_lab.studies.scan import NEAR_ZERO, length_bins
+from gsm_lab.wording import layer_name
 
 __all__ = ["Recorder", "controls", "kept", "per_layer", "per_momentum", "per_step", "survival", "watch"]
 
@@ -172,8 +171,8 @@ def _layer(recorder: Recorder, layer: str) -> list[int]:
     names = list(_recorder(recorder).layers)
     if isinstance(layer, str) and layer == "all":
         return list(range(len(names)))
-    if isinstance(layer, str) and layer.removesuffix(".weight") in names:
-        return [names.index(layer.removesuffix(".weight"))]
+    if isinstance(layer, str) and layer_name(layer) in names:
+        return [names.index(layer_name(layer))]
     raise ValueError(f"layer must be one of all, {', '.join(names)}; got {shown(layer)}")
 
 
@@ -200,5 +199,4 @@ def _kept(recorder: Recorder) -> np.ndarray:
             f"recorder must have watched the run to where it stands, step {run.steps}; it was there up to step "
             f"{recorder.last}" + ("" if run.history is recorder.history else ", before the run was reset")
         )
-    masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).values()
-    return torch.cat([mask.reshape(-1).cpu() for mask in masks]).numpy()
+    return survivors(run)

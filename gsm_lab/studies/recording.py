@@ -1,12 +1,21 @@
-"""`Recorder`: what every weight goes through while the gate opens and shuts on it, in less than 14 bytes a weight."""
+"""What is recorded while a run trains, after each of its gated steps.
+
+`Recorder` takes down what every weight goes through while the gate opens and shuts on it, in less than 14 bytes a
+weight. `Attached` is what the recorders of `paths` and `active_sets` share. A recorder is attached by making it, is not
+saved with the run, and ends with a reset of the run.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from gsm_lab.checks import kind, whole
+from gsm_lab.optim import keep_masks
 from gsm_lab.studies import scan
+from gsm_lab.training.history import Rows
 from gsm_lab.training.run import Run
+from gsm_lab.wording import layer_name
 
 
 class Recorder:
@@ -38,7 +47,7 @@ class Recorder:
         patience = run.epoch_steps if patience is None else patience
         patience = whole("patience", patience, valid="a whole number of steps")
         self.run, self.history, self.patience = run, run.history, patience
-        self.layers = {name.removesuffix(".weight"): size for name, size in run.history.layers.items()}
+        self.layers = {layer_name(name): size for name, size in run.history.layers.items()}
         self.bounds = np.cumsum([0, *self.layers.values()])
         n, layers = int(self.bounds[-1]), len(self.layers)
         self.first = self.last = run.steps
@@ -129,3 +138,34 @@ class Recorder:
             self.sums[row // 2 :] = 0
             self.every, row = 2 * self.every, row // 2
         return self.sums[row]
+
+
+class Attached:
+    """A recorder that knows whether its run was reset since it was attached. Raises TypeError where it is no Run."""
+
+    def __init__(self, run: Run) -> None:
+        kind("run", run, Run, "a gsm_lab.Run")
+        self.run, self._history = run, run.history
+        run.recorders.append(self)
+
+    def _check(self, rows: Rows | None) -> None:
+        """Raises ValueError after a reset of the run, and while there are no `rows`."""
+        if self.run.history is not self._history:
+            raise ValueError(f"run was reset after {type(self).__name__} was attached; attach a new one")
+        if rows is None or not len(rows.array()):
+            raise ValueError("run has taken no gated step since the recorder was attached; call run.step(n) first")
+
+
+def survivors(run: Run) -> np.ndarray:
+    """Which weights a cut would keep now: bool [N], in the order of `run.opt.active_mask()`."""
+    masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).values()
+    return torch.cat([mask.reshape(-1).cpu() for mask in masks]).numpy()
+
+
+def gather(weights: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
+    """Entries of the layers' values at sorted flat positions of all of them joined: float32 [len(chosen)]."""
+    bounds = np.cumsum([0, *(w.size for w in weights)])
+    cuts = np.searchsorted(chosen, bounds)
+    parts = [w.reshape(-1)[chosen[a:b] - start]
+             for w, start, a, b in zip(weights, bounds, cuts, cuts[1:], strict=False)]  # fmt: skip
+    return np.concatenate(parts)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from gsm_lab.checks import shown
 from gsm_lab.training.derivatives import Loss, named
+
+_ABOUT_PRECISION = ("dtype", "scalar type", "Double", "Float", "BFloat16")  # in what PyTorch says of two of them
 
 
 def check_kinds(model: Any, x: Any, y: Any, loss: Any, dtype: Any, output: Any) -> None:
@@ -33,10 +37,45 @@ def check_kinds(model: Any, x: Any, y: Any, loss: Any, dtype: Any, output: Any) 
         raise ValueError(f"model {type(model).__name__} must have real parameters, got complex ones")
 
 
+def first_loss(
+    model: nn.Module, loss: Loss, x: Tensor, y: Tensor, dtype: torch.dtype, answer: Callable[[], Any], in_dtype: Loss
+) -> tuple[Any, Tensor]:
+    """What the model answers to the batch, and the loss of that by `in_dtype`, which is `loss` in that dtype.
+
+    Raises ValueError where model and loss do not take what they get, do not give one number, or compute in a dtype of
+    less precision.
+    """
+    does = f"model {type(model).__name__} must take the batch x of shape {tuple(x.shape)} (or output, both of them)"
+    try:
+        found = answer()
+        does = f"loss {named(loss)} must take what model and output give, and y of shape {tuple(y.shape)}"
+        value = in_dtype(found, y)
+    except Exception as error:
+        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        if isinstance(error, RuntimeError) and any(word in said for word in _ABOUT_PRECISION):
+            raise ValueError(_other_dtype(model, loss, dtype, said)) from error
+        raise ValueError(f"{does}, and does not: {said}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        seen = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"loss must give one number, a tensor of one entry; {named(loss)} gives {seen}")
+    of_floats = [t.dtype for t in (*tree_leaves(found), value) if isinstance(t, Tensor) and t.is_floating_point()]
+    lowest = min(of_floats, key=lambda d: torch.finfo(d).bits, default=dtype)
+    if torch.finfo(lowest).bits < torch.finfo(dtype).bits:
+        raise ValueError(_other_dtype(model, loss, dtype, f"they return {lowest}"))
+    return found, value
+
+
+def _other_dtype(model: nn.Module, loss: Loss, dtype: torch.dtype, why: str) -> str:
+    return (
+        f"dtype must be one that model {type(model).__name__} and loss {named(loss)} can be computed in, got "
+        f"{dtype} ({why}); dtype=torch.float32 may be one"
+    )
+
+
 def refuse_hidden_weights(model: nn.Module, loss: Loss, value: Tensor) -> None:
     """Raises ValueError where `value`, the loss of an answer without a graph, has weights of the model in its graph.
 
-    They would be constants there, whatever becomes of the copy that is looked at.
+    They would be constants there, whatever becomes of the copy that is studied.
     """
     of = {id(p): name for name, p in model.named_parameters()}
     nodes, seen = [value.grad_fn] if value.grad_fn is not None else [], set()

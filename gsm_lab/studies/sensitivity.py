@@ -14,31 +14,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._pytree import tree_map
-from tqdm.auto import tqdm
+from torch import nn
 
 from gsm_lab import checks
-from gsm_lab.checks import MOST, flag, integer, is_number, several, shown, whole
+from gsm_lab.checks import integer, shown, whole
 from gsm_lab.data import Dataset
 from gsm_lab.knobs import each
-from gsm_lab.methods.base import Rival
-from gsm_lab.models import copied
-from gsm_lab.optim.prunable import exactly, keep_masks
-from gsm_lab.studies.trainings import bar_over, fresh, to_the_end
-from gsm_lab.training.fitting import evaluating
-from gsm_lab.training.outputs import answer
-from gsm_lab.training.run import Run
+from gsm_lab.optim.prunable import keep_masks
+from gsm_lab.studies.alone import RATIOS, alone, with_all_layers
+from gsm_lab.studies.trainings import bar_over, to_the_end
+from gsm_lab.wording import layer_name
 
-RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)  # shares of a layer's weights that are taken out
-_ORDERINGS = 40_320  # at most so many are looked at: all of eight layers
+__all__ = ["RATIOS", "agreement", "alone", "densities", "kendall", "sensitivity", "summary"]
+
+_ORDERINGS = 40_320  # at most so many are tried: all of eight layers
 
 
 def sensitivity(
@@ -77,7 +71,7 @@ def densities(
 
     Also `live` and `cut`, the run's accuracy on `data.test_x` at its end. Arguments and errors as in `sensitivity`.
     """
-    runs = {seed: _fresh(model, data, settings, seed) for seed in each("seeds", seeds, "seed")}
+    runs = {seed: with_all_layers(model, data, settings, seed) for seed in each("seeds", seeds, "seed")}
     rows = []
     with bar_over(runs.values(), progress) as bar:
         for seed, run in runs.items():
@@ -86,19 +80,9 @@ def densities(
             reached = {"live": run.evaluate(), "cut": run.evaluate(cut=True)}
             for name, mask in keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).items():
                 kept = int(mask.sum())
-                row = {"seed": seed, "layer": _short(name), "weights": mask.numel(), "kept": kept}
+                row = {"seed": seed, "layer": layer_name(name), "weights": mask.numel(), "kept": kept}
                 rows.append(row | {"density": kept / mask.numel()} | reached)
     return pd.DataFrame(rows)
-
-
-def _fresh(model: str | nn.Module, data: str | Dataset, settings: dict[str, Any], seed: int) -> Run:
-    run = fresh({"model": model, "data": data, **settings}, seed=seed)
-    for name, count in run.history.layers.items():
-        if not count:
-            raise ValueError(
-                f"model must have weights in every layer, {name!r} has none: leave it out, exclude={name!r}"
-            )
-    return run
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -114,68 +98,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     ranks = table.groupby("seed")["density"].rank(ascending=False, method="first")
     result["ranked"] = (ranks == table["layer"].map(result["rank"])).groupby(table["layer"], sort=False).mean()
     return result.reset_index()
-
-
-def alone(
-    model: str | nn.Module = "lenet300",
-    data: str | Dataset = "digits",
-    seeds: Iterable[int] = range(3),
-    ratios: Sequence[float] = RATIOS,
-    finetune: Sequence[float] = (0, 1),
-    progress: bool = True,
-    **settings: Any,
-) -> pd.DataFrame:
-    """The truth: what it costs to prune one layer alone.
-
-    The dense network of each seed is trained (`pretrain` epochs). Then of one layer the share `ratio` of its weights,
-    those of smallest magnitude, is set to zero, and loss and accuracy are measured on `data.test_x`: use a data set
-    from `Dataset.validation`, so that this is data held out from training, and not the test set. Then again after
-    fine-tuning all weights but the zeros, on the training part, at a tenth of the dense epochs' learning rate.
-
-    Args:
-        model, data, seeds, progress, settings: as for `sensitivity`; of the settings only those of the dense epochs.
-        ratios: shares of a layer, each above 0 and below 1; what is taken out is the nearest whole number of weights,
-            which may be none of a small layer, or all (a warning then says so).
-        finetune: epochs, each >= 0; 0 is none.
-
-    Returns:
-        A row a seed, layer, ratio and length of fine-tuning: `seed`, `layer`, `weights`, `ratio`, `finetune` (epochs);
-        `loss`, `accuracy`; `more`, the loss minus that of the dense network, fine-tuned for as long; `lost`, that
-        network's accuracy minus this one's.
-
-    Raises ValueError: no seeds, ratios or lengths, or one out of range; a setting out of range.
-    """
-    seeds, ratios, lengths = each("seeds", seeds, "seed"), several("ratios", ratios), several("finetune", finetune)
-    for ratio in ratios:
-        if not (is_number(ratio) and 0 < ratio < 1):
-            raise ValueError(f"ratios must hold shares above 0 and below 1, got {shown(ratio)}")
-    for epochs in lengths:
-        if not (is_number(epochs) and 0 <= epochs <= MOST):
-            raise ValueError(f"finetune must hold numbers of epochs >= 0, got {shown(epochs)}")
-    hidden = not flag("progress", progress)
-    dense = {seed: _fresh(model, data, settings, seed) for seed in seeds}
-    first = next(iter(dense.values()))
-    cases = [(None, 0.0), *itertools.product(first.history.layers, ratios)]
-    rows = []
-    with tqdm(total=len(seeds) * len(cases) * len(lengths), unit="network", disable=hidden) as bar:
-        for seed, run in dense.items():
-            bar.set_description(f"seed {seed}")
-            run.pretrain()
-            for epochs in lengths:
-                found = {}
-                for layer, ratio in cases:
-                    found[layer, ratio] = _measured(run, layer, ratio, epochs)
-                    bar.update()
-                whole_loss, whole = found.pop((None, 0.0))
-                for (layer, ratio), (loss, accuracy) in found.items():
-                    rows.append(
-                        {
-                            "seed": seed, "layer": _short(layer), "weights": run.history.layers[layer], "ratio": ratio,
-                            "finetune": epochs, "loss": loss, "accuracy": accuracy, "more": loss - whole_loss,
-                            "lost": whole - accuracy,
-                        }
-                    )  # fmt: skip
-    return pd.DataFrame(rows)
 
 
 def agreement(answer: pd.DataFrame, truth: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -247,50 +169,3 @@ def _chance(cost: np.ndarray, tau: float) -> float:
         draws = np.random.default_rng(0)
         orders = [draws.permutation(n) for _ in range(_ORDERINGS)]
     return float(np.mean([kendall(np.asarray(order), cost) >= tau - 1e-12 for order in orders]))
-
-
-class _Alone(Rival):
-    """Trained with what is left of one layer."""
-
-    method = "pruning one layer alone"
-
-
-def _measured(run: Run, layer: str | None, ratio: float, epochs: float) -> tuple[float, float]:
-    """Loss and accuracy on the held-out data of a copy of the dense network, one layer of it pruned, fine-tuned."""
-    model = copied(run.model)[0]
-    settings = {**{k: run.knobs[k] for k in ("batch_size", "seed")}, "lr": run.knobs["pretrain_lr"] / 10, "hold": 1.0}
-    settings |= {"weight_decay": run.knobs["pretrain_decay"], "momentum": 0.9, "pretrain": 0}
-    settings |= exactly(model, run.history.layers)
-    tuned = _Alone(model, run.data, loss=run.loss, output=run.output, **settings, compression=1, evaluate_every=10**9)
-    tuned.keep(_mask(tuned, layer, ratio))
-    tuned.step(round(epochs * tuned.epoch_steps))
-    return _loss(tuned), tuned.evaluate()
-
-
-def _mask(run: Run, layer: str | None, ratio: float) -> Tensor:
-    """True but at the smallest |w| of one layer, a share `ratio` of it: bool [N]."""
-    masks = []
-    for name in run.history.layers:
-        p = run.model.get_parameter(name)
-        mask = torch.ones(p.numel(), dtype=torch.bool, device=p.device)
-        if name == layer:
-            order = p.detach().abs().reshape(-1).argsort(stable=True)
-            mask[order[: round(ratio * len(order))]] = False
-        masks.append(mask)
-    return torch.cat(masks)
-
-
-@torch.no_grad()
-def _loss(run: Run) -> float:
-    with evaluating(run.model):
-        pieces = run.data.test_x.split(2000)
-        answers = [answer(run.model, x, run.output) for x in pieces]
-        y = run.data.test_y
-        if run.loss is F.cross_entropy and not (y == -100).any():
-            values = zip(answers, y.split(2000), strict=True)
-            return sum(float(run.loss(a, b)) * len(b) for a, b in values) / len(y)
-        return float(run.loss(tree_map(lambda *parts: torch.cat(parts), *answers), y))
-
-
-def _short(name: str) -> str:
-    return name.removesuffix(".weight")

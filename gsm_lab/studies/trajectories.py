@@ -6,31 +6,26 @@
     trajectories.cut_gap(runs)             # and near_zero, lossless_from, density; paths[0.9].frame(), .falls()
 
 Tables of several runs begin with a column `run`, the key under which a run was given. Everything works with any model
-and data a `Run` takes. Decay of single weights: `gsm_lab.studies.decay`; recorders: `gsm_lab.studies.paths`.
+and data a `Run` takes. How a single weight decays: `gsm_lab.studies.decay`, and in a run `gsm_lab.studies.speed`;
+recorders: `gsm_lab.studies.paths` and `active_sets`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 
 from gsm_lab.checks import flag, kind, number, one_of, shown
-from gsm_lab.knobs import each
-from gsm_lab.studies.decay import (
-    MOMENTA,
-    closed_form_rate,
-    critical,
-    decay_rate,
-    passive,
-    settling_steps,
-    zero_out_speed,
-)
-from gsm_lab.studies.paths import KINDS, ActiveSets, Paths, predicted
-from gsm_lab.studies.trainings import fresh
+from gsm_lab.knobs import LOSSLESS
+from gsm_lab.studies.active_sets import ActiveSets
+from gsm_lab.studies.aggregation import first_lossless
+from gsm_lab.studies.decay import closed_form_rate, critical, decay_rate, passive, settling_steps
+from gsm_lab.studies.momenta import MOMENTA, per_momentum
+from gsm_lab.studies.paths import KINDS, Paths, predicted
+from gsm_lab.studies.speed import zero_out_speed
 from gsm_lab.training.history import History
 from gsm_lab.training.loop import advance
 from gsm_lab.training.run import Run
@@ -43,32 +38,6 @@ __all__ = [
 
 Runs = Run | History | Mapping[Hashable, Run | History]
 POINTS = 400  # rows a run; more cannot be seen
-
-
-def per_momentum(
-    settings: Mapping[str, Any], momenta: Iterable[float] = MOMENTA, matched: bool = False
-) -> dict[float, Run]:
-    """One run per momentum, not yet trained, otherwise alike.
-
-    Args:
-        settings: arguments of `Run`: model, data, loss, knobs. What is not given is as `Run` has it. A model given as a
-            module is copied for each run.
-        momenta: each from 0 to below 1.
-        matched: choose the learning rates so that lr / (1 - momentum) is that of `settings`; otherwise all have the
-            same learning rate.
-
-    Raises:
-        ValueError: no momenta, one out of range, or settings that `Run` refuses (a model without prunable weights).
-    """
-    momenta, matched, runs = each("momenta", momenta, "momentum", "momentum"), flag("matched", matched), {}
-    for momentum in momenta:
-        run = fresh(settings)
-        lr = run.knobs["lr"]
-        if matched:
-            lr *= (1 - momentum) / (1 - run.knobs["momentum"])
-        run.reset(momentum=momentum, lr=float(f"{lr:.6g}"))  # 0.02, not 0.020000000000000018
-        runs[momentum] = run
-    return runs
 
 
 def train(runs: Run | Mapping[Hashable, Run], epochs: float | None = None, progress: bool = True) -> None:
@@ -119,7 +88,7 @@ def near_zero(runs: Runs, paths: Paths | Mapping[Hashable, Paths] | None = None)
     for label, run in _each(runs):
         history = _trained(label, run)
         frame, count = history.frame(), sum(history.layers.values())
-        last = _spread(len(frame))
+        last = _rows_shown(len(frame))
         turnover = np.add.reduceat((frame["reactivated"] / frame["active"].clip(1)).to_numpy(), [0, *last[:-1] + 1])
         table = frame.loc[last, ["step", "epoch"]].assign(
             **{name: frame.loc[last, name] / count for name in ("under_1e-3", "under_1e-4")},
@@ -145,7 +114,7 @@ def cut_gap(runs: Runs) -> pd.DataFrame:
     """
     tables = []
     for label, run in _each(runs):
-        evaluations, rows = _evaluated(label, run), (run.history if isinstance(run, Run) else run).steps.array()
+        evaluations, rows = _evaluated(label, run), _history(run).steps.array()
         step = evaluations["step"].to_numpy()
         live, cut = (evaluations[f"{name}_accuracy"].to_numpy(np.float64) for name in ("live", "cut"))
         ends = np.searchsorted(rows["step"], step, side="right")
@@ -156,7 +125,7 @@ def cut_gap(runs: Runs) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def lossless_from(runs: Runs, tolerance: float = 0.005) -> pd.DataFrame:
+def lossless_from(runs: Runs, tolerance: float = LOSSLESS) -> pd.DataFrame:
     """From which evaluation on a cut costs no more than `tolerance` (accuracy, 0..1) at every later one too.
 
     Returns:
@@ -169,15 +138,10 @@ def lossless_from(runs: Runs, tolerance: float = 0.005) -> pd.DataFrame:
     tolerance = number("tolerance", tolerance, 0)
     rows = []
     for label, table in cut_gap(runs).groupby("run", sort=False):
-        # accuracies are stored in float32: what is written as 0.005 apart counts as 0.005
-        costs = np.flatnonzero(table["gap"] > tolerance + 1e-6)
-        first = costs[-1] + 1 if len(costs) else 0
-        end = table.iloc[-1]
+        first, end = first_lossless(table, tolerance), table.iloc[-1]
         step = float(table["step"].iloc[first]) if first < len(table) else math.nan
         share = step / end["step"] if end["step"] else 0.0
-        rows.append(
-            {"run": label, "step": step, "share": share, "gap": end["gap"], "live": end["live"], "cut": end["cut"]}
-        )
+        rows.append({"run": label, "step": step, "share": share, **end[["gap", "live", "cut"]]})
     return pd.DataFrame(rows)
 
 
@@ -192,7 +156,7 @@ def density(runs: Runs, layer: str | None = None) -> pd.DataFrame:
     """
     tables = []
     for label, run in _each(runs):
-        evaluations, layers = _evaluated(label, run), getattr(run, "history", run).layers
+        evaluations, layers = _evaluated(label, run), _history(run).layers
         if layer is not None:
             one_of("layer", layer, layers)
         for name in layers if layer is None else [layer]:
@@ -228,21 +192,24 @@ def _each(runs: Runs) -> Iterator[tuple[Hashable, Run | History]]:
         pairs = [(runs.knobs["momentum"] if isinstance(runs, Run) else "run", runs)]
     for label, run in pairs:
         if not isinstance(run, Run | History):
-            raise TypeError(
-                f"runs must be a Run, a History or a mapping of these, got {type(run).__name__} ({shown(label)})"
-            )
+            got = f"{type(run).__name__} ({shown(label)})"
+            raise TypeError(f"runs must be a Run, a History or a mapping of these, got {got}")
     yield from pairs
 
 
+def _history(run: Run | History) -> History:
+    return run.history if isinstance(run, Run) else run
+
+
 def _trained(label: Hashable, run: Run | History) -> History:
-    history = run.history if isinstance(run, Run) else run
+    history = _history(run)
     if not len(history.steps.array()):
         raise ValueError(f"run {label!r} has taken no gated step yet; call run.step(n) or run.train() first")
     return history
 
 
 def _evaluated(label: Hashable, run: Run | History) -> pd.DataFrame:
-    table = (run.history if isinstance(run, Run) else run).evaluation_frame()
+    table = _history(run).evaluation_frame()
     if not len(table):
         raise ValueError(f"run {label!r} has no evaluations yet; call run.step(n) or run.train() first")
     return table
@@ -260,7 +227,7 @@ def _labelled(label: Hashable, table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _spread(count: int) -> np.ndarray:
-    """Positions of at most `POINTS` of `count` rows, evenly spread, the last among them."""
+def _rows_shown(count: int) -> np.ndarray:
+    """Positions of at most `POINTS` of `count` rows, at even distances, the last among them."""
     every = max(1, -(-count // POINTS))
     return np.arange(count - 1, -1, -every)[::-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,24 @@ def leaves(model: nn.Module, names: Iterable[str]) -> Iterator[list[nn.Parameter
     finally:
         for p, flag in zip(tensors, before, strict=True):
             p.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the model's parameters of these names have other values; afterwards they have their own again."""
+    own = {name: model.get_parameter(name) for name in values}
+    before = {name: p.detach().clone() for name, p in own.items()}
+    try:
+        _put(own, values)
+        yield
+    finally:
+        _put(own, before)
+
+
+@torch.no_grad()
+def _put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
 def gradients(value: Tensor, tensors: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:

@@ -465,7 +465,7 @@ def test_what_does_not_fit_is_said_in_one_sentence() -> None:
         Problem(torch.jit.trace(net, x), x, y)
     with pytest.raises(ValueError, match=r"layers must be of 0\.weight, 2\.weight, got 'fc'"):
         taylor.exhaustive(Problem(net, x, y), ["fc"])
-    with pytest.raises(ValueError, match=r"per_region must be at least 1, got 2\.5"):
+    with pytest.raises(ValueError, match=r"per_region must be a whole number of weights >= 1, got 2\.5"):
         taylor.singles(Problem(net, x, y), 2.5)
 
 

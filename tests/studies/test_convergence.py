@@ -32,7 +32,7 @@ class Log:
 @pytest.mark.parametrize("method", ["gsm", "dns"])
 def test_columns_are_what_they_say(method):
     run = methods.build(method, model=net(), data=mine(), **SETTINGS, seed=3)
-    log, watch = Log(run), convergence.Watch(run, 5)
+    log, watch = Log(run), convergence.Distances(run, 5)
     run.step(20)
     frame, history = watch.frame(), run.history.frame()
     assert list(frame["step"]) == [5, 10, 15, 20]
@@ -85,7 +85,7 @@ def test_over_seeds_trains_each_seed_as_a_run_does():
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])
 def test_every_must_be_a_whole_number(every):
     with pytest.raises(ValueError, match=f"every must be a whole number of steps >= 1, got {every}"):
-        convergence.Watch(Run(net(), mine(), **SETTINGS), every)
+        convergence.Distances(Run(net(), mine(), **SETTINGS), every)
 
 
 def test_bad_input():

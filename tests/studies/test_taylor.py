@@ -398,7 +398,7 @@ def test_what_cannot_be_studied_is_refused() -> None:
         taylor.sets(p, 4, shares=[0.5, 1.5])
     with pytest.raises(ValueError, match="shares"):
         taylor.sets(p, 4, shares=[])
-    with pytest.raises(ValueError, match="per_region must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="per_region must be a whole number of weights >= 1, got 0"):
         taylor.singles(p, 0)
     with pytest.raises(IndexError, match="index must be from 0 to"):
         p.place(p.count)

@@ -324,7 +324,7 @@ def test_near_zero_counts_what_the_history_counted():
 
 @pytest.mark.parametrize("count", [1, 2, 399, 400, 401, 4000, 4321])
 def test_rows_shown_are_spread_evenly_and_end_at_the_end(count):
-    shown = study._spread(count)
+    shown = study._rows_shown(count)
     assert len(shown) <= study.POINTS and shown[-1] == count - 1 and shown[0] >= 0
     assert len(set(np.diff(shown))) <= 1
 
