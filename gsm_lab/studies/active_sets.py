@@ -1,4 +1,4 @@
-"""How the set of active weights settles: who is active, and who would be kept, at some steps of a run."""
+"""How the set of active weights settles: which are active, and which a cut would keep, at some steps of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=
 
 
 class ActiveSets(Attached):
-    """Who is active, and who would be kept, every `every` steps, thinned out evenly when it takes more than `limit`.
+    """Which weights are active, and which a cut would keep, every `every` steps.
+
+    Where the records take more than `limit` bytes, every second one is dropped, and so on.
 
     Args:
         run: to attach to, before its first gated step.
@@ -36,7 +38,7 @@ class ActiveSets(Attached):
         self._since = np.zeros(count, bool)  # and at some step since the last record
 
     def __call__(self, step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
-        """Take down one step; called by the run."""
+        """Record a step; called by the run."""
         self.first[np.flatnonzero(active > self._ever)] = step
         self._ever |= active
         self._since |= active

@@ -98,7 +98,7 @@ def with_all_layers(model: str | nn.Module, data: str | Dataset, settings: dict[
 
 
 class _Alone(Rival):
-    """Trained with what is left of one layer."""
+    """A network that is trained with what is left of one of its layers."""
 
     method = "pruning one layer alone"
 
@@ -131,8 +131,7 @@ def _mask(run: Run, layer: str | None, ratio: float) -> Tensor:
 @torch.no_grad()
 def _loss(run: Run) -> float:
     with evaluating(run.model):
-        pieces = run.data.test_x.split(2000)
-        answers = [answer(run.model, x, run.output) for x in pieces]
+        answers = [answer(run.model, x, run.output) for x in run.data.test_x.split(2000)]
         y = run.data.test_y
         if run.loss is F.cross_entropy and not (y == -100).any():
             values = zip(answers, y.split(2000), strict=True)

@@ -25,7 +25,7 @@ def watch(
     patience: int | None = None,
     progress: bool = True,
 ) -> dict[float, Recorder]:
-    """Train one run a momentum, each watched from its first gated step; the tables above take each of the recorders.
+    """Train one run a momentum, recorded from its first gated step; the tables of `reactivation` take each recorder.
 
     Args:
         settings: arguments of `Run`, by name. A model given as a module is copied, and stays as it is.
@@ -91,7 +91,7 @@ def controls(
             dense(start, bar)
             for variant, epochs in kinds:
                 bar.set_description(f"{variant}, seed {seed}")
-                run = copy.deepcopy(start, {id(start.data): start.data})  # but for the data, which nobody changes
+                run = copy.deepcopy(start, {id(start.data): start.data})  # all but the data, which nobody changes
                 recorder = Recorder(run, patience)
                 if variant != "plain":
                     closes = max(1, round(epochs * run.epoch_steps))
@@ -107,7 +107,7 @@ def controls(
 
 
 class _Gatekeeper:
-    """From step `closes` on, lets only those be active that were then, or (with `patience`) were so lately."""
+    """From step `closes` on, lets only those weights be active that were so then, or (with `patience`) lately."""
 
     def __init__(self, run: Run, closes: int, patience: int | None) -> None:
         self.run, self.closes, self.patience = run, closes, patience

@@ -1,4 +1,4 @@
-"""The whole diagonal of the Hessian, exact, at the price of one product with it per unit of a fully-connected layer."""
+"""The full diagonal of the Hessian, exact, at the price of one product with it per unit of a fully-connected layer."""
 
 from __future__ import annotations
 

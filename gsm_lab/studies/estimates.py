@@ -173,8 +173,8 @@ def sets(
     at = some(range(n))
     bent = _or_nothing("second order", lambda: problem.hessian_diagonal(at), len(at)).to(w)
     twice = bool(torch.isfinite(bent).all())
-    whole = twice and hessian_diagonal is not False
-    curvature = diagonal(problem, all_layers=bool(hessian_diagonal)) if whole else None
+    wanted = twice and hessian_diagonal is not False
+    curvature = diagonal(problem, all_layers=bool(hessian_diagonal)) if wanted else None
     by_metric = torch.argsort((g * w).abs(), descending=True, stable=True)
     by_size = torch.argsort(w.abs(), descending=True, stable=True)
     at_random = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(w.device)

@@ -3,8 +3,8 @@
 Setting w[i, j] of a fully-connected layer to zero changes one pre-activation: z[i] by -w[i, j] a[j], with a the layer's
 input. What follows until the next fully-connected layer acts on each unit alone (an activation, dropout, a norm), so
 one pass of it serves all units at once; the next layer's pre-activations then change by one column of its matrix. Only
-from there on the network is run, and only for the samples whose unit did change (a rectifier that stays shut hides the
-rest). Nothing is approximated.
+from there on the network is run, and only for the samples whose unit did change (a rectifier that stays shut leaves the
+others as they were). Nothing is approximated.
 
 The structure is not assumed but probed, on the model and the loss: that the tensor is used nowhere else, that units and
 samples do not see each other on the way, and that the loss is a sum over samples (weighted, if need be). Layers without
@@ -48,7 +48,7 @@ def loss_changes(problem: Problem, layer: str, progress: bool = True) -> Tensor:
     weight = problem.weights[layer]
     with (
         torch.no_grad(),
-        one_thread(),  # the pieces are small: several would mostly wait for each other
+        one_thread(),  # the tensors are small: several threads would mostly wait for each other
         problem.computing(),
         tqdm(total=weight.numel(), unit="weight", desc=layer, disable=hidden) as bar,
     ):
@@ -191,8 +191,8 @@ def _holds(chain: _Chain, expected: Tensor) -> bool:
 def _by_rows(function: Callable[[Tensor], Tensor], rows: Tensor, some: Tensor, random: torch.Generator) -> bool:
     """Whether what a function makes of each row depends on that row alone."""
     moved = rows + torch.randn(rows.shape, generator=random).to(rows) * rows.std(correction=0)
-    whole, chosen = function(moved.clone()), function(moved[some])
-    return close(chosen, whole[some]) and close(function(moved[:1].clone()), whole[:1])
+    every, chosen = function(moved.clone()), function(moved[some])
+    return close(chosen, every[some]) and close(function(moved[:1].clone()), every[:1])
 
 
 # -- the evaluation ----------------------------------------------------------------------------------------------------

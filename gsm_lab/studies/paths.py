@@ -1,4 +1,4 @@
-"""The paths of some weights: their values at every step, and how a weight that stays passive would have gone."""
+"""The paths of some weights: their values at every step, and those of a weight that would have stayed passive."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ KINDS = ("kept", "switched", "passive")
 
 
 class Paths(Attached):
-    """The values of a few hundred weights at every step, thinned out evenly when they take more than `limit` bytes.
+    """The values of a few hundred weights at every step.
 
-    They are chosen once, by `seed`, at the first step it sees, without knowing what becomes of them: the same number
-    from each layer, half of these among the weights active in that step, half among the others.
+    Where the records take more than `limit` bytes, every second one is dropped, and so on.
+
+    The weights are chosen once, by `seed`, at the first step that is recorded, so without knowing what becomes of them:
+    the same number from each layer, half of these among the weights active in that step, half among the others.
 
     Args:
         run: to attach to, before its first gated step if the table shall begin where the gate closes.
@@ -39,7 +41,7 @@ class Paths(Attached):
         self._times = np.zeros(0, np.int32)
 
     def __call__(self, step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
-        """Take down one step; called by the run."""
+        """Record a step; called by the run."""
         if self._rows is None:
             self._choose(active, weights)
         self._times += active[self.chosen]
@@ -111,7 +113,7 @@ class Paths(Attached):
             raise ValueError(f"Paths must be attached before the first gated step, got it after {rows['step'][0] - 1}")
         never = self._times == 0
         if not never.any():
-            raise ValueError(f"weights = {self._wanted} sampled ones were all active at some step; look at more")
+            raise ValueError(f"weights = {self._wanted} sampled ones were all active at some step; sample more")
         fallen = np.abs(rows["w"][:, never].astype(np.float64)) / np.abs(rows["w"][0, never].astype(np.float64))
         exact, closed = predicted(self.run, int(rows["step"][-1]))
         low, middle, high = np.percentile(fallen, (10, 50, 90), axis=1)
@@ -127,7 +129,7 @@ class Paths(Attached):
         """Shares of all weights that would be near zero if every weight had stayed passive since the first step.
 
         Args:
-            steps: when; by default the recorded ones. Before the first one it saw, shares are NaN.
+            steps: when; by default the recorded ones. Before the first of these, shares are NaN.
 
         Returns:
             step, `expected_1e-3`, `expected_1e-4` (0..1): the |w| of the first step, shrunk by the recurrence.

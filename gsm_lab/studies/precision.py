@@ -1,4 +1,4 @@
-"""One precision for all of a study, also where a model or its loss chooses another by itself."""
+"""One precision throughout a study, also where a model or its loss chooses another by itself."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def copies_in(dtype: torch.dtype, model: nn.Module, loss: Loss) -> tuple[nn.Modu
 class Raised(TorchFunctionMode):
     """Inside, floating-point numbers of less precision than `dtype` become `dtype`, as the model itself has.
 
-    That is what a model casts to by itself (`.float()`, `softmax(dtype=torch.float32)`, bfloat16 inside), constants
-    it makes, and what a loss holds (class weights). Numbers below do not lose digits that the study is about.
+    Such numbers come from a model that casts by itself (`.float()`, `softmax(dtype=torch.float32)`, bfloat16 inside) or
+    makes constants, and from what a loss holds (class weights). They would lose the digits that the study is about.
 
     Attributes:
-        used: whether anything was changed so far; if not, all is the same without it.
+        used: whether any number was changed so far; if none was, the model computes the same without this mode.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

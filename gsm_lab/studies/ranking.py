@@ -66,8 +66,7 @@ def misranked(table: pd.DataFrame, compression: float = 60) -> pd.DataFrame:
         One row a layer, and one for all: layer, weights, by_truth and by_metric (how many of the Q each gives the
         layer), missed (among the Q by truth, not by T), missed_share (of by_truth).
     """
-    compression = _checked(table, compression)
-    truth, metric = _top(table, "true", compression), _top(table, "metric", compression)
+    truth, metric = _tops(table, compression)
     marked = pd.DataFrame({"layer": table["layer"], "by_truth": truth, "by_metric": metric, "missed": truth & ~metric})
     counts = marked.groupby("layer", observed=True).sum()
     counts.insert(0, "weights", table.groupby("layer", observed=True).size())
@@ -76,18 +75,16 @@ def misranked(table: pd.DataFrame, compression: float = 60) -> pd.DataFrame:
     return counts.reset_index()
 
 
-def _checked(table: pd.DataFrame, compression: float) -> float:
+def _tops(table: pd.DataFrame, compression: float) -> list[pd.Series]:
+    """Which weights are among the Q by truth, and which by T. Raises TypeError or ValueError for another table."""
     checks.table("table", table, ("layer", "true", "metric"))
-    return number("compression", compression, 1)
+    q = budget(len(table), compression=number("compression", compression, 1))
+    return [rank <= q for rank in _ranks(table)]
 
 
-def _top(table: pd.DataFrame, column: str, compression: float) -> pd.Series:
-    q = budget(len(table), compression=compression)
-    return table[column].abs().rank(ascending=False, method="first") <= q
-
-
-def _missed(table: pd.DataFrame, compression: float) -> pd.Series:
-    return _top(table, "true", compression) & ~_top(table, "metric", compression)
+def _ranks(table: pd.DataFrame) -> list[pd.Series]:
+    """Ranks by true |loss change| and by T, 1 for the greatest."""
+    return [table[name].abs().rank(ascending=False, method="first") for name in ("true", "metric")]
 
 
 def rank_map(table: pd.DataFrame, bins: int = 24) -> pd.DataFrame:
@@ -97,9 +94,8 @@ def rank_map(table: pd.DataFrame, bins: int = 24) -> pd.DataFrame:
     """
     checks.table("table", table, ("true", "metric"))
     bins = whole("bins", bins)
-    ranks = [table[name].abs().rank(ascending=False, method="first") for name in ("true", "metric")]
     edges = np.geomspace(1, len(table) + 1, bins + 1)
-    counts, _, _ = np.histogram2d(*ranks, bins=[edges, edges])
+    counts, _, _ = np.histogram2d(*_ranks(table), bins=[edges, edges])
     middle = np.sqrt(edges[1:] * edges[:-1])
     return pd.DataFrame(counts.astype(int), pd.Index(middle, name="rank by truth"), pd.Index(middle, name="rank by T"))
 
@@ -114,12 +110,12 @@ def missed_by_input(table: pd.DataFrame, layer: str, shape: tuple[int, int], com
     Raises:
         ValueError: an unknown layer, or one whose inputs are not that many.
     """
-    compression = _checked(table, compression)
+    truth, metric = _tops(table, compression)
     one_of("layer", layer, dict.fromkeys(table["layer"]))
     if not (isinstance(shape, tuple | list) and len(shape) == 2):
         raise TypeError(f"shape must be two whole numbers, rows and columns, got {shown(shape)}")
     shape = tuple(whole("shape", size) for size in shape)
-    missed = _missed(table, compression)[table["layer"] == layer].to_numpy()
+    missed = (truth & ~metric)[table["layer"] == layer].to_numpy()
     if missed.size % (shape[0] * shape[1]):
         raise ValueError(f"shape must have as many pixels as {layer} has inputs, got {shape}")
     return pd.DataFrame(missed.reshape(-1, *shape).sum(0))

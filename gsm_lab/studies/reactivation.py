@@ -1,4 +1,4 @@
-"""Do passive weights come back? Tables of who does, how soon and for how long, and runs in which they may not.
+"""Do passive weights come back? Tables of which do, how soon and for how long, and runs in which they may not.
 
     run = gl.Run(data="digits")
     recorder = Recorder(run)                 # before the first step; then train as ever
@@ -71,11 +71,8 @@ def per_layer(recorder: Recorder) -> pd.DataFrame:
     Raises ValueError: fewer than two steps were recorded, or the run has gone on without the recorder.
     """
     _steps(recorder, 2)
-    stays, near, woken = _kept(recorder), recorder.smallest < NEAR_ZERO, recorder.woken
-    flags = {
-        "active": recorder.last_active > recorder.first, "reactivated": recorder.reactivations > 0, "woken": woken,
-        "near_zero": near, "kept": stays, "kept_woken": stays & woken, "returned": stays & near,
-    }  # fmt: skip
+    stays, flags = _kept(recorder), _flags(recorder)
+    flags |= {"kept": stays, "kept_woken": stays & flags["woken"], "returned": stays & flags["near_zero"]}
     pool, reactivated = recorder.sums[:, :2].sum(axis=0)
     table = pd.DataFrame({"layer": list(recorder.layers), "weights": list(recorder.layers.values())})
     counts = {name: np.add.reduceat(f, recorder.bounds[:-1], dtype=np.int64) for name, f in flags.items()}
@@ -99,8 +96,8 @@ def survival(recorder: Recorder, layer: str = "all") -> pd.DataFrame:
         stretches that last longer; `longer_ended`, that share among the stretches that have ended.
 
     Stretches still running at the last step are censored: they have lasted so long, and nobody knows how much longer.
-    `longer` is the Kaplan-Meier estimate, which counts them as long as they could be seen. Leaving them out, as
-    `longer_ended` does, forgets the very weights that never come back. Raises ValueError as `per_step` does.
+    `longer` is the Kaplan-Meier estimate, which counts them as long as they were recorded. To leave them out, as
+    `longer_ended` does, is to forget the very weights that never come back. Raises ValueError as `per_step` does.
     """
     which = _layer(recorder, layer)
     _steps(recorder, 1)
@@ -118,8 +115,8 @@ def survival(recorder: Recorder, layer: str = "all") -> pd.DataFrame:
         longer_ended = 1 - ended[:last].cumsum() / np.float64(ended.sum())
     columns = {"steps": highest[:last], "ended": ended[:last], "running": running[:last]}
     table = pd.DataFrame(columns | {"longer": longer, "longer_ended": longer_ended})
-    whole = np.ceil(lowest[:last]) <= highest[:last]  # bins between two whole numbers hold nothing
-    return table[whole].astype({"steps": np.int64}).reset_index(drop=True)
+    holds = np.ceil(lowest[:last]) <= highest[:last]  # a bin between two whole numbers holds nothing
+    return table[holds].astype({"steps": np.int64}).reset_index(drop=True)
 
 
 def kept(recorder: Recorder) -> pd.DataFrame:
@@ -132,12 +129,9 @@ def kept(recorder: Recorder) -> pd.DataFrame:
     Raises ValueError: nothing was recorded, or the run has gone on without the recorder.
     """
     _steps(recorder, 1)
-    stays, smallest = _kept(recorder), recorder.smallest
-    flags = {
-        "all weights": np.ones(len(stays), bool), "ever active": recorder.last_active > recorder.first,
-        "re-activated": recorder.reactivations > 0, "woken": recorder.woken,
-        "once under 1e-3": smallest < 1e-3, "once under 1e-4": smallest < 1e-4,
-    }  # fmt: skip
+    stays, names = _kept(recorder), ("ever active", "re-activated", "woken", "once under 1e-3")
+    flags = {"all weights": np.ones(len(stays), bool), **dict(zip(names, _flags(recorder).values(), strict=True))}
+    flags["once under 1e-4"] = recorder.smallest < 1e-4
     table = pd.DataFrame({"what": list(flags), "weights": [int(f.sum()) for f in flags.values()]})
     table["kept"] = [int((f & stays).sum()) for f in flags.values()]
     return table.assign(share=table["weights"] / len(stays), kept_share=table["kept"] / max(1, int(stays.sum())))
@@ -157,9 +151,9 @@ def per_momentum(recorders: Mapping[float, Recorder]) -> pd.DataFrame:
         raise ValueError("recorders must hold at least one run that `watch` returned, got none")
     rows = []
     for momentum, recorder in recorders.items():
-        whole = per_layer(recorder).iloc[-1].drop("layer").to_dict()
+        total = per_layer(recorder).iloc[-1].drop("layer").to_dict()
         live, cut = recorder.run.evaluate(), recorder.run.evaluate(cut=True)
-        rows.append({"momentum": momentum, "lr": recorder.run.knobs["lr"], **whole, "live": live, "cut": cut})
+        rows.append({"momentum": momentum, "lr": recorder.run.knobs["lr"], **total, "live": live, "cut": cut})
     return pd.DataFrame(rows)
 
 
@@ -189,6 +183,13 @@ def _steps(recorder: Recorder, least: int) -> int:
             "make it before the run trains, then train"
         )
     return steps
+
+
+def _flags(recorder: Recorder) -> dict[str, np.ndarray]:
+    """What weights went through, bool [N] each: ever active, ever re-activated, woken, near zero while passive."""
+    active, back = recorder.last_active > recorder.first, recorder.reactivations > 0
+    near = recorder.smallest < NEAR_ZERO
+    return {"active": active, "reactivated": back, "woken": recorder.woken, "near_zero": near}
 
 
 def _kept(recorder: Recorder) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What is recorded while a run trains, after each of its gated steps.
 
-`Recorder` takes down what every weight goes through while the gate opens and shuts on it, in less than 14 bytes a
-weight. `Attached` is what the recorders of `paths` and `active_sets` share. A recorder is attached by making it, is not
-saved with the run, and ends with a reset of the run.
+`Recorder` records what each weight goes through while the gate opens and shuts on it, in less than 14 bytes a weight.
+`Attached` is what the recorders of `paths` and `active_sets` share. A recorder is attached to a run by making it, is
+not saved with the run, and ends with a reset of the run.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from gsm_lab.wording import layer_name
 
 
 class Recorder:
-    """Takes down, from the next step of a run on, when each weight is passive and what becomes of it there.
+    """Records, from the next step of a run on, when each weight is passive and what becomes of it meanwhile.
 
     Args:
-        run: is watched from now on (`run.recorders`), until its `reset`; any model, any data. Not saved with the run.
+        run: is recorded from now on (`run.recorders`), until its `reset`; any model, any data.
         patience: a weight re-activated after at least so many passive steps in a row is *woken*. Unless given, the
             steps of an epoch: each training sample has then had a chance to speak for the weight.
 
     Attributes:
-        first, last: the steps watched are first + 1 to last.
+        first, last: the steps recorded are first + 1 to last.
         every: how many steps share a row of `sums`; doubles when the table is full.
         sums: int64 [rows, 4, layers], sums over these steps of: the pool, weights passive one step earlier; those of
             them that were re-activated; of these the woken; and those that had been near zero while passive.
@@ -37,9 +37,10 @@ class Recorder:
         TypeError: `run` is not a Run.
         ValueError: `patience` is not a whole number >= 1.
 
-    A weight passive at the first step watched has been so since the gate closed (or the watching began): that stretch
-    counts from there. Per weight 12 bytes are kept, and a reference to the mask of the last step, which the history
-    keeps too. A step reads every weight once for the smallest |w|; all else touches only where the gate moved.
+    A weight that is passive at the first recorded step has been so since the gate closed, or the recorder was made:
+    its stretch counts from there. The recorder holds 12 bytes a weight, and a reference to the mask of the last step,
+    which the history holds too. In each step it reads every weight once, for the smallest |w|; for all else it reads
+    only the weights at which the gate moved.
     """
 
     def __init__(self, run: Run, patience: int | None = None) -> None:
@@ -51,7 +52,7 @@ class Recorder:
         self.bounds = np.cumsum([0, *self.layers.values()])
         n, layers = int(self.bounds[-1]), len(self.layers)
         self.first = self.last = run.steps
-        # The step each weight was last active at, unless it is now, and its longest stretch: read and written together.
+        # For each weight the step it was last active at, unless it is now, and its longest stretch: read in one go.
         self._pair = np.zeros((n, 2), np.int32)
         self._pair[:, 0] = self.first
         self._least = np.full(n, scan.NEVER, np.uint16)
@@ -101,7 +102,7 @@ class Recorder:
 
     @property
     def woken(self) -> np.ndarray:
-        """Who was re-activated after at least `patience` passive steps in a row: bool [N]."""
+        """Which weights were re-activated after at least `patience` passive steps in a row: bool [N]."""
         return self._pair[:, 1] >= self.patience
 
     @property
@@ -113,7 +114,7 @@ class Recorder:
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def __call__(self, step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
-        """Take down a step: `active` bool [N], kept until the next call; `weights` float32, by layer, only read.
+        """Record a step: `active` bool [N], kept until the next call; `weights` float32, by layer, only read.
 
         Raises ValueError when it is not the step after the last one seen.
         """

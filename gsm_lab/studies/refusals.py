@@ -1,4 +1,4 @@
-"""What a `Problem` does not take, said before anything is computed."""
+"""The models, batches and losses that a `Problem` refuses, before it computes anything of them."""
 
 from __future__ import annotations
 

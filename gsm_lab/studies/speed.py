@@ -1,4 +1,4 @@
-"""How fast the passive weights of a run do go to zero, measured in training, beside what `decay` says."""
+"""How fast passive weights go to zero: measured in training, beside the exact root and the closed form of `decay`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def zero_out_speed(
         of_critical: for settings only: set the decay so that lr * weight_decay is each of these multiples of the
             critical one, instead of the settings' own decay.
         window: steps of each of the two stretches, at least.
-        weights: how many are looked at, drawn by `seed` from all prunable ones.
+        weights: how many are measured, drawn by `seed` from all prunable ones.
 
     Returns:
         One row a run: momentum, lr, weight_decay, product (lr * weight_decay), of_critical, oscillates, warm_up
@@ -74,7 +74,7 @@ def zero_out_speed(
 
 
 class _Energy:
-    """Sums of w^2 over two stretches, one after the other, and who was active at any time. A recorder of a run."""
+    """A recorder: sums of w^2 over two stretches, one after the other, and which weights were active at any time."""
 
     def __init__(self, chosen: np.ndarray, begin: int, length: int) -> None:
         self.chosen, self.begin, self.length = chosen, begin, length
@@ -119,7 +119,7 @@ def _measured(run: Run, window: int, weights: int, seed: int) -> dict[str, Any]:
     if not there.any():
         raise ValueError(
             f"no weight stayed passive over {warm + 2 * length} steps with compression = {run.knobs['compression']:g} "
-            "(and stayed above 1e-30): raise compression, or look at more weights"
+            "(and stayed above 1e-30): raise compression, or measure more weights"
         )
     rates = np.log(first[there] / second[there]) / (2 * length)
     measured, exact, closed = np.median(rates), decay_rate(lr, momentum, decay), closed_form_rate(lr, momentum, decay)

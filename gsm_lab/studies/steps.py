@@ -161,7 +161,7 @@ def steps(run: Run, n: int, second_order: bool = True) -> pd.DataFrame:
     n, second_order = whole("n", n, valid="a whole number of steps"), flag("second_order", second_order)
     orders = ORDERS if second_order else ORDERS[:1]
     with run.lock:
-        checked = Before(run).check(second_order)  # what cannot be looked at is said before any training
+        checked = Before(run).check(second_order)  # what cannot be studied is said before any training
     run.pretrain()
     rows, below, floors = [], 0, []
     for _ in range(n):

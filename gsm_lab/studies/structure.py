@@ -1,4 +1,4 @@
-"""What a model is like around one of its layers, found out by running it: nothing is taken from its code."""
+"""How a model is built around one of its layers, found out by running it: nothing is taken from its code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gsm_lab.studies.problem import Problem
 
 
 class NoSuchStructure(Exception):
-    """A layer is not where, or not what, it would have to be."""
+    """A model is not built around a layer as a study would need it."""
 
 
 def fully_connected(problem: Problem) -> dict[str, nn.Linear]:
@@ -36,8 +36,9 @@ def passed(problem: Problem, module: nn.Linear) -> tuple[Tensor, Tensor]:
 def used_once(problem: Problem, layer: str, module: nn.Linear) -> bool:
     """Whether the layer's tensor reaches the loss through this module's output alone, which is z = x W' + b.
 
-    The tensor is moved at random while the module gives out what it gave before: nothing may change then, neither what
-    arrives at the module nor the loss, whoever else has the tensor (a tied layer, a transposed use, the loss itself).
+    The tensor is moved at random while the module is made to answer what it answered before: then neither what arrives
+    at the module nor the loss may change; they do where the tensor is used elsewhere (a tied layer, a transposed use,
+    the loss itself).
     """
     inputs, outputs = passed(problem, module)
     if not close(outputs, F.linear(inputs, module.weight, module.bias)):

@@ -47,7 +47,7 @@ def of_run(run: Run, samples: int = 256, dtype: torch.dtype = torch.float64, out
     """
     checks.kind("run", run, Run, "a Run")
     samples = _samples(run, samples)
-    with run.lock:  # a whole step, also while the run is played
+    with run.lock:  # the model is between two steps, also while the run is played
         return Problem(run, run.data.train_x[:samples], run.data.train_y[:samples], dtype=dtype, output=output)
 
 

@@ -1,16 +1,17 @@
-"""What a study found, held against brute force and plain autograd on a few of its weights.
+"""The check of what a study found, by brute force and plain autograd at a few of its weights.
 
 Every table of `gsm_lab.studies.taylor` carries the result as `attrs["check"]`:
 
-    weights                  how many were looked at
-    difference               the largest |found - plainly|, of true and first-order changes: units of the loss
-    tolerance                what that may be
+    weights                  how many were checked
+    difference               the largest |found - plain|, of true and first-order changes, in units of the loss
+    tolerance                the most that rounding explains of it
     curvature_difference     the same of d2L/dw2 w^2 / 2 (NaN where nothing could be compared), and
-    curvature_tolerance      what that may be
+    curvature_tolerance      the most that rounding explains of that
 
-Plainly is: with the weight set to zero in the model; by `backward()` through the model as it is written; and, of second
-derivatives in float64, by differences of such gradients, at weights where differences of the loss give the gradient
-itself (they do not where a layer has a gradient of its own making, as a straight-through estimator).
+The plain value of a true change is the change of the loss with the weight set to zero in the model; of a first-order
+change it is `backward()` through the model as it is written; of a second derivative, in float64, it is a difference of
+such gradients, taken at weights where differences of the loss give the gradient itself (they do not where a layer
+makes up its own gradient, as a straight-through estimator does).
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from torch import Tensor
 
 from gsm_lab.studies.problem import Problem
 
-WEIGHTS = 6  # of a table
+WEIGHTS = 6  # that are checked, of a table
 _STEPS = (1e-7, 1e-8, 1e-9)  # of the differences: a kink lies between two points only where they are far apart
 _ALIKE = 1e-2  # relative, of a difference of losses and a gradient that belongs to them
 _RELATIVE = {"difference": 1e-6, "curvature_difference": 1e-3}
 
 
 def some(positions: Iterable[int], count: int = WEIGHTS) -> list[int]:
-    """A few of them, always the same ones of the same positions."""
+    """A few of some positions, drawn by one seed: always the same few."""
     positions = np.asarray(list(positions))
     return sorted(np.random.default_rng(0).choice(positions, min(count, len(positions)), replace=False).tolist())
 
@@ -43,7 +44,7 @@ def check(
     true: Tensor | None = None,
     second: Tensor | None = None,
 ) -> dict[str, float]:
-    """What goes into `attrs["check"]`, see above.
+    """The check of a table, which goes into its `attrs["check"]`, see above.
 
     Args:
         problem: model and batch.
@@ -85,7 +86,7 @@ def check(
 
 
 def worst(checks: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of several checks, as one: the largest differences, each with its tolerance."""
+    """Several checks as one: the largest differences, each with its tolerance."""
     found = {"weights": max(c["weights"] for c in checks)}
     for what in ("", "curvature_"):
         one = max(checks, key=lambda c: np.nan_to_num(c[f"{what}difference"], nan=-1.0))
@@ -97,14 +98,14 @@ def _relative(what: str, problem: Problem) -> float:
     return max(_RELATIVE[what], 1e3 * torch.finfo(problem.dtype).eps)
 
 
-def _apart(found: Tensor, plainly: Tensor) -> float:
-    a, b = found.cpu().double(), plainly.double()
+def _apart(found: Tensor, plain: Tensor) -> float:
+    a, b = found.cpu().double(), plain.double()
     same = (a == b) | (a.isnan() & b.isnan())  # infinite, too
     return float(torch.where(same, 0, (a - b).abs()).nan_to_num(nan=math.inf).max()) if len(b) else 0.0
 
 
 def _with(problem: Problem, index: int, value: float) -> dict[str, Tensor]:
-    """The tensor of one weight with another value there."""
+    """The tensor that holds a weight, with another value of that weight."""
     name, at = problem.place(index)
     weight = problem.weights[name].detach().clone(memory_format=torch.contiguous_format)
     weight.view(-1)[at] = value
@@ -112,14 +113,14 @@ def _with(problem: Problem, index: int, value: float) -> dict[str, Tensor]:
 
 
 def _smooth(problem: Problem, index: int, gradient: float) -> bool:
-    """Whether the loss goes, at this weight, as its gradient says."""
+    """Whether differences of the loss at this weight agree with its gradient."""
     w, step = float(problem.flat()[index]), 1e-6
     up, down = (problem.loss_at(_with(problem, index, w + h)) for h in (step, -step))
     return abs((up - down) / (2 * step) - gradient) <= _ALIKE * abs(gradient) + problem.floor / step
 
 
 def _bent(problem: Problem, index: int, second: float) -> float:
-    """How far `second` is from what differences of the gradient say, at the distance where they agree best."""
+    """How far `second` is from a difference of gradients, over the distance at which the two agree best."""
     w = float(problem.flat()[index])
     found = []
     for step in _STEPS:
