@@ -80,6 +80,16 @@ def exchanged(report, sent):
     return found, [p.detach().clone() for p in model.parameters()]
 
 
+def exchanged_and_refused(report, sent):
+    """What `exchanged` returns, and then the error of a model that takes several buckets, as text."""
+    found = exchanged(report, sent)
+    try:
+        two_buckets(report)
+    except Exception as error:
+        return *found, f"{type(error).__name__}: {error}"
+    return *found, "no error"
+
+
 def two_buckets(report):
     from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
 

@@ -19,22 +19,42 @@ def drawn(width: int = 300) -> tuple[int, int]:
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
 
+@pytest.fixture(scope="module")
+def shared(browser_path: str):
+    """A drawer for the tests that leave its browser as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_only", None)
+        yield pictures._drawer()
+        pictures._drawer().close()
+
+
 @pytest.fixture
 def drawer(browser_path: str, monkeypatch: pytest.MonkeyPatch):
+    """A drawer for one test, which may do what it likes to its browser."""
     monkeypatch.setattr(pictures, "_only", None)
     yield pictures._drawer()
     pictures._drawer().close()
 
 
-def test_the_next_picture_is_drawn_by_the_same_browser(drawer) -> None:
+def test_the_next_picture_is_drawn_by_the_same_browser(shared) -> None:
     assert drawn(300) == (300, 200)
-    browser = drawer._browser
-    assert drawn(400) == (400, 200) and drawer._browser is browser
+    browser = shared._browser
+    assert drawn(400) == (400, 200) and shared._browser is browser
 
 
-def test_it_is_what_plotly_draws(drawer) -> None:
+def test_it_is_what_plotly_draws(shared) -> None:
     figure = go.Figure(layout={"height": 240, "title": "x²"}).add_scatter(x=[0, 1], y=[1, 0])
     assert static(figure, 320) == figure.to_image("png", 320, 240)
+
+
+def test_several_threads_may_draw(shared) -> None:
+    found: list[tuple[int, int]] = []
+    threads = [threading.Thread(target=lambda width=width: found.append(drawn(width))) for width in (300, 310, 320)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [(300, 200), (310, 200), (320, 200)]
 
 
 def test_a_browser_that_was_ended_is_replaced(drawer) -> None:
@@ -52,16 +72,6 @@ def test_an_idle_browser_is_closed(drawer, monkeypatch: pytest.MonkeyPatch) -> N
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert drawn() == (300, 200)
-
-
-def test_several_threads_may_draw(drawer) -> None:
-    found: list[tuple[int, int]] = []
-    threads = [threading.Thread(target=lambda width=width: found.append(drawn(width))) for width in (300, 310, 320)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(found) == [(300, 200), (310, 200), (320, 200)]
 
 
 def test_a_fork_draws_with_a_browser_of_its_own(drawer) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from gsm_lab.figures import taylor as drawn
 from gsm_lab.studies import taylor
-from tests.studies.test_taylor import problem
+from tests.studies.test_problem import problem
 
 
 @pytest.fixture(scope="module")
