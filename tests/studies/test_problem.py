@@ -100,14 +100,15 @@ def problem(name: str = "relu", samples: int = 7, **more) -> Problem:
 
 
 def brute_force(p: Problem, indices: list[int]) -> np.ndarray:
-    """One copy of the model for each weight, with that weight set to zero."""
-    changes = []
+    """A copy of the model, with one weight after the other set to zero."""
+    model, changes = copy.deepcopy(p.model), []
     for i in indices:
-        model = copy.deepcopy(p.model)
         layer, at = p.place(i)
+        weights = model.get_parameter(layer).detach().view(-1)
+        before, weights[at] = float(weights[at]), 0.0
         with torch.no_grad():
-            dict(model.named_parameters())[layer].view(-1)[at] = 0.0
             changes.append(float(p.loss(model(p.x), p.y)) - p.value)
+        weights[at] = before
     return np.array(changes)
 
 
