@@ -100,7 +100,7 @@ def with_all_layers(model: str | nn.Module, data: str | Dataset, settings: dict[
 class _Alone(Rival):
     """A network that is trained with what is left of one of its layers."""
 
-    method = "pruning one layer alone"
+    name = "pruning one layer alone"
 
 
 def _measured(run: Run, layer: str | None, ratio: float, epochs: float) -> tuple[float, float]:
@@ -109,8 +109,9 @@ def _measured(run: Run, layer: str | None, ratio: float, epochs: float) -> tuple
     settings = {**{k: run.knobs[k] for k in ("batch_size", "seed")}, "lr": run.knobs["pretrain_lr"] / 10, "hold": 1.0}
     settings |= {"weight_decay": run.knobs["pretrain_decay"], "momentum": 0.9, "pretrain": 0}
     settings |= exactly(model, run.history.layers)
-    tuned = _Alone(model, run.data, loss=run.loss, output=run.output, **settings, compression=1, evaluate_every=10**9)
-    tuned.keep(_mask(tuned, layer, ratio))
+    settings |= {"compression": 1, "evaluate_every": 10**9}
+    tuned = Run(model, run.data, loss=run.loss, output=run.output, method=_Alone(), **settings)
+    tuned.method.keep(tuned, _mask(tuned, layer, ratio))
     tuned.step(round(epochs * tuned.epoch_steps))
     return _loss(tuned), tuned.evaluate()
 
