@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsm_lab.checks import integer, kind, number, shown
-from gsm_lab.optim.prunable import prunable
+from gsm_lab.optim.groups import prunable
 from gsm_lab.turns import turn
 
 __all__ = ["MODELS", "LeNet5", "LeNet300", "ResNet56", "build", "copied", "lenet5", "lenet300", "prunable", "resnet56"]

@@ -33,7 +33,7 @@ from tests.processes import Ended, in_ranks
 from tests.test_run import Net, differs, everything, mine, net
 
 # What every rank would import for itself, some seconds each time: imported once, before ranks are forked.
-PRELOAD = [__name__, "gsm_lab.optim.compiled", "gsm_lab.train", "sklearn.model_selection", "torch._dynamo"]
+PRELOAD = [__name__, "gsm_lab.optim.fused.step", "gsm_lab.train", "sklearn.model_selection", "torch._dynamo"]
 multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
 
 ROOT = Path(__file__).parents[1]

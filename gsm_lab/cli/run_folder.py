@@ -12,7 +12,7 @@ from gsm_lab.cli.report import report
 from gsm_lab.cli.summary import results
 from gsm_lab.models import copied
 from gsm_lab.optim import cut
-from gsm_lab.optim.prunable import exactly
+from gsm_lab.optim.groups import exactly
 from gsm_lab.training import checkpoint, tensor_files
 from gsm_lab.training.callbacks import Progress, Regularly
 from gsm_lab.training.checkpoint import BESIDE, DERIVED, FILE, KEPT, WEIGHTS, read

@@ -21,8 +21,8 @@ from gsm_lab.distributed.world import World
 from gsm_lab.knobs import KNOBS, Settings
 from gsm_lab.optim import param_groups
 from gsm_lab.optim.picks import Picks
-from gsm_lab.optim.ranks import local
-from gsm_lab.optim.spread import placed_as
+from gsm_lab.optim.ranks.group import local
+from gsm_lab.optim.ranks.shards import placed_as
 from gsm_lab.training.history import History
 from gsm_lab.training.model_state import part_of
 from gsm_lab.training.parts import Parts

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gsm_lab.optim.ranks import RankLost
+from gsm_lab.optim.ranks.group import RankLost
 from gsm_lab.training.interrupts import STOPS, held_back
 
 __all__ = ["Elsewhere", "RankLost", "World", "joined", "lost_ranks", "stops_held_back"]

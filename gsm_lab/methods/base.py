@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gsm_lab.knobs import KNOBS, Knob
 from gsm_lab.optim import keep_masks
-from gsm_lab.optim.prunable import clear, warn_of_empty
+from gsm_lab.optim.groups import clear, warn_of_empty
 from gsm_lab.optim.selection import chosen, top_q
 from gsm_lab.training.method import Method
 from gsm_lab.training.parts import Parts

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gsm_lab.checks import flag, integer, kind, one_of, whole
 from gsm_lab.methods.base import OF_THE_GATE, Rival
 from gsm_lab.models import copied
-from gsm_lab.optim.prunable import keep_masks
+from gsm_lab.optim.groups import keep_masks
 from gsm_lab.training.parts import Parts
 from gsm_lab.training.run import Run
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsm_lab.optim import device
+from gsm_lab.optim import accelerator as device
 from gsm_lab.optim.blocks import Blocks
 from gsm_lab.optim.passes import LARGE
 from gsm_lab.optim.selection import chosen, top_q
@@ -29,7 +29,7 @@ _NOTHING = torch.zeros(())  # what `torch.where(out=)` takes, which wants a tens
 def compiled() -> ModuleType | None:
     """The compiled passes, where numba is installed. The first call ever takes seconds, later ones half of one."""
     try:
-        from gsm_lab.optim import compiled
+        from gsm_lab.optim.fused import step as compiled
     except (ImportError, RuntimeError):  # the latter where numba finds no folder to keep its compiled code in
         return None
     return compiled

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsm_lab.optim.competing import OWN, Competing
-from gsm_lab.optim.device import on_accelerator, refuse_capture
-from gsm_lab.optim.sgd import (
+from gsm_lab.optim.accelerator import on_accelerator, refuse_capture
+from gsm_lab.optim.gated import OWN, Competing
+from gsm_lab.optim.ranks.gate import on_shards
+from gsm_lab.optim.settings import (
     ASKED,
     SETTINGS,
     are_plain,
@@ -30,7 +31,6 @@ from gsm_lab.optim.sgd import (
     sgd_step,
     without_hooks,
 )
-from gsm_lab.optim.sharded import on_shards
 
 _NOTHING: dict[str, Any] = {}
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gsm_lab.optim.ranks import Ranks, is_distributed
+from gsm_lab.optim.ranks.group import Ranks, is_distributed
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from gsm_lab.optim.competing import Competing
     from gsm_lab.optim.gate import Gate
+    from gsm_lab.optim.gated import Competing
 
 AT_ONCE = 10  # steps in a row in which nothing passed, after which that is said
 LOOK = 100  # steps to the next count of those that passed, after one that was too low; a count takes about a step

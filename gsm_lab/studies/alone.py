@@ -18,7 +18,7 @@ from gsm_lab.data import Dataset
 from gsm_lab.knobs import each
 from gsm_lab.methods.base import Rival
 from gsm_lab.models import copied
-from gsm_lab.optim.prunable import exactly
+from gsm_lab.optim.groups import exactly
 from gsm_lab.studies.trainings import fresh
 from gsm_lab.training.fitting import evaluating
 from gsm_lab.training.outputs import answer

@@ -21,7 +21,7 @@ import pandas as pd
 
 from gsm_lab.checks import is_number, number, positive, several, shown
 from gsm_lab.optim.radix import NEAR, NEAR_UNPACKED, PACKED
-from gsm_lab.optim.ranks import signature
+from gsm_lab.optim.ranks.group import signature
 from gsm_lab.optim.selection import budget
 from gsm_lab.studies.agreement import STAGES, agreement, quantised
 from gsm_lab.studies.parallel_runs import LOOKS, Look, local_gradients, with_hook
@@ -73,7 +73,7 @@ def cost(
         bits: a weight, of the quantised scheme.
         value_bytes, index_bytes: of one gradient, and of one index.
         count_bytes, count_rounds: of GSM's exchange of counts: bytes a rank hands over in a step, in so many messages
-            one after the other. Unless given, those of a usual step of `gsm_lab.optim.exchange`, see `counts`.
+            one after the other. Unless given, those of a usual step of `gsm_lab.optim.ranks.digits`, see `counts`.
         link: GB/s (1e9 bytes) that a rank sends; latency: microseconds from one rank to the next.
 
     Returns:
@@ -140,8 +140,8 @@ def cost(
 def counts(weights: float) -> tuple[int, int]:
     """What GSM's exchange hands over on each rank in a usual step under FSDP2: bytes, and messages.
 
-    That is the header and a histogram for each digit of what lies near the last threshold (`gsm_lab.optim.exchange`);
-    the first step, and ties at the threshold, take more, at most 57.2 KiB.
+    That is the header and a histogram for each digit of what lies near the last threshold
+    (`gsm_lab.optim.ranks.digits`); the first step, and ties at the threshold, take more, at most 57.2 KiB.
     """
     packed = positive("weights", weights) < PACKED  # then a word holds two counts
     words = sum((1 << width) // (1 + packed) for _, width in (NEAR if packed else NEAR_UNPACKED))

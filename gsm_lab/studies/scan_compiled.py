@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from gsm_lab.optim.intrinsics import bits, fetch, floats, zeros_below
+from gsm_lab.optim.fused.llvm import bits, fetch, floats, zeros_below
 from gsm_lab.studies.scan import ABOVE, BELOW, CUT, LOWEST, NEAR, NEARER, NEVER, SHIFT
 
 BLOCK = 1 << 13  # weights that are looked at together: what is read twice is still in the nearest cache

@@ -25,7 +25,7 @@ from gsm_lab import checks
 from gsm_lab.checks import integer, shown, whole
 from gsm_lab.data import Dataset
 from gsm_lab.knobs import each
-from gsm_lab.optim.prunable import keep_masks
+from gsm_lab.optim.groups import keep_masks
 from gsm_lab.studies.alone import RATIOS, alone, with_all_layers
 from gsm_lab.studies.trainings import bar_over, to_the_end
 from gsm_lab.wording import layer_name

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gsm_lab.optim import keep_masks
-from gsm_lab.optim.ranks import local
+from gsm_lab.optim.ranks.group import local
 from gsm_lab.training.fitting import evaluating
 from gsm_lab.training.outputs import answer_with, predicted
 from gsm_lab.training.shared import Shared

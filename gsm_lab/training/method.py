@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from gsm_lab.knobs import Knob
 from gsm_lab.optim import budget, cut, keep_masks
-from gsm_lab.optim.prunable import clear
-from gsm_lab.optim.ranks import is_distributed
+from gsm_lab.optim.groups import clear
+from gsm_lab.optim.ranks.group import is_distributed
 from gsm_lab.training import schedule
 from gsm_lab.training.parts import Parts
 

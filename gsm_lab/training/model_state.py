@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsm_lab.optim.ranks import is_distributed
+from gsm_lab.optim.ranks.group import is_distributed
 
 
 def whole_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

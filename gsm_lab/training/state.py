@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gsm_lab.knobs import KNOBS
+from gsm_lab.optim.groups import exactly
 from gsm_lab.optim.layers import kernels
-from gsm_lab.optim.prunable import exactly
 from gsm_lab.training import schema
 from gsm_lab.training.checkpoint import BESIDE, VERSION, CheckpointError, as_expected
 from gsm_lab.training.method import Method

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gsm_lab.optim.ranks import local
+from gsm_lab.optim.ranks.group import local
 from gsm_lab.training import schedule, threads
 from gsm_lab.training.evaluation import evaluate_now
 from gsm_lab.training.method import Method

@@ -6,10 +6,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gsm_lab.optim import blocks, compiled, device, pieces, top_q
+from gsm_lab.optim import accelerator as device
+from gsm_lab.optim import blocks, pieces, top_q
+from gsm_lab.optim.fused import step as compiled
 from gsm_lab.optim.selection import chosen
-from tests.test_passes import KINDS, check, contents
-from tests.test_selection import oracle
+from tests.optim.test_fused import KINDS, check, contents
+from tests.optim.test_selection import oracle
 
 
 @pytest.fixture(autouse=True)

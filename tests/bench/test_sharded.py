@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 from gsm_lab import data, models
 from gsm_lab.optim import GSM, param_groups
 from tests.bench.test_history import machine
+from tests.optim.rank_cases import counting
 from tests.ranks import World
-from tests.sharded_cases import counting
 
 WARM_UP, STEPS, BATCH = 30, 150, 64
 FACTOR, MORE = 1.25, 2e-3  # of SGD's step, and seconds on top

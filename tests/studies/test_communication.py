@@ -13,7 +13,7 @@ from torch import nn
 from gsm_lab.data import Dataset, load
 from gsm_lab.distributed.launch import on_ranks
 from gsm_lab.models import build, prunable
-from gsm_lab.optim import exchange
+from gsm_lab.optim.ranks import digits as exchange
 from gsm_lab.studies import communication as study
 from gsm_lab.studies.sparse_exchange import local_top
 from gsm_lab.training.run import Run

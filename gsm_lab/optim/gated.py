@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gsm_lab.optim.device import Watch
+from gsm_lab.optim.accelerator import Watch
 from gsm_lab.optim.gate import Gate
-from gsm_lab.optim.ranks import is_distributed
+from gsm_lab.optim.ranks.gate import ShardedGate
+from gsm_lab.optim.ranks.group import is_distributed
 from gsm_lab.optim.selection import budget
-from gsm_lab.optim.sgd import as_pythons, checked, first_non_finite, refuse_settings, uncompiled
-from gsm_lab.optim.sharded import ShardedGate
+from gsm_lab.optim.settings import as_pythons, checked, first_non_finite, refuse_settings, uncompiled
 from gsm_lab.optim.standstill import Standstill
 
 # what the gate is asked to do: in every group, so that state_dict() carries it, and the same in all

@@ -25,8 +25,9 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from torch.nn.functional import cross_entropy
 
 from gsm_lab import models
-from gsm_lab.optim import GSM, cut, exchange, gate, keep_masks, layout, param_groups, selection
-from gsm_lab.optim.sharded import agree
+from gsm_lab.optim import GSM, cut, gate, keep_masks, layout, param_groups, selection
+from gsm_lab.optim.ranks import digits as exchange
+from gsm_lab.optim.ranks.gate import agree
 
 HYPER = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2}
 

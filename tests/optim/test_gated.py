@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gsm_lab.optim import GSM, gate, param_groups
-from tests.test_optim import HYPER, SGD, assert_equal, assert_same, backward, masked_step, matrices, naive_mask, net
+from tests.optim.test_gsm import HYPER, SGD, assert_equal, assert_same, backward, masked_step, matrices, naive_mask, net
 
 BOTH = pytest.mark.parametrize("fused", [True, None], ids=["fused", "default"])
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gsm_lab.optim import GSM, gate, strides
-from tests.test_optim import assert_equal, naive_mask
+from tests.optim.test_gsm import assert_equal, naive_mask
 
 SGD = torch.optim.SGD
 KERNELS = {"default": {}, "fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}

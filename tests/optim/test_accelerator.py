@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gsm_lab.optim import GSM, device, gsm
-from tests.test_selection import LARGE, arrangements, oracle, values
+from gsm_lab.optim import GSM, gsm
+from gsm_lab.optim import accelerator as device
+from tests.optim.test_selection import LARGE, arrangements, oracle, values
 
 untimed = settings(deadline=None)
 

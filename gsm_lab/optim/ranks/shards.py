@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsm_lab.optim.exchange import Own, Top, top_q
 from gsm_lab.optim.layout import lay_out
 from gsm_lab.optim.radix import NAN, SMALLEST, last_kept
-from gsm_lab.optim.ranks import local
+from gsm_lab.optim.ranks.digits import Own, Top, top_q
+from gsm_lab.optim.ranks.group import local
 from gsm_lab.optim.selection import not_below
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsm_lab.optim import spread
-from gsm_lab.optim.competing import Competing
+from gsm_lab.optim.gated import Competing
 from gsm_lab.optim.layers import Computed, computed_kernels, kernels
 from gsm_lab.optim.picks import Names, Picks
-from gsm_lab.optim.ranks import is_distributed, local
+from gsm_lab.optim.ranks import shards as spread
+from gsm_lab.optim.ranks.group import is_distributed, local
 from gsm_lab.optim.selection import budget, chosen, top_q
 
 

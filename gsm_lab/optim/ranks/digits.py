@@ -41,7 +41,7 @@ from gsm_lab.optim.radix import (
     pack,
     unpack,
 )
-from gsm_lab.optim.ranks import agreed, mean, signature
+from gsm_lab.optim.ranks.group import agreed, mean, signature
 
 
 class Own(NamedTuple):

@@ -18,7 +18,9 @@ from gsm_lab.optim.passes import Passes, sampling
 from gsm_lab.optim.selection import chosen, top_q
 
 numba = pytest.importorskip("numba")
-from gsm_lab.optim import compiled, intrinsics, kernels  # noqa: E402
+from gsm_lab.optim.fused import kernels  # noqa: E402
+from gsm_lab.optim.fused import llvm as intrinsics  # noqa: E402
+from gsm_lab.optim.fused import step as compiled  # noqa: E402
 
 SIZES = [9000, 40, 1, 3077]  # of a block and a half, of a few vectors, with rests
 TOTAL = sum(SIZES)
@@ -214,7 +216,7 @@ def test_processors_with_smaller_vectors() -> None:
         "-k",
         f"({some}) and not smaller",
     ]
-    done = subprocess.run(command, env=os.environ | old, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, env=os.environ | old, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]
 
 

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsm_lab.optim import exchange, radix, selection
-from gsm_lab.optim.ranks import agreed, mean, signature
-from tests import sharded_cases as cases
+from gsm_lab.optim import radix, selection
+from gsm_lab.optim.ranks import digits as exchange
+from gsm_lab.optim.ranks.group import agreed, mean, signature
+from tests.optim import rank_cases as cases
 from tests.ranks import World
 
 BUDGET = 64 * 1024  # bytes that a rank may send in a step

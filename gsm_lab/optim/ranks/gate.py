@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsm_lab.optim.exchange import Top
 from gsm_lab.optim.radix import SMALLEST
-from gsm_lab.optim.ranks import RankLost, agree, is_distributed, local
-from gsm_lab.optim.spread import SpreadMetric, placed_as
+from gsm_lab.optim.ranks.digits import Top
+from gsm_lab.optim.ranks.group import RankLost, agree, is_distributed, local
+from gsm_lab.optim.ranks.shards import SpreadMetric, placed_as
 
 __all__ = ["RankLost", "ShardedGate", "agree", "on_shards"]
 

@@ -190,7 +190,7 @@ def test_a_gated_step_is_sgd_on_masked_gradients_bit_for_bit(hyper: dict[str, An
 
 @pytest.fixture(scope="session")
 def mnist() -> data.Dataset:
-    for folder in (os.environ.get("GSM_LAB_DATA"), Path(__file__).parents[2] / "shared" / "data"):
+    for folder in (os.environ.get("GSM_LAB_DATA"), Path(__file__).parents[3] / "shared" / "data"):
         if folder and Path(folder).is_dir():
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("GSM_LAB_DATA", str(folder))

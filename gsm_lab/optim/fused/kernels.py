@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from gsm_lab.optim.intrinsics import (
+from gsm_lab.optim.fused.llvm import (
     COMPRESSES,
     bits,
     called,

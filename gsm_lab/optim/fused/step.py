@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsm_lab.optim import kernels
-from gsm_lab.optim.intrinsics import ROUNDINGS
+from gsm_lab.optim.fused import kernels
+from gsm_lab.optim.fused.llvm import ROUNDINGS
 from gsm_lab.optim.passes import LARGE, Edge, Passes, Settings, sampling, simple
 
 SHARED = 1 << 16  # weights from which on threads share the work: below, to wait for each other costs more
