@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gsm_lab.optim.fused import loader
 from gsm_lab.training import tally
 
 
@@ -14,8 +15,8 @@ from gsm_lab.training import tally
 def way(request):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "numpy":
-            patch.setattr(tally, "compiled", lambda: None)
-        elif not tally.compiled():
+            patch.setattr(loader, "compiled", lambda name: None)
+        elif not loader.compiled(tally.COMPILED):
             pytest.skip("numba is not installed")
         yield
 

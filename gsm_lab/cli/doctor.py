@@ -22,7 +22,7 @@ def surroundings() -> Iterator[tuple[str, str]]:
     import torch
 
     from gsm_lab.data.sources import ENVIRONMENT, FILES
-    from gsm_lab.optim.gate import compiled
+    from gsm_lab.optim.fused import loader
     from gsm_lab.training import threads
 
     yield "ok", f"{torch.get_num_threads()} threads for training, {threads.described()}; {os.cpu_count()} processors"
@@ -32,7 +32,7 @@ def surroundings() -> Iterator[tuple[str, str]]:
     )
     yield (
         ("ok", "numba: GSM's step is compiled")
-        if compiled()
+        if loader.compiled("gsm_lab.optim.fused.step")
         else ("missing", "numba (only for a faster step of GSM: `pip install 'gsm_lab[fast]'`)")
     )
     own = os.environ.get(ENVIRONMENT)

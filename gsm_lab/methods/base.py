@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gsm_lab.knobs import KNOBS, Knob
 from gsm_lab.optim import keep_masks
-from gsm_lab.optim.groups import clear, warn_of_empty
+from gsm_lab.optim.groups import clear, flat_mask, warn_of_empty
 from gsm_lab.optim.selection import chosen, top_q
 from gsm_lab.training.method import Method
 from gsm_lab.training.parts import Parts
@@ -97,7 +97,7 @@ class Rival(Method):
     def cut(self, run: Parts) -> int:
         """As `Run.cut`; who is in the network is settled by it, so that further steps train what is left."""
         masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt)
-        self.keep(run, torch.cat([mask.reshape(-1) for mask in masks.values()]))
+        self.keep(run, flat_mask(masks.values()))
         return int(self.inside.sum())
 
     def round_due(self, run: Parts) -> int | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gsm_lab.checks import flag, integer, kind, one_of, whole
 from gsm_lab.methods.base import OF_THE_GATE, Rival
 from gsm_lab.models import copied
-from gsm_lab.optim.groups import keep_masks
+from gsm_lab.optim.groups import flat_mask, keep_masks
 from gsm_lab.training.parts import Parts
 from gsm_lab.training.run import Run
 
@@ -85,8 +85,7 @@ def find(run: Run, by: str = "gsm", progress: bool = True) -> Tensor:
         run.train(max(0, steps_to_find(run) - run.steps) / run.epoch_steps, progress)
     else:
         run.pretrain()
-    masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).values()
-    return torch.cat([mask.reshape(-1).cpu() for mask in masks])
+    return flat_mask(keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).values())
 
 
 def steps_to_find(run: Run) -> int:

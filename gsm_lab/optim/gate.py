@@ -2,184 +2,57 @@
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gsm_lab.optim import accelerator as device
-from gsm_lab.optim.blocks import Blocks
-from gsm_lab.optim.passes import LARGE
-from gsm_lab.optim.selection import chosen, top_q
-from gsm_lab.optim.whole import Whole
+from gsm_lab.optim.selection import chosen, top_q, top_q_on_device
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gsm_lab.optim.passes import Passes, Settings
-
-_pass_above = torch.ops.aten.threshold_backward.grad_input  # (grad, x, limit): grad where x > limit or NaN, else 0
-_NOTHING = torch.zeros(())  # what `torch.where(out=)` takes, which wants a tensor
+# (grad, x, limit): grad where x > limit or NaN, else 0
+pass_above = torch.ops.aten.threshold_backward.grad_input
+GatedGradients = list[tuple[Tensor, Tensor]]  # a tensor, and the gradient that a step is to use in place of its own
 
 
-@cache
-def compiled() -> ModuleType | None:
-    """The compiled passes, where numba is installed. The first call ever takes seconds, later ones half of one."""
-    try:
-        from gsm_lab.optim.fused import step as compiled
-    except (ImportError, RuntimeError):  # the latter where numba finds no folder to keep its compiled code in
-        return None
-    return compiled
-
-
-class Gate:
-    """The metric T = |dL/dw * w| of a fixed list of tensors, and the gradients that pass its global top Q.
-
-    Args:
-        weights: the competing tensors; the flat order of everything here is theirs, row-major within each.
+class Choice:
+    """Who passed a gate the last time, and who may pass: what every kind of gate has.
 
     Attributes:
-        threshold: the smallest T that passed at the last `close` (float32; 0.0 before, and while the gate is open; on
-            an accelerator a tensor).
-        candidates: bool [count], who may pass; None: everybody.
-        sizes: how many entries each tensor has.
+        size: how many entries there are.
+        threshold: the smallest T that passed (float32; 0.0 before the first step, and while the gate is open; on an
+            accelerator a tensor).
+        candidates: bool [size], who may pass; None: everybody.
     """
 
-    def __init__(self, weights: list[Tensor]) -> None:
-        self.weights = weights
-        self.sizes = [p.numel() for p in weights]
-        self.count = sum(self.sizes)
-        self._buffer: Tensor | None = None
-        self._numpy: np.ndarray | None = None
-        self._passes: Passes | None = None
-        self._listed: list[Tensor] = []
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.candidates: Tensor | None = None
-        self._masked: list[Tensor] = []  # gradients of the candidates: the passes read at their addresses
         self.shut()
 
     def shut(self) -> None:
         """Nothing passed: how it is before the first step, and after one that was refused."""
-        self.threshold, n = 0.0, self.count  # (what is asked later must not hold the gate: it would hold itself)
-        self._passed(lambda: torch.zeros(n, dtype=torch.bool))
+        n = self.size  # (what is asked later must not hold the gate: it would hold itself)
+        self.passed(0.0, lambda: torch.zeros(n, dtype=torch.bool))
 
     def open(self) -> None:
-        """Let every gradient pass, until `close`."""
-        self.threshold, n = 0.0, self.count
-        self._passed(lambda: torch.ones(n, dtype=torch.bool))
+        """Everything passed."""
+        n = self.size
+        self.passed(0.0, lambda: torch.ones(n, dtype=torch.bool))
+
+    def passed(self, threshold: float | Tensor, mask: Tensor | Callable[[], Tensor]) -> None:
+        """Set the result of a choice: the threshold, and who passed, bool [size], or how to find out."""
+        self.threshold, self._mask = threshold, mask
 
     def restore(self, candidates: Tensor | None, threshold: float, active: Tensor) -> None:
         """Say of the last choice, and of who may pass, what another gate over equal tensors says."""
-        self.candidates, self.threshold = candidates, threshold
-        self._passed(active)
-
-    def _passed(self, mask: Tensor | Callable[[], Tensor]) -> None:
-        """Who passed: bool [count], or how to make that when it is asked for."""
-        self._mask = mask
-
-    def step(self, q: int, others: list[Tensor], momenta: list[Tensor], settings: list[Settings]) -> bool:
-        """Do a whole step of fused SGD on the competing tensors and on `others`, in two passes (`passes.Passes`).
-
-        Args:
-            q: how many gradients pass, 0 < q < count.
-            others: tensors that do not compete.
-            momenta: the momentum buffers of the competing tensors, then of the others.
-            settings: of each of them; a momentum of 0 stands for the first step.
-
-        Returns:
-            False where that is left to PyTorch (other types and devices, NaN, ...); nothing has changed then.
-        """
-        if not (passes := self._two_passes(others)):
-            return False
-        threshold = passes.step(q, momenta, settings)
-        if threshold is None:
-            self.shut()
-            return False
-        self.threshold = threshold
-        self._passed(lambda: torch.from_numpy(passes.active()))
-        torch.autograd.graph.increment_version([*self._listed, *momenta])
-        return True
-
-    def close(
-        self, q: int, may_be_written: bool, averages: list[Tensor] | None = None
-    ) -> tuple[list[tuple[Tensor, Tensor]], bool]:
-        """Form T from the current weights and gradients, choose the exact top `q`, and gate.
-
-        Args:
-            q: how many gradients pass, 0 < q < count (fewer where fewer T are positive).
-            may_be_written: whether the caller's use of the result may write into it.
-            averages: of the tensors, to stand in T for their gradients.
-
-        Returns:
-            (tensor, gated gradient) for each tensor that has a gradient, and whether every T that passed is finite. The
-            gated gradients are valid until the next call.
-        """
-        own = averages is None and not may_be_written
-        if own and (passes := self._two_passes([])) and (edge := passes.edge(q)) is not None:
-            if self._numpy is None:
-                self._allocate(torch.device("cpu"))
-            passes.gate(edge, self._numpy)
-            self.threshold = float(edge.threshold)
-            self._passed(self._buffer.bool)  # a T that passed is positive, so its gradient is not zero
-            return list(zip(self.weights, self._parts, strict=True)), True
-        plain = self._measure([p.grad for p in self.weights] if averages is None else averages)
-        if self._numpy is None:
-            return self._choose_on_device(q), bool(torch.isfinite(self._buffer.max()))
-        metric = self._numpy
-        top = top_q(metric, q)
-        self.threshold = top.threshold
-        # where averages stood in for the gradients, one that passes may be zero: the mask has to be kept
-        short = own and plain and top.finite and not top.ties_left_out
-        self._passed(self._buffer.bool if short else torch.from_numpy(chosen(metric, top)))
-        if not short and (may_be_written or top.ties_left_out or not (plain and top.finite and self._can_stand_in())):
-            return self.passing(), top.finite
-        # One pass turns the buffer from T into the gated gradient. The kernel passes what is greater than a number, and
-        # "greater than the next number below the threshold" is "at least the threshold".
-        below = float(np.nextafter(np.float32(top.threshold), np.float32(0.0)))
-        pairs = [(p, p.grad, t) for p, t in zip(self.weights, self._parts, strict=True) if p.grad is not None]
-        return [(p, _pass_above(grad, t, below, grad_input=t)) for p, grad, t in pairs], True
-
-    def _can_stand_in(self) -> bool:
-        """Whether the buffer can stand in for the gradients."""
-        return all(p.grad is None or _is_plain(p, p.grad) for p in self.weights)
-
-    def close_on_device(self, q: int) -> list[tuple[Tensor, Tensor]]:
-        """`close` without waiting for the device; what is not finite passes first, and is for others to find."""
-        self._measure([p.grad for p in self.weights])
-        return self._choose_on_device(q)
-
-    def _choose_on_device(self, q: int) -> list[tuple[Tensor, Tensor]]:
-        self.threshold, mask = device.top_q(self._buffer, q)
-        self._passed(mask)
-        return self.passing()
-
-    def passing(self) -> list[tuple[Tensor, Tensor]]:
-        """The gradients of the last choice that pass, and zeros, in new memory: of each tensor that has a gradient."""
-        return [(p, _where(self.mask(p), p.grad)) for p in self.weights if p.grad is not None]
-
-    def _two_passes(self, others: list[Tensor]) -> Passes | None:
-        """The passes over the competing tensors and `others`, where there are some that can read all of them now."""
-        if self._passes is None or len(self._listed) != len(self.weights) + len(others):
-            kind = module.Compiled if (module := compiled()) else Blocks if self.count >= LARGE else Whole
-            self._listed = self.weights + others
-            self._passes = kind(self.weights, others)
-        grads = [p.grad for p in self._listed]
-        if self.candidates is not None:  # without a gradient nobody passes
-            parts = self.candidates.split(self.sizes)
-            if not self._masked:
-                self._masked = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in self.weights]
-            grads[: len(parts)] = [
-                torch.where(part.view(g.shape), g, _NOTHING, out=room)
-                if g is not None and g.is_cpu and g.dtype == room.dtype and g.layout is torch.strided
-                else None
-                for g, part, room in zip(grads, parts, self._masked, strict=False)
-            ]
-        return self._passes if self._passes.take(grads) else None
+        self.candidates = candidates
+        self.passed(threshold, active)
 
     def active(self) -> Tensor:
-        """Which weights passed at the last step: bool [N], on the CPU; all False before the first."""
+        """Who passed at the last step: bool [size], on the CPU; all False before the first."""
         return self._active().cpu()
 
     def _active(self) -> Tensor:
@@ -188,49 +61,184 @@ class Gate:
             self._mask = self._mask()
         return self._mask
 
+
+class Gate(Choice):
+    """The metric T = |dL/dw * w| of a fixed list of tensors, and the gradients that pass its global top Q.
+
+    Args:
+        weights: the competing tensors; the flat order of everything here is theirs, row-major within each.
+        others: the tensors that do not compete: all of their gradients pass.
+        name: what a tensor is called, for errors.
+
+    `count` is N, the number of entries of the competing tensors; `sizes`: how many each has.
+    """
+
+    def __init__(self, weights: list[Tensor], others: list[Tensor], name: Callable[[Tensor], str]) -> None:
+        self.weights, self.others, self.name = weights, others, name
+        self.sizes = [p.numel() for p in weights]
+        self.count = sum(self.sizes)
+        self._buffer: Tensor | None = None
+        super().__init__(self.count)
+
+    @torch.no_grad()
+    def close(
+        self, q: int, own: dict[str, Any], state: dict[Tensor, Any], writes: bool, differentiable: bool
+    ) -> GatedGradients:
+        """Form T from the current weights and gradients, choose the exact top `q`, and gate; at q = count all pass.
+
+        Args:
+            q: how many gradients pass, 0 < q <= count (fewer where fewer T are positive).
+            own: what the gate is asked to do; here its `smoothing` counts.
+            state: of the optimizer, in which the averages of a smoothed gate are kept.
+            writes: whether the step may write into gradients.
+            differentiable: whether somebody differentiates through the step; the mask is then taken as given.
+
+        Returns:
+            The tensors whose gradients are to be exchanged for the step, and for what; valid until the next call.
+
+        Raises:
+            FloatingPointError: a gradient is not finite; the gate is shut then.
+        """
+        for p in self.others:
+            self._refuse_non_finite(p)
+        averages = self._averages(own["smoothing"], state) if own["smoothing"] else None
+        if q == self.count:
+            gated = [(p, p.grad.clone()) for p in self.weights if writes and p.grad is not None]
+            finite = False
+            self.open()
+        else:
+            gated, finite = self._choose(q, averages, in_place=not (writes or differentiable))
+        if not finite:  # where the gradients are finite, T overflowed float32: it ranks first, as it should
+            for p in self.weights:
+                self._refuse_non_finite(p)
+        if differentiable and q < self.count:
+            with torch.enable_grad():
+                gated = self.passing()
+        if writes:
+            there = {p for p, _ in gated}
+            gated += [
+                (p, p.grad.clone()) for p in (*self.weights, *self.others) if p.grad is not None and p not in there
+            ]
+        return gated
+
+    def _choose(self, q: int, averages: list[Tensor] | None, in_place: bool) -> tuple[GatedGradients, bool]:
+        """The gated gradients, and whether all T are finite."""
+        plain = self._measure([p.grad for p in self.weights] if averages is None else averages)
+        if not self._buffer.is_cpu:
+            return self._choose_on_device(q), bool(torch.isfinite(self._buffer.max()))
+        metric = self._buffer.numpy()
+        top = top_q(metric, q)
+        if not (in_place and plain and top.finite) or top.ties_left_out or averages is not None:
+            self.passed(top.threshold, torch.from_numpy(chosen(metric, top)))
+            return self.passing(), top.finite
+        # One pass turns the buffer from T into the gated gradient. The kernel passes what is greater than a number, and
+        # "greater than the next number below the threshold" is "at least the threshold".
+        below = float(np.nextafter(np.float32(top.threshold), np.float32(0.0)))
+        pairs = [(p, t) for p, t in zip(self.weights, self._parts, strict=True) if p.grad is not None]
+        gated = [(p, pass_above(p.grad, t, below, grad_input=t)) for p, t in pairs]
+        self.passed(top.threshold, self._buffer.bool)  # a T that passed is positive, so its gradient is not zero
+        return gated, True
+
+    def close_on_device(self, q: int) -> GatedGradients:
+        """`close` without waiting for the device; what is not finite passes first, and is for others to find."""
+        self._measure([p.grad for p in self.weights])
+        return self._choose_on_device(q)
+
+    def _choose_on_device(self, q: int) -> GatedGradients:
+        self.passed(*top_q_on_device(self._buffer, q))
+        return self.passing()
+
+    def passing(self) -> GatedGradients:
+        """The gradients of the last choice that pass, and zeros, in new memory: of each tensor that has a gradient."""
+        return [(p, _where(self.mask(p), p.grad)) for p in self.weights if p.grad is not None]
+
+    @contextmanager
+    def lent(self, optimizer: torch.optim.Optimizer, gated: GatedGradients) -> Iterator[None]:
+        """In its block tensors have these gradients in place of their own."""
+        given = [p.grad for p, _ in gated]
+        try:
+            for p, grad in gated:
+                p.grad = grad
+            yield
+        finally:
+            for (p, _), grad in zip(gated, given, strict=True):
+                p.grad = grad
+
     def mask(self, p: Tensor) -> Tensor:
-        """`active` for one of the tensors: bool, of its shape, on its device."""
-        start = 0
-        for other in self.weights:
+        """`active` for one of the tensors: bool, of its shape, on its device. Raises ValueError for any other."""
+        for other, part in zip(self.weights, self._active().split(self.sizes), strict=True):
             if other is p:
-                return self._active()[start : start + p.numel()].view(p.shape).to(p.device)
-            start += other.numel()
+                return part.view(p.shape).to(p.device)
         what = f"a tensor of shape {tuple(p.shape)}" if isinstance(p, Tensor) else f"a {type(p).__name__}"
         raise ValueError(f"p, {what}, is not among this optimizer's prunable tensors")
 
-    def magnitude(self, p: Tensor) -> Tensor:
-        """|gradient| of one of the tensors, in memory that the next call or `close` uses again."""
-        if self._buffer is None or self._buffer.device != p.device or not _is_plain(p, p.grad):
-            return _dense(p.grad).abs()
-        return torch.abs(p.grad, out=self._parts[next(i for i, other in enumerate(self.weights) if other is p)])
+    def _averages(self, smoothing: float, state: dict[Tensor, Any]) -> list[Tensor]:
+        """The smoothed |gradients| of the competing tensors, brought up to date."""
+        for p in self.weights:  # a gradient that is refused must not be in an average
+            self._refuse_non_finite(p)
+        averages = []
+        for p in self.weights:
+            if "gradient_average" not in state[p]:
+                state[p]["gradient_average"] = torch.zeros_like(p)
+            averages.append(state[p]["gradient_average"].mul_(smoothing))
+            if p.grad is not None:
+                averages[-1].add_(_dense(p.grad).abs(), alpha=1 - smoothing)
+        return averages
 
     def _measure(self, grads: list[Tensor | None]) -> bool:
         """Fill the buffer with T; returns whether it can stand in for the gradients: all float32, contiguous, there."""
         place = self.weights[0].device
         if self._buffer is None or self._buffer.device != place:
-            self._allocate(place)
-        plain = True
-        for p, grad, t in zip(self.weights, grads, self._parts, strict=True):
-            if grad is None:
-                t.zero_()
-            elif grad.device == place and _is_plain(p, grad):
-                torch.mul(p, grad, out=t)
-            else:
-                t.copy_(p.float() * _dense(grad).float())
-                plain = False
-        self._buffer.abs_()
-        if self.candidates is not None:
-            self._buffer.masked_fill_(~self.candidates.to(place), 0.0)
-        return plain
+            self._buffer = torch.empty(self.count, dtype=torch.float32, device=place)
+            parts = self._buffer.split(self.sizes)
+            self._parts = [t.view(p.shape) for p, t in zip(self.weights, parts, strict=True)]
+        return measure(self.weights, grads, self._parts, self._buffer, self.candidates)
 
-    def _allocate(self, place: torch.device) -> None:
-        self._buffer = torch.empty(self.count, dtype=torch.float32, device=place)
-        self._numpy = self._buffer.numpy() if place.type == "cpu" else None
-        self._parts = [t.view(p.shape) for p, t in zip(self.weights, self._buffer.split(self.sizes), strict=True)]
+    def _refuse_non_finite(self, p: Tensor) -> None:
+        if p.grad is not None and (said := complaint(self.name, p, p.grad)):
+            self.shut()
+            raise FloatingPointError(said)
 
 
-def _is_plain(p: Tensor, grad: Tensor) -> bool:
-    return grad.dtype == torch.float32 and grad.layout is torch.strided and grad.is_contiguous() and p.is_contiguous()
+def measure(
+    weights: list[Tensor], grads: list[Tensor | None], parts: list[Tensor], buffer: Tensor, candidates: Tensor | None
+) -> bool:
+    """Form T of tensors in the parts of a buffer, 0 where there is no gradient, and for those that are no candidates.
+
+    Returns whether the buffer can stand in for the gradients: all are float32, contiguous, and on its device.
+    """
+    plain = True
+    for p, grad, t in zip(weights, grads, parts, strict=True):
+        if grad is None:
+            t.zero_()
+        elif grad.device == t.device and _is_plain(p) and _is_plain(grad):
+            torch.mul(p, grad, out=t)
+        else:
+            t.copy_(p.float() * _dense(grad).float())
+            plain = False
+    buffer.abs_()
+    if candidates is not None:
+        buffer.masked_fill_(~candidates.to(buffer.device), 0.0)
+    return plain
+
+
+def complaint(name: Callable[[Tensor], str], p: Tensor, grad: Tensor, where: str = "") -> str | None:
+    """What is wrong with the gradient of `p`, or with the part of it that is somewhere, if something is."""
+    if grad.layout is not torch.strided:
+        grad = grad.coalesce().values() if grad.is_sparse else grad.to_dense()
+    # the sum is one pass without a temporary, but may overflow where all is finite: it only raises suspicion
+    total = grad.sum().item()
+    if total - total == 0 or (finite := torch.isfinite(grad)).all():
+        return None
+    place = int((~finite).reshape(-1).to(torch.uint8).argmax())
+    return (
+        f"the gradient of {name(p)} holds {grad.reshape(-1)[place].item()} at flat position {place:,}{where}; "
+        "no weight was changed. Lower the learning rate, or look for a division by zero in the loss"
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.layout is torch.strided and x.is_contiguous()
 
 
 def _dense(grad: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What `GSM` lets compete, and for how many places: the part of it that is no step."""
+"""An optimizer whose gradients pass a gate: what competes in it, for how many places, and who had one."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from gsm_lab.optim.gate import Gate
 from gsm_lab.optim.ranks.gate import ShardedGate
 from gsm_lab.optim.ranks.group import is_distributed
 from gsm_lab.optim.selection import budget
-from gsm_lab.optim.settings import as_pythons, checked, first_non_finite, refuse_settings, uncompiled
+from gsm_lab.optim.settings import OWN, as_pythons, checked, refuse_settings
+from gsm_lab.optim.sgd import uncompiled
 from gsm_lab.optim.standstill import Standstill
 
-# what the gate is asked to do: in every group, so that state_dict() carries it, and the same in all
-OWN = {"compression": 1.0, "nonzeros": None, "smoothing": 0.0}
 
+class Gated(torch.optim.Optimizer):
+    """The part of `GSM` that is no step.
 
-class Competing(torch.optim.SGD):
-    """SGD that knows which of its weights compete, for how many places, and who had one: the base of `GSM`.
-
-    Whoever derives from it sets `_own_now`, what groups begin with that do not say it themselves, before SGD's
-    constructor adds them, and calls `_start_fresh` after it. Its setters raise ValueError, before anything changes, for
-    what is out of range.
+    The budget lives in the parameter groups, so that `state_dict()` carries it. Whoever derives from it sets
+    `_own_now`, what groups begin with that do not say it themselves, before the optimizer's constructor adds them, and
+    calls `_start_fresh` after it. Setters raise ValueError, before anything changes, for what is out of range.
     """
 
     _own_now: dict[str, Any]
-    zero_grad = uncompiled(torch.optim.SGD.zero_grad)
-    state_dict = uncompiled(torch.optim.SGD.state_dict)
-    load_state_dict = uncompiled(torch.optim.SGD.load_state_dict)
+    zero_grad = uncompiled(torch.optim.Optimizer.zero_grad)
+    state_dict = uncompiled(torch.optim.Optimizer.state_dict)
+    load_state_dict = uncompiled(torch.optim.Optimizer.load_state_dict)
+    _ready = False  # before its constructor has come to an end
 
     @property
     def weights(self) -> int:
@@ -108,8 +107,7 @@ class Competing(torch.optim.SGD):
 
     @candidates.setter
     def candidates(self, mask: Tensor | None) -> None:
-        gate = self._gate()
-        n = gate.size if isinstance(gate, ShardedGate) else gate.count
+        n = self._gate().size
         if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (n,)):
             got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"{mask!r}"
             raise ValueError(f"candidates must be None or a bool tensor of shape ({n},), got {got}")
@@ -130,38 +128,17 @@ class Competing(torch.optim.SGD):
     def _gather(self) -> None:
         all_of_them = dict.fromkeys(p for g in self.param_groups for p in g["params"])
         competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
-        group_of = {p: i for i, g in enumerate(self.param_groups) for p in g["params"]}
         self._lazy = [p for p in all_of_them if is_lazy(p)]  # nobody knows yet how many dimensions they will have
-        self._listed_twice = len(group_of) < sum(len(g["params"]) for g in self.param_groups)
-        self._others = [p for p in all_of_them if p not in competing]
-        self._in_turn = [*competing, *self._others]
-        self._groups_in_turn, self._asked = [group_of[p] for p in self._in_turn], []
-        self._sharded = any(map(is_distributed, all_of_them))
-        if self._sharded:
-            name, complaint = weakly(self._name), weakly(self._complaint)
-            self._gate_now = ShardedGate(list(competing), self._others, name, complaint)
-        else:
-            self._gate_now = Gate(list(competing))
+        kind = ShardedGate if any(map(is_distributed, all_of_them)) else Gate
+        self._gate_now = kind([*competing], [p for p in all_of_them if p not in competing], weakly(self._name))
+        self._asked: list[tuple[Any, ...]] = []  # so that the next step finds out anew what it is to do
 
     def _gate_of_these_sizes(self) -> Gate | ShardedGate:
         """The gate, which is made anew where somebody gave a tensor data of another size."""
         gate = self._gate()
-        if not self._sharded and [p.numel() for p in gate.weights] != gate.sizes:
+        if [p.numel() for p in gate.weights] != gate.sizes:
             self._gather()
         return self._gate_now
-
-    def _complaint(self, p: Tensor, grad: Tensor) -> str | None:
-        """What is wrong with the gradient of `p`, or this rank's part of it, if something is."""
-        if grad.layout is not torch.strided:
-            grad = grad.coalesce().values() if grad.is_sparse else grad.to_dense()
-        # the sum is one pass without a temporary, but may overflow where all is finite: it only raises suspicion
-        total = grad.sum().item()
-        if total - total == 0 or torch.isfinite(grad).all():
-            return None
-        return (
-            f"the gradient of {self._name(p)} holds {first_non_finite(grad)}{' of this rank' * bool(self._sharded)}; "
-            "no weight was changed. Lower the learning rate, or look for a division by zero in the loss"
-        )
 
     def _name(self, p: Tensor) -> str:
         """What the parameter is called, from `names` (or torch's `param_names`), else by its place."""
@@ -172,8 +149,6 @@ class Competing(torch.optim.SGD):
                     place = f"parameter {i} of group {g} (shape {tuple(p.shape)})"
                     return f"{names[i]!r}, {place}" if i < len(names) else place
         raise KeyError("not a parameter of this optimizer")
-
-    # -- the budget lives in the parameter groups, so that state_dict() carries it -----------------------------------
 
     def _own(self) -> dict[str, Any]:
         """What the gate is asked to do now.
@@ -234,7 +209,7 @@ class Competing(torch.optim.SGD):
             for name, value in {"prunable": True, **self._own_now}.items():
                 param_group.setdefault(name, value)
         before = vars(self).copy()  # the gate that there is, with the last active set
-        uncompiled(torch.optim.SGD.add_param_group)(self, param_group)
+        uncompiled(torch.optim.Optimizer.add_param_group)(self, param_group)
         if self._ready:
             try:
                 self._own()
@@ -269,14 +244,10 @@ class Competing(torch.optim.SGD):
         if gate is not None:
             self._gate_now.restore(**gate)
 
-    _ready = False  # before its constructor has come to an end
-
     def _start_fresh(self) -> None:
         self._gate_key: list[list[Any]] | None = None
         self._lazy: list[Tensor] = []
-        self._watch = Watch()
-        self._standstill = Standstill()
-        self._asked: list[tuple[Any, ...]] = []
+        self._watch, self._standstill = Watch(), Standstill()
         # fused SGD asks GradScaler for the scaled gradients; the gate must see, and check, the true ones
         self._step_supports_amp_scaling = False
         self._ready = True

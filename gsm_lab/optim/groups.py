@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsm_lab.optim.gated import Competing
+from gsm_lab.optim.gated import Gated
 from gsm_lab.optim.layers import Computed, computed_kernels, kernels
 from gsm_lab.optim.picks import Names, Picks
-from gsm_lab.optim.ranks import shards as spread
+from gsm_lab.optim.ranks import shards
 from gsm_lab.optim.ranks.group import is_distributed, local
 from gsm_lab.optim.selection import budget, chosen, top_q
 
@@ -153,6 +153,11 @@ def keep_masks(
     return _keep(_competing(model, gsm, include, exclude), compression, nonzeros, gsm)[0]
 
 
+def flat_mask(masks: Iterable[Tensor]) -> Tensor:
+    """Masks of tensors, those of `keep_masks` for example, joined in their order: bool [N], on the CPU."""
+    return torch.cat([mask.reshape(-1).cpu() for mask in masks])
+
+
 def cut(
     model: nn.Module,
     compression: float | None = None,
@@ -182,7 +187,7 @@ def cut(
     return sum(counts)
 
 
-def _competing(model: nn.Module, gsm: Competing | None, include: Picks, exclude: Picks) -> dict[str, Tensor]:
+def _competing(model: nn.Module, gsm: Gated | None, include: Picks, exclude: Picks) -> dict[str, Tensor]:
     """The tensors to cut by name: those that compete in the optimizer, in its order, else those of the model."""
     if gsm is None:
         return _prunable(model, include, exclude)
@@ -202,10 +207,10 @@ def _competing(model: nn.Module, gsm: Competing | None, include: Picks, exclude:
     return {names[id(p)]: p for p in weights}
 
 
-def gsm_in(optimizer: object) -> Competing:
+def gsm_in(optimizer: object) -> Gated:
     """The `GSM` itself, or the one that is wrapped, as attribute `optimizer`. Raises TypeError where there is none."""
     inner = optimizer
-    while not isinstance(inner, Competing):
+    while not isinstance(inner, Gated):
         if not isinstance(inner := getattr(inner, "optimizer", None), torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a GSM, or wrap one as its attribute optimizer, got {optimizer!r}")
     return inner
@@ -216,7 +221,7 @@ def _keep(
     weights: dict[str, Tensor],
     compression: float | None,
     nonzeros: int | None,
-    gsm: Competing | None,
+    gsm: Gated | None,
 ) -> tuple[dict[str, Tensor], list[int]]:
     """The masks, and how many weights stay in each tensor."""
     count = sum(p.numel() for p in weights.values())
@@ -228,7 +233,7 @@ def _keep(
             raise ValueError(f"weight {name!r} is on the meta device, where it has no values; nothing was cut")
     if any(map(is_distributed, weights.values())):
         setting = f"nonzeros={nonzeros}" if compression is None else f"compression={compression}"
-        return spread.keep_masks(weights, q, setting)
+        return shards.keep_masks(weights, q, setting)
     for name, p in weights.items():
         if not torch.isfinite(p).all():
             raise FloatingPointError(f"weight {name!r} holds NaN or infinite values; nothing was cut")

@@ -1,26 +1,26 @@
 """The exact global top Q: the Q greatest of N non-negative numbers, and the threshold that separates them.
 
-The definition, which every path here equals (and which the tests hold it against):
+The definition, which every form of it equals (and which the tests hold it against):
 
     order = argsort(metric, descending, stable)      # ties: the lower position wins
     chosen = the first Q of order whose metric is positive
 
-Sorting N numbers costs many times an SGD step. Instead a strided sample gives a value that almost surely lies below the
-threshold; one pass gathers the few numbers above it, and only those are partitioned. If the sample misled us, the pass
-is repeated over every positive number, so the answer never depends on luck.
+Here it is with numpy, and on a device that nothing has to wait for; `fused` has it compiled, as a part of a whole step,
+and `ranks` by counts alone, where the numbers are spread over ranks.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-_SMALLEST = np.float32(np.finfo(np.float32).smallest_subnormal)
-SAMPLE = 4096  # a partition of so few costs some microseconds; at Q = N/60 the bound lets 1.3 Q entries through
+INFINITY = 0x7F800000  # the bits of float32's infinity; those of NaN are above
+DIGITS = ((20, 11), (10, 10), (0, 10))  # (shift, width) of the bits of a float32 >= 0, leading one first
 
 
 def budget(weights: int, compression: float | None = None, nonzeros: int | None = None) -> int:
@@ -57,10 +57,6 @@ def _is_number(x: object) -> bool:
     return isinstance(x, Real) and not isinstance(x, bool)
 
 
-INFINITY = np.int32(0x7F800000)  # the bits of float32's infinity; those of NaN are above
-FEW = 4096  # candidates from which on a sample narrows them down
-
-
 class Top(NamedTuple):
     """The result of `top_q`: which entries are chosen follows from it, see `chosen`.
 
@@ -88,27 +84,16 @@ def top_q(metric: np.ndarray, q: int) -> Top:
         raise TypeError(f"metric must be a float32 array [N], got {type(metric).__name__}")
     if not isinstance(q, int | np.integer) or not 0 < q <= metric.size:
         raise ValueError(f"q must be a whole number from 1 to {metric.size:,}, the size of metric, got {q!r}")
-    bound = _lower_bound(metric, q)
-    candidates = not_below(metric, bound)
-    if candidates.size >= q:  # all that reach the bound, so nothing was missed
-        return top_of(candidates, q)
-    return top_of(metric[~(metric <= 0)], q)
-
-
-def top_of(candidates: np.ndarray, q: int) -> Top:
-    """`top_q` by partition, of candidates among which the top `q` are; it may reorder them."""
-    if candidates.size >= max(FEW, q + 1):
-        candidates, q = _narrowed(candidates, q)
-    rest = max(candidates.size - q, 0)
-    if not candidates.size:
+    # As integers, the bits of such floats have the same order (NaN last), and are partitioned at twice the speed.
+    rest, top = np.split(np.partition(metric.view(np.int32), metric.size - q), [metric.size - q])
+    if top[0] == 0:
+        rest, top = rest[:0], top[top > 0]
+    if not top.size:
         return Top(0.0, 0, True)
-    # As integers, the bits of such floats have the same order (NaN last) and are partitioned at twice the speed.
-    candidates.view(np.int32).partition(rest)
-    threshold = candidates[rest]
-    finite = np.count_nonzero(np.less(candidates[rest:], np.inf)) == candidates.size - rest
-    if threshold != threshold:
-        return Top(math.nan, np.count_nonzero(np.isnan(candidates[:rest])), False)
-    return Top(float(threshold), rest - np.count_nonzero(np.less(candidates, threshold)), finite)
+    least, greatest = top.min(), top.max()
+    if least > INFINITY:
+        return Top(math.nan, np.count_nonzero(rest > INFINITY), False)
+    return Top(float(least.view(np.float32)), np.count_nonzero(rest == least), bool(greatest < INFINITY))
 
 
 def chosen(metric: np.ndarray, top: Top) -> np.ndarray:
@@ -123,69 +108,32 @@ def chosen(metric: np.ndarray, top: Top) -> np.ndarray:
     return mask
 
 
-def _narrowed(candidates: np.ndarray, q: int) -> tuple[np.ndarray, int]:
-    """Those among which the q-th greatest is, by a sample, and its rank there; all as they are where one is infinite.
+def top_q_on_device(metric: Tensor, q: int) -> tuple[Tensor, Tensor]:
+    """`top_q` and `chosen` without a look at a value from the host, which would have to wait for the device.
 
-    Two looks at all of them cost less than to partition them.
+    Digit by digit: how many values have which leading digit, which digit the q-th greatest has, and again among those
+    that share it.
+
+    Args:
+        metric: float32 [N], each entry >= 0, inf, or NaN (which ranks first).
+        q: how many to choose, 0 < q <= N.
+
+    Returns:
+        The threshold, float32 [], and who is chosen, bool [N].
     """
-    bits, stride = candidates.view(np.int32), max(2, math.isqrt(candidates.size) // 8)
-    sample = bits[::stride].copy()
-    mean, n = q * sample.size / bits.size, sample.size
-    margin = 3 * math.sqrt(mean * (1 - q / bits.size)) + 1
-    places = [max(0, n - math.ceil(mean + margin)), min(n - 1, n - math.floor(mean - margin))]
-    low, high = np.partition(sample, places)[places]
-    above = bits >= high
-    inside = bits.compress((bits >= low) & ~above)
-    left = q - np.count_nonzero(above)
-    if not 0 < left <= inside.size or bits.max() >= INFINITY:
-        return candidates, q
-    return inside.view(np.float32), left
-
-
-def not_below(metric: np.ndarray, bound: np.float32) -> np.ndarray:
-    """All entries that are not below `bound`, a copy. ("Not below" rather than "at least", so that NaN comes along.)"""
-    return picked(metric, ~np.less(metric, bound))
-
-
-def picked(values: np.ndarray, flags: np.ndarray) -> np.ndarray:
-    """`values.compress(flags)`, bool and as long, for flags few of which are set.
-
-    Eight flags are one 64-bit word. To find the words in which any is set, and copy whole runs of eight values before
-    looking at single ones, costs a fraction.
-    """
-    whole = flags.size // 8 * 8
-    words = flags[:whole].view(np.uint64)
-    some = np.flatnonzero(words != 0)
-    runs, rest = values[:whole].reshape(-1, 8).take(some, axis=0), values[whole:].compress(flags[whole:])
-    found = runs.reshape(-1).compress(words.take(some).view(bool))
-    return np.concatenate((found, rest)) if rest.size else found
-
-
-def _lower_bound(metric: np.ndarray, q: int) -> np.float32:
-    """A positive number that the q-th greatest most likely reaches, from a strided sample."""
-    stride, above = sampling(metric.size, q)
-    if not above:
-        return _SMALLEST
-    sample = metric.view(np.int32)[::stride].copy()
-    sample.partition(sample.size - above)
-    bound = sample[sample.size - above].view(np.float32)
-    return bound if bound > 0 else _SMALLEST
-
-
-@lru_cache(maxsize=64)
-def sampling(size: int, q: int) -> tuple[int, int]:
-    """The stride of the sample, and how many of it are at or above the bound (0: the sample is of no use).
-
-    Of m sampled entries the number that belong to the top q is about binomial with mean m q / N; two and a half
-    standard deviations more than that are taken. Too high a bound, in one step of a hundred, costs a second look.
-    """
-    stride = size // SAMPLE
-    if stride < 2:
-        return 1, 0
-    stride += 1 - stride % 2  # odd, so that power-of-two layer widths do not confine the sample to a few columns
-    while stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:  # nor widths such as 300 or 784 with their factors
-        stride += 2
-    sampled = -(-size // stride)
-    mean = sampled * q / size
-    above = math.ceil(mean + 2.5 * math.sqrt(mean) + 2.0)
-    return stride, above if above <= sampled else 0
+    bits = metric.view(torch.int32)
+    left = (bits > 0).sum().clamp(max=q)
+    none, prefix, before = left == 0, bits.new_zeros(()), 31
+    one = torch.ones((), dtype=torch.int64, device=bits.device)
+    for shift, width in DIGITS:
+        digit = (bits >> shift) & ((1 << width) - 1)
+        bins = torch.where((bits >> before) == prefix, digit, 1 << width)  # what has another prefix goes to the end
+        counts = torch.zeros((1 << width) + 1, dtype=torch.int64, device=bits.device)
+        counts.scatter_add_(0, bins.long(), one.expand(bins.numel()))
+        at_least = counts[:-1].flip(0).cumsum(0).flip(0)  # how many have this digit or a greater one
+        found = (at_least >= left).sum() - 1
+        greater = torch.cat((at_least[1:], counts.new_zeros(1))).gather(0, found.view(1)).squeeze(0)
+        left, prefix, before = left - greater, (prefix << width) | found.int(), shift
+    equal = (bits == prefix) & ~none
+    passes = ((bits > prefix) & ~none) | (equal & (equal.cumsum(0) <= left))
+    return torch.where(none, 0, prefix).int().view(torch.float32), passes

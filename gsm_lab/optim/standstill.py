@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from gsm_lab.optim.gate import Gate
-    from gsm_lab.optim.gated import Competing
+from gsm_lab.optim.gate import Gate
 
 AT_ONCE = 10  # steps in a row in which nothing passed, after which that is said
 LOOK = 100  # steps to the next count of those that passed, after one that was too low; a count takes about a step
@@ -29,17 +26,22 @@ class Standstill:
         self._pause = self._next = LOOK
         self._said = False
 
-    def after(self, optimizer: Competing) -> None:
-        """To be called after each step; warns once. (On an accelerator it does not look, which would be to wait.)"""
-        gate = optimizer._gate_now
-        if type(gate.threshold) is not float:
+    def after(self, gate: Gate, q: int) -> None:
+        """To be called after each step; warns once.
+
+        Does not look on an accelerator, which would be to wait, nor where the weights are spread over ranks.
+
+        Args:
+            gate: that of the step; `q`: how many it has places for.
+        """
+        if type(gate) is not Gate or type(gate.threshold) is not float:
             return
         self._steps += 1
         self._still = self._still + 1 if gate.threshold == 0.0 else 0  # also where the gate is open
-        if self._still == AT_ONCE and optimizer.nonzeros < gate.count:
-            self._say(f"no weight has had T = |gradient * weight| > 0 in {AT_ONCE} steps", optimizer)
-        if self._steps >= self._next and not self._said and (few := self._too_few(gate, optimizer.nonzeros)):
-            self._say(few, optimizer)
+        if self._still == AT_ONCE and q < gate.count:
+            self._say(f"no weight has had T = |gradient * weight| > 0 in {AT_ONCE} steps", gate)
+        if self._steps >= self._next and not self._said and (few := self._too_few(gate, q)):
+            self._say(few, gate)
 
     def _too_few(self, gate: Gate, q: int) -> str:
         """What is to be said where it was so often enough, else nothing."""
@@ -56,8 +58,8 @@ class Standstill:
         return f"for {n} steps fewer than Q = {q:,} weights have had T = |gradient * weight| > 0, now {passed:,}"
 
     @torch.no_grad()
-    def _say(self, what: str, optimizer: Competing) -> None:
-        weights = {optimizer._name(p).partition(", ")[0]: p for p in optimizer._gate_now.weights}
+    def _say(self, what: str, gate: Gate) -> None:
+        weights = {gate.name(p).partition(", ")[0]: p for p in gate.weights}
         zero = [name for name, p in weights.items() if not p.any()]
         idle = [name for name, p in weights.items() if p.grad is None or not p.grad.any()]
         if self._said or len(idle) == len(weights):  # SGD would not move them either

@@ -20,9 +20,8 @@ from typing import Any
 import pandas as pd
 
 from gsm_lab.checks import is_number, number, positive, several, shown
-from gsm_lab.optim.radix import NEAR, NEAR_UNPACKED, PACKED
-from gsm_lab.optim.ranks.group import signature
-from gsm_lab.optim.selection import budget
+from gsm_lab.optim.ranks.digits import HEADER
+from gsm_lab.optim.selection import DIGITS, budget
 from gsm_lab.studies.agreement import STAGES, agreement, quantised
 from gsm_lab.studies.parallel_runs import LOOKS, Look, local_gradients, with_hook
 
@@ -38,8 +37,6 @@ __all__ = [
     "quantised",
     "with_hook",
 ]
-
-HEADER = 6 + 2 * len(signature(0, 3)) + len(signature(0, 2))  # words
 
 # A thousand ranks and a hundred billion weights: bfloat16 gradients, 64-bit indices (32 bits do not reach), one network
 # port of 400 Gb/s a rank, 5 microseconds from one rank to the next. Nothing overlaps with anything.
@@ -140,12 +137,11 @@ def cost(
 def counts(weights: float) -> tuple[int, int]:
     """What GSM's exchange hands over on each rank in a usual step under FSDP2: bytes, and messages.
 
-    That is the header and a histogram for each digit of what lies near the last threshold
-    (`gsm_lab.optim.ranks.digits`); the first step, and ties at the threshold, take more, at most 57.2 KiB.
+    That is the header and a histogram for each digit (`gsm_lab.optim.ranks.digits`), whatever N, `weights`, and
+    Q; ties at the threshold take more, at most 41.1 KiB.
     """
-    packed = positive("weights", weights) < PACKED  # then a word holds two counts
-    words = sum((1 << width) // (1 + packed) for _, width in (NEAR if packed else NEAR_UNPACKED))
-    return 8 * (HEADER + words), len(NEAR if packed else NEAR_UNPACKED)
+    positive("weights", weights)
+    return 8 * (HEADER + sum(1 << width for _, width in DIGITS)), len(DIGITS)
 
 
 def _several(name: str, value: float | Iterable[float]) -> list[float]:

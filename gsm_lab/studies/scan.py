@@ -1,42 +1,21 @@
 """The inner loops of a `Recorder`, in numpy; compiled where numba is installed.
 
 `pair`, int32 [N, 2], holds for each weight the step it was last active at, unless it is now, and its longest stretch.
-`least`, uint16 [N], holds the code (see `codes`) of its smallest |w| while passive, `NEVER` where it never was: a step
-reads and writes all of them, and in two bytes they leave more of the caches to the network than as float32.
+`least`, uint16 [N], holds the code (see `studies.codes`) of its smallest |w| while passive, `NEVER` where it never was:
+a step reads and writes all of them, and in two bytes they leave more of the caches to the network than as float32.
 """
 
 from __future__ import annotations
 
 import itertools
-from functools import cache
-from types import ModuleType
 
 import numpy as np
 
-NEAR_ZERO, NEARER_ZERO = 1e-3, 1e-4  # |w| below it counts as near zero; a second limit, which codes respect, too
+from gsm_lab.optim.fused import loader
+from gsm_lab.studies.codes import BINS, NEAR, codes, length_bin
+
 CHUNK = 32768  # weights whose |w| is formed at a time: the scratch stays small, and in the cache
-SHIFT = 23 - 5  # leaves five bits of a length's leading digits: exact below 64, within 3% above
-LOWEST = int(np.float32(1).view(np.int32)) >> SHIFT
-BINS = 24 << 5  # for stretches of up to 2^24 steps
-
-# Of the bits of |w|, which order as the sizes do, a code has the exponent and nine digits. An offset makes the first
-# code end near 2^-64, and NEAR_ZERO begin one; below NEARER_ZERO a lesser offset makes that begin one, too.
-NEVER = 65535
-CUT = 23 - 9
-_near, NEARER = (int(np.float32(x).view(np.int32)) for x in (NEAR_ZERO, NEARER_ZERO))
-ABOVE = (_near - int(np.float32(2**-64).view(np.int32)) >> CUT << CUT) - _near
-BELOW = (NEARER + ABOVE >> CUT << CUT) - NEARER
-NEAR = _near + ABOVE >> CUT  # the code of NEAR_ZERO
-
-
-@cache
-def compiled() -> ModuleType | None:
-    """The compiled passes, where numba is installed."""
-    try:
-        from gsm_lab.studies import scan_compiled
-    except ImportError:
-        return None
-    return scan_compiled
+COMPILED = f"{__name__}_compiled"
 
 
 def step(
@@ -55,7 +34,7 @@ def step(
         held: int64 [layers], how many were active one step earlier; afterwards, are now.
         patience: passive steps in a row that make a weight woken.
     """
-    if module := compiled():
+    if module := loader.compiled(COMPILED):
         addresses = np.array([w.__array_interface__["data"][0] for w in weights], np.uint64)
         module.step(active, before, addresses, bounds, now, pair, least, times, ended, sums, held, patience)
         return
@@ -77,27 +56,6 @@ def lower(least: np.ndarray, weights: np.ndarray) -> None:
     for start in range(0, weights.size, CHUNK):
         part = least[start : start + CHUNK]
         np.minimum(part, codes(weights[start : start + CHUNK]), out=part)
-
-
-def codes(weights: np.ndarray) -> np.ndarray:
-    """Codes of |w|, which never fall as |w| grows and rise by one every 0.2%: float32 [n] -> uint16 [n].
-
-    What is below NEAR_ZERO or NEARER_ZERO (as float32) has a code below that limit's, all else has not. Sizes under
-    5.4e-20 share the code 0; those from 1.85e19 on, infinity and NaN have the code `NEVER`.
-    """
-    found = weights.view(np.int32) & 0x7FFFFFFF
-    np.subtract(found, ABOVE - BELOW, out=found, where=found < NEARER)
-    found += ABOVE
-    found >>= CUT
-    return found.clip(0, NEVER, out=found).astype(np.uint16)
-
-
-def sizes(codes: np.ndarray) -> np.ndarray:
-    """The least |w| that has each code, 0 for 0, infinity for `NEVER`: uint16 [n] -> float32 [n]."""
-    found = codes.astype(np.int32) << CUT
-    found = np.where(found < NEARER + BELOW, found - BELOW, np.maximum(found - ABOVE, NEARER))
-    found[codes == 0], found[codes == NEVER] = np.array([0, np.inf], np.float32).view(np.int32)
-    return found.view(np.float32)
 
 
 def moved(active: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,13 +99,3 @@ def came(
     woken, near = length >= patience, least.take(on) < NEAR
     for i, (a, b) in enumerate(itertools.pairwise(by_layer.tolist())):
         sums[1:, i] += (b - a, np.count_nonzero(woken[a:b]), np.count_nonzero(near[a:b]))
-
-
-def length_bin(length: np.ndarray) -> np.ndarray:
-    """The bin of stretches of `length` >= 1 steps: the leading bits of the length as a float32, so no logarithm."""
-    return (length.astype(np.float32).view(np.int32) >> SHIFT) - LOWEST
-
-
-def length_bins() -> np.ndarray:
-    """Where each bin begins: float64 [BINS]; below 64 each whole number has its own bin."""
-    return (np.arange(LOWEST, LOWEST + BINS, dtype=np.int32) << SHIFT).view(np.float32).astype(np.float64)

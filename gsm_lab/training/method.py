@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gsm_lab.knobs import Knob
 from gsm_lab.optim import budget, cut, keep_masks
-from gsm_lab.optim.groups import clear
+from gsm_lab.optim.groups import clear, flat_mask
 from gsm_lab.optim.ranks.group import is_distributed
 from gsm_lab.training import schedule
 from gsm_lab.training.parts import Parts
@@ -208,4 +208,4 @@ class GSMMethod(Method):
 def _largest(run: Parts, q: int) -> tuple[list[Tensor], Tensor]:
     """Which weights are the q of largest magnitude: a mask a tensor, and all of them as bool [N] on the CPU."""
     masks = list(keep_masks(run.model, nonzeros=q, optimizer=run.opt).values())
-    return masks, torch.cat([mask.reshape(-1).cpu() for mask in masks])
+    return masks, flat_mask(masks)

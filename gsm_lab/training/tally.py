@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import pairwise
-from types import ModuleType
 
 import numpy as np
 
+from gsm_lab.optim.fused import loader
+
 CHUNK = 65_536  # weights whose |w| is formed at a time: the scratch stays small, and in the cache
-
-
-@cache
-def compiled() -> ModuleType | None:
-    """The compiled loops, where numba is installed."""
-    try:
-        from gsm_lab.training import tally_compiled
-    except (ImportError, RuntimeError):  # the latter where numba finds no folder to keep its compiled code in
-        return None
-    return tally_compiled
+COMPILED = f"{__name__}_compiled"
 
 
 def flags(now: np.ndarray, before: np.ndarray | None, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +24,7 @@ def flags(now: np.ndarray, before: np.ndarray | None, bounds: np.ndarray) -> tup
         Two int32 [layers].
     """
     before = now if before is None else before
-    if module := compiled():
+    if module := loader.compiled(COMPILED):
         return module.flags(now, before, bounds)
     layers = [(now[a:b], before[a:b]) for a, b in pairwise(bounds.tolist())]
     came = [np.count_nonzero(np.greater(x, y)) for x, y in layers]
@@ -43,7 +34,7 @@ def flags(now: np.ndarray, before: np.ndarray | None, bounds: np.ndarray) -> tup
 def near_zero(w: np.ndarray, thresholds: Sequence[float]) -> list[int]:
     """How many |w| are below each threshold; w is float32 [n]."""
     limits = np.array(thresholds, np.float32)
-    if module := compiled():
+    if module := loader.compiled(COMPILED):
         return module.near_zero(w, limits).tolist()
     counts = np.zeros(len(limits), np.int64)
     scratch = np.empty(min(w.size, CHUNK), np.float32)

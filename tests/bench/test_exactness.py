@@ -6,18 +6,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gsm_lab.optim import accelerator as device
-from gsm_lab.optim import blocks, pieces, top_q
-from gsm_lab.optim.fused import step as compiled
-from gsm_lab.optim.selection import chosen
-from tests.optim.test_fused import KINDS, check, contents
-from tests.optim.test_selection import oracle
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that few weights are several blocks."""
-    monkeypatch.setattr(pieces, "BLOCK", 1040)
+from gsm_lab.optim.fused import step
+from tests.optim.forms import FORMS, check
+from tests.optim.test_step import KINDS, contents
+from tests.optim.test_step import check as check_fused
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -30,15 +22,8 @@ def test_ten_thousand_cases(case: st.DataObject, threads: int, monkeypatch: pyte
     w, g = contents(case.draw(st.sampled_from(KINDS)), case.draw(st.integers(0, 10**6)), n)
     with monkeypatch.context() as patch, np.errstate(all="ignore"):
         if threads > 1:
-            patch.setattr(compiled, "SHARED", 0)
-            patch.setattr(blocks, "SHARED", 0)
+            patch.setattr(step, "SHARED", 0)
             patch.setattr(torch, "get_num_threads", lambda: threads)
-        check(w, g, q, sizes)
-        metric = np.abs(w * g)
-    threshold, mask = oracle(metric, q)
-    top = top_q(metric, q)
-    np.testing.assert_equal(top.threshold, threshold)
-    np.testing.assert_array_equal(chosen(metric, top), mask)
-    found, passed = device.top_q(torch.from_numpy(metric), q)
-    np.testing.assert_equal(found.item(), threshold)
-    np.testing.assert_array_equal(passed.numpy(), mask)
+        check_fused(w, g, q, sizes)
+        for form in FORMS:
+            check(form, np.abs(w * g), q)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gsm_lab import Run
+from gsm_lab.optim.fused import loader
 from gsm_lab.studies import scan
 from gsm_lab.studies.recording import Recorder
 from tests.bench.test_history import machine
@@ -26,10 +27,9 @@ def block(run: Run) -> float:
 @pytest.mark.parametrize("passes", ["compiled", "numpy"])
 def test_share_of_the_recorder(passes: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if passes == "numpy":
-        monkeypatch.setattr(scan, "compiled", lambda: None)
-        monkeypatch.setattr("gsm_lab.optim.gate.compiled", lambda: None)
+        monkeypatch.setattr(loader, "compiled", lambda name: None)
         request.applymarker(pytest.mark.xfail(reason="numpy passes over each array several times", strict=False))
-    elif not scan.compiled():
+    elif not loader.compiled(scan.COMPILED):
         pytest.skip("numba is not installed")
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # with two, the process's time holds what one spends waiting for the other

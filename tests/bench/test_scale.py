@@ -53,12 +53,13 @@ def test_cost_of_a_weight() -> None:
 PEAK = """
 import sys
 import torch
-from gsm_lab.optim import GSM, gate
+from gsm_lab.optim import GSM
+from gsm_lab.optim.fused import loader
 from tests.bench.test_scale import HYPER, parameter
-gate.compiled()  # numba's own hundred megabytes are no cost of a step
+loader.compiled("gsm_lab.optim.fused.step")  # numba's own hundred megabytes are no cost of a step
 p = parameter(int(sys.argv[2]))
 if sys.argv[1] == "torch":
-    gate.compiled = lambda: None
+    loader.compiled = lambda name: None
 more = {} if sys.argv[1] == "sgd" else {"compression": float(sys.argv[3])}
 opt = (GSM if more else torch.optim.SGD)([p], **HYPER, **more)
 def now():

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gsm_lab import data, models
-from gsm_lab.optim import GSM, budget, gate, param_groups
+from gsm_lab.optim import GSM, budget, param_groups
+from gsm_lab.optim.fused import loader
 from tests.bench.test_history import machine
 
 HYPER = {"lr": 0.003, "momentum": 0.98, "weight_decay": 1e-3}
@@ -126,12 +127,12 @@ class pretending:
         self.without = name == "torch"
 
     def __enter__(self) -> None:
-        self.real = gate.compiled
+        self.real = loader.compiled
         if self.without:
-            gate.compiled = lambda: None
+            loader.compiled = lambda name: None
 
     def __exit__(self, *_: object) -> None:
-        gate.compiled = self.real
+        loader.compiled = self.real
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -144,7 +145,7 @@ def test_step(case: str, threads: int) -> None:
         "torch": lambda groups: GSM(groups, **HYPER, fused=True, compression=c),
         "public": lambda groups: Public(groups, c),
     }
-    if not gate.compiled():
+    if not loader.compiled("gsm_lab.optim.fused.step"):
         del contestants["compiled"]
     t = step_times(case, threads, contestants)
     best = t.get("compiled", t["torch"])

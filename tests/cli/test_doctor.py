@@ -26,7 +26,7 @@ def test_doctor_says_what_is_missing_or_does_not_fit(capsys, monkeypatch, tmp_pa
     monkeypatch.setenv("GSM_LAB_DATA", str(tmp_path))
     monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / project)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("gsm_lab.optim.gate.compiled", lambda: None)
+    monkeypatch.setattr("gsm_lab.optim.fused.loader.compiled", lambda name: None)
     assert cli.main(["doctor"]) == 1
     text = capsys.readouterr().out
     assert re.search(r"^wrong +torch \S+ \(>=99,<100\)$", text, re.MULTILINE)

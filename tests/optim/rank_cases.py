@@ -25,16 +25,17 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from torch.nn.functional import cross_entropy
 
 from gsm_lab import models
-from gsm_lab.optim import GSM, cut, gate, keep_masks, layout, param_groups, selection
-from gsm_lab.optim.ranks import digits as exchange
-from gsm_lab.optim.ranks.gate import agree
+from gsm_lab.optim import GSM, cut, keep_masks, param_groups, selection
+from gsm_lab.optim.fused import loader
+from gsm_lab.optim.ranks import shards
+from gsm_lab.optim.ranks.group import agree
 
 HYPER = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2}
 
 
 def without_compiled_passes() -> None:
     """The one process is not what is tested: it need not wait until numba has compiled for it."""
-    gate.compiled = lambda: None
+    loader.compiled = lambda name: None
 
 
 @cache
@@ -209,7 +210,7 @@ def positions(kind: str) -> None:
     starts = accumulate(math.prod(shape) for shape in SHAPES)
     wholes = [torch.arange(end - math.prod(s), end).view(s) for s, end in zip(SHAPES, starts, strict=True)]
     tensors = [placed(kind, i, whole) for i, whole in enumerate(wholes)]
-    parts, ranks = layout.lay_out(tensors, (), str)
+    parts, ranks = shards.lay_out(tensors, (), str)
     counted = torch.zeros(sum(map(math.prod, SHAPES)), dtype=torch.int64)
     for part, x in zip(parts, tensors, strict=True):
         assert part.shape == local(x).shape
@@ -445,25 +446,18 @@ def candidates() -> None:
     assert active == 20
 
 
-def misled(threshold: float) -> list[int]:
-    """A step after one whose threshold was `threshold`: the bytes sent; the result is that of one process."""
+def sent_in_a_step() -> list[int]:
+    """The bytes that a step sends; the result is that of one process."""
     tensors, gsm = model_in_rows(nonzeros=20)
     whole = [nn.Parameter(p.full_tensor().detach()) for p in tensors]
     for p, w in zip(tensors, whole, strict=True):
         w.grad = p.grad.full_tensor()
-    bits = int(np.float32(threshold).view(np.int32))
-    gsm._gate()._base = exchange.Top(bits, 0, 0, True, 0, 0).base
     with counting() as sent:
         gsm.step()
     one = GSM(whole, **HYPER, nonzeros=20)
     one.step()
     assert_same(tensors, gsm, whole, one)
     return sent
-
-
-def different_pasts() -> list[int]:
-    """Ranks that come with different bounds (they cannot, but if they did) notice."""
-    return misled(1e-3 if dist.get_rank() else 1e3)
 
 
 def dies() -> tuple[str, str]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gsm_lab.optim import GSM, gate, param_groups
+from gsm_lab.optim import GSM, param_groups
+from gsm_lab.optim.fused import loader
 from tests.optim.test_gsm import HYPER, SGD, assert_equal, assert_same, backward, masked_step, matrices, naive_mask, net
 
 BOTH = pytest.mark.parametrize("fused", [True, None], ids=["fused", "default"])
@@ -23,7 +24,7 @@ BOTH = pytest.mark.parametrize("fused", [True, None], ids=["fused", "default"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test here is run with the compiled passes and without."""
     if request.param == "torch":
-        monkeypatch.setattr(gate, "compiled", lambda: None)
+        monkeypatch.setattr(loader, "compiled", lambda name: None)
 
 
 def exchange(model: nn.Module, opt: torch.optim.Optimizer, dtype: torch.dtype = torch.float32) -> dict[Tensor, Tensor]:

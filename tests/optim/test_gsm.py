@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import optimizer as torch_optimizer
 
 from gsm_lab import data, models
-from gsm_lab.optim import GSM, gate, param_groups
+from gsm_lab.optim import GSM, param_groups
+from gsm_lab.optim.fused import loader
 
 untimed = settings(deadline=None)
 SGD = torch.optim.SGD
@@ -35,8 +36,8 @@ def passes(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every test here is run with the compiled passes and without."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":
-            patch.setattr(gate, "compiled", lambda: None)
-        elif not gate.compiled():
+            patch.setattr(loader, "compiled", lambda name: None)
+        elif not loader.compiled("gsm_lab.optim.fused.step"):
             pytest.skip("numba is not installed")
         yield request.param
 

@@ -1,26 +1,16 @@
 """GSM on parameters that are spread over ranks, against one process that has all of them, to the bit."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from gsm_lab.optim import radix, selection
-from gsm_lab.optim.ranks import digits as exchange
-from gsm_lab.optim.ranks.group import agreed, mean, signature
 from tests.optim import rank_cases as cases
+from tests.optim.forms import BUDGET
 from tests.ranks import World
 
-BUDGET = 64 * 1024  # bytes that a rank may send in a step
-FIRST = 8 * (22 + 2048)  # bytes of the first message of every step
-ALL_DIGITS = [8 * 2048, 8 * 1024, 8 * 1024]
-untimed = settings(deadline=None)
+USUAL = [8 * (16 + 2048), 8 * 1024, 8 * 1024]  # bytes of the messages of a step without ties
 
 
 def world(size: int, folder: Path) -> Iterator[World]:
@@ -53,8 +43,7 @@ def ranks(request: pytest.FixtureRequest) -> World:
 @pytest.mark.parametrize("kernel", [{}, {"foreach": True}], ids=["default", "foreach"])
 def test_lenet_under_fsdp2_follows_one_process(ranks: World, kernel: dict[str, bool]) -> None:
     answers = ranks.run(cases.lenet_follows_one_process, 30 if kernel else 300, kernel)
-    assert all(a["messages"] == [FIRST, *ALL_DIGITS[1:]] for a in answers)  # of the first step
-    assert all(a["usual"] == (FIRST, 8 * 2048) and a["most"] <= BUDGET for a in answers)
+    assert all(a["usual"] == tuple(USUAL) and a["most"] <= BUDGET for a in answers)
     assert sum(a["active"] for a in answers) == 266_200 // 60
 
 
@@ -189,18 +178,8 @@ def test_a_tensor_of_partial_sums_is_refused(two: World) -> None:
         assert "'layer.weight'" in said and "Partial" in said
 
 
-@pytest.mark.parametrize("threshold", [1e3, 1e-3, 1e-44, 0.0, float("inf"), float("nan"), 0.6, 1.2])
-def test_exact_whatever_the_last_threshold(ranks: World, threshold: float) -> None:
-    """The threshold is 0.9 here: no more than two octaves away from the last one it takes two messages."""
-    near, cold = 0.45 < threshold < 1.8, threshold < 1e-40
-    for sent in ranks.run(cases.misled, threshold):
-        rest = [8 * 2048] if near else ALL_DIGITS[cold:]
-        assert sent == [FIRST, *rest] and sum(sent) <= BUDGET
-
-
-def test_exact_when_ranks_come_with_different_bounds(two: World) -> None:
-    for sent in two.run(cases.different_pasts):
-        assert sent == [FIRST, *ALL_DIGITS]
+def test_a_step_takes_three_messages(ranks: World) -> None:
+    assert ranks.run(cases.sent_in_a_step) == [USUAL] * ranks.size
 
 
 def check_lost(kind: str, said: str) -> None:
@@ -214,123 +193,3 @@ def test_a_rank_that_dies(tmp_path: Path) -> None:
 
 def test_a_rank_that_hangs(two: World) -> None:
     check_lost(*two.run(cases.hangs, 2)[0])
-
-
-# ------------------------------------------------------------------------------------------------ the exchange alone
-
-
-class Threads:
-    """Ranks that are threads: `sum` waits for all, as a collective does."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.sent = size, [0] * size
-        self._meet, self._brought = threading.Barrier(size, timeout=20), [None] * size
-
-    def run(self, function: Callable[..., Any]) -> list[Any]:
-        """What `function(rank, total)` returns or raises on each."""
-        answers: list[Any] = [None] * self.size
-
-        def work(rank: int) -> None:
-            def total(counts: torch.Tensor) -> torch.Tensor:
-                self._brought[rank] = counts
-                self.sent[rank] += counts.numel() * counts.element_size()
-                self._meet.wait()
-                result = sum(self._brought)
-                self._meet.wait()
-                return result
-
-            try:
-                answers[rank] = function(rank, total)
-            except Exception as error:
-                answers[rank] = error
-
-        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(1, self.size)]
-        for thread in threads:
-            thread.start()
-        work(0)
-        for thread in threads:
-            thread.join()
-        return answers
-
-
-def over_ranks(metric: np.ndarray, owner: np.ndarray, size: int, q: int, bound: float) -> None:
-    """The exchange over simulated ranks chooses what `selection` chooses in one process."""
-    bits = torch.from_numpy(np.minimum(metric.view(np.int32), radix.NAN))
-    start = exchange.Top(int(np.float32(bound).view(np.int32)), 0, 0, True, 0, 0).base
-
-    def choose(rank: int, total: radix.SumOverRanks) -> list[int]:
-        mine = np.flatnonzero(owner == rank)
-        values = bits[mine]
-        own = exchange.Own(metric.size, q, mine.size, start, "", None)
-        top = exchange.top_q(own, lambda least: values[values >= least], lambda: None, total)
-        if top is None:
-            return mine.tolist()
-        positions = torch.from_numpy(mine[(values == top.bits).numpy()])
-        last = radix.last_kept(positions, top.kept, top.n, total) if top.left_out else metric.size
-        chosen = (values > top.bits) | ((values == top.bits) & (torch.from_numpy(mine) <= last))
-        return mine[(chosen & (values > 0)).numpy()].tolist()
-
-    world = Threads(size)
-    answers = world.run(choose)
-    assert max(world.sent) <= BUDGET
-    expected = (
-        np.arange(metric.size)
-        if q == metric.size
-        else np.flatnonzero(selection.chosen(metric, selection.top_q(metric, q)))
-    )
-    assert sorted(i for part in answers for i in part) == expected.tolist()
-
-
-values = st.one_of(
-    st.sampled_from([0.0, 1.0, 2.0, float("inf"), float("nan"), 1e-45, 3e-45, 1e-38, 3.4e38]),
-    st.floats(0, 1e6, width=32),
-)
-
-
-@settings(deadline=None, max_examples=1000)
-@given(st.lists(st.tuples(values, st.integers(0, 3)), min_size=1, max_size=60), st.integers(1, 4), values, st.data())
-def test_the_exchange_equals_one_process(
-    entries: list[tuple[float, int]], size: int, bound: float, data: st.DataObject
-) -> None:
-    metric = np.array([value for value, _ in entries], dtype=np.float32)
-    owner = np.array([rank % size for _, rank in entries])
-    over_ranks(metric, owner, size, data.draw(st.integers(1, metric.size)), bound)
-
-
-@pytest.mark.parametrize("kind", ["random", "constant", "95% zero", "zero", "tied"])
-@pytest.mark.parametrize("q", [1, 700, 20_000, 41_999, 42_000])
-@pytest.mark.parametrize("packed", [exchange.PACKED, 0])
-def test_the_exchange_on_more_numbers(kind: str, q: int, packed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also as where there are too many numbers for two counts in a word."""
-    monkeypatch.setattr(exchange, "PACKED", packed)
-    random = np.random.default_rng(0)
-    metric = {
-        "random": random.lognormal(0, 4, 42_000),
-        "constant": np.full(42_000, 0.25),
-        "95% zero": np.where(random.random(42_000) < 0.05, random.random(42_000), 0),
-        "zero": np.zeros(42_000),
-        "tied": random.integers(0, 5, 42_000),
-    }[kind].astype(np.float32)
-    over_ranks(metric, random.integers(0, 4, 42_000), 4, q, 0.2)
-
-
-@untimed
-@given(st.lists(st.integers(0, 2**62), min_size=1, max_size=30, unique=True), st.data())
-def test_the_last_position_that_stays(positions: list[int], data: st.DataObject) -> None:
-    keep = data.draw(st.integers(1, len(positions)))
-    got = radix.last_kept(torch.tensor(positions), keep, 2**63 - 1, lambda counts: counts)
-    assert got == sorted(positions)[keep - 1]
-
-
-@untimed
-@given(st.lists(st.integers(0, 2**60 - 1), min_size=1, max_size=6))
-def test_signatures_tell_whether_all_agree(numbers: list[int]) -> None:
-    sums = [sum(column) for column in zip(*(signature(x, 3) for x in numbers), strict=True)]
-    assert agreed(sums, len(numbers)) == (numbers[0] if len(set(numbers)) == 1 else None)
-    assert mean(sums, len(numbers)) == pytest.approx(sum(numbers) / len(numbers))
-
-
-def test_the_most_a_rank_sends() -> None:
-    """The sum in the module's account: header and digits, a leading one twice, 63 bits of positions, a word."""
-    most = 8 * (22 + 2 * 2048 + 2 * 1024 + 9 * 128 + 1)
-    assert most <= BUDGET and most == pytest.approx(57.2 * 1024, rel=1e-3)

@@ -1,4 +1,4 @@
-"""The exact top Q against a stable sort, on what breaks selections: ties, zeros, NaN, inputs that mislead a sample."""
+"""Every form of the exact top Q against a stable sort, on what breaks selections: ties, zeros, NaN, lengths."""
 
 import math
 from fractions import Fraction
@@ -8,41 +8,17 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gsm_lab.optim import budget, selection, top_q
-from gsm_lab.optim.selection import Top, chosen
+from gsm_lab.optim import budget, top_q
+from gsm_lab.optim.selection import chosen, top_q_on_device
+from tests.optim.forms import FORMS, check, oracle
 
 untimed = settings(deadline=None)
 INF, NAN = np.float32(np.inf), np.float32(np.nan)
 DENORMAL = np.float32(1e-45)
-LARGE = selection.SAMPLE * 6 + 5  # the sampled path runs, and the last run of eight is incomplete
-
-
-def oracle(metric: np.ndarray, q: int) -> tuple[float, np.ndarray]:
-    """Smallest chosen value and mask, by the definition: sort by descending value (NaN first), then by position."""
-    rank = metric.astype(np.float64)
-    rank[np.isposinf(rank)] = 1e300  # above all float32
-    rank[np.isnan(rank)] = 1e301
-    first = np.argsort(-rank, kind="stable")[:q]
-    first = first[rank[first] > 0]
-    mask = np.zeros(metric.size, dtype=bool)
-    mask[first] = True
-    return (float(metric[first[-1]]) if first.size else 0.0), mask
-
-
-def check(metric: np.ndarray, q: int) -> Top:
-    """Holds `top_q` and `chosen` against the oracle."""
-    before = metric.copy()
-    top = top_q(metric, q)
-    np.testing.assert_array_equal(metric, before)  # the input is only read
-    threshold, mask = oracle(metric, q)
-    np.testing.assert_equal(top.threshold, threshold)
-    np.testing.assert_array_equal(chosen(metric, top), mask)
-    assert mask.sum() == min(q, np.count_nonzero(~(metric <= 0)))
-    assert top.finite == bool(np.isfinite(metric[mask]).all())
-    reached = np.isnan(metric) if math.isnan(threshold) else ~(metric < np.float32(threshold)) & ~(metric <= 0)
-    assert top.ties_left_out == reached.sum() - mask.sum()
-    return top
+LARGE = 24_581  # so many that `fused` takes a sample; the last run of eight is incomplete
+every_form = pytest.mark.parametrize("form", FORMS)
 
 
 # ------------------------------------------------------------------------------------------------ top_q
@@ -56,10 +32,11 @@ values = st.one_of(
 )
 
 
+@every_form
 @untimed
-@given(st.lists(values, min_size=1, max_size=80), st.data())
-def test_equals_a_stable_sort_whatever_the_values(metric: list[float], data: st.DataObject) -> None:
-    check(np.abs(np.array(metric, dtype=np.float32)), data.draw(st.integers(1, len(metric))))
+@given(metric=st.lists(values, min_size=1, max_size=80), data=st.data())
+def test_equals_a_stable_sort_whatever_the_values(form: str, metric: list[float], data: st.DataObject) -> None:
+    check(form, np.abs(np.array(metric, dtype=np.float32)), data.draw(st.integers(1, len(metric))))
 
 
 def arrangements() -> dict[str, np.ndarray]:
@@ -95,70 +72,55 @@ def arrangements() -> dict[str, np.ndarray]:
     }
 
 
+@every_form
 @pytest.mark.parametrize("name", arrangements())
-def test_equals_a_stable_sort_where_a_sample_is_taken(name: str) -> None:
+def test_equals_a_stable_sort_of_many(form: str, name: str) -> None:
     metric = arrangements()[name]
     for q in (1, 2, 30, 41, LARGE // 300, LARGE // 60, LARGE // 10, LARGE // 2, LARGE - 1, LARGE):
-        check(metric, q)
+        check(form, metric, q)
 
 
+@every_form
 @pytest.mark.parametrize("name", ["log-normal", "95% zero", "bf16 ties", "three values", "NaN, inf, one"])
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 63, 1000, 4096, 8191, 8192, 8193, 8200, 12_288])
-def test_every_length_is_handled(name: str, size: int) -> None:
+def test_every_length_is_handled(form: str, name: str, size: int) -> None:
     metric = arrangements()[name][:size].copy()
     for q in {1, max(1, size // 60), max(1, size // 2), max(1, size - 1), size}:
-        check(metric, q)
+        check(form, metric, q)
 
 
-@pytest.mark.parametrize("q", [1, 100, LARGE // 60, LARGE // 3])
-@pytest.mark.parametrize("small", [0.0, 0.5])
-@pytest.mark.parametrize("offset", [0, 1])
-def test_exact_when_the_sample_misleads(q: int, small: float, offset: int) -> None:
-    """Everything large lies where the sample looks (its bound is too high), or next to it (it sees nothing)."""
-    stride, above = selection.sampling(LARGE, q)
-    assert stride > 1 and above
-    rng = np.random.default_rng(1)
-    metric = (small * rng.random(LARGE)).astype(np.float32)
-    metric[offset::stride] = 1 + rng.random(metric[offset::stride].size)
-    check(metric, q)
-    metric[offset::stride] = 1
-    check(metric, q)
+@pytest.mark.parametrize("name", arrangements())
+def test_what_is_said_beside_the_threshold(name: str) -> None:
+    metric = arrangements()[name]
+    for q in (1, 41, LARGE // 60, LARGE // 2, LARGE - 1, LARGE):
+        top = top_q(metric, q)
+        threshold, mask = oracle(metric, q)
+        assert mask.sum() == min(q, np.count_nonzero(~(metric <= 0)))
+        assert top.finite == bool(np.isfinite(metric[mask]).all())
+        reached = np.isnan(metric) if math.isnan(threshold) else ~(metric < np.float32(threshold)) & ~(metric <= 0)
+        assert top.ties_left_out == reached.sum() - mask.sum()
 
 
-def test_a_bound_that_too_few_reach_is_noticed() -> None:
-    """Fewer than Q reach it, in whole runs of eight, at places where the sample looks."""
-    q = 1990
-    stride, above = selection.sampling(LARGE, q)
-    metric = np.ones(LARGE, dtype=np.float32)
-    metric[LARGE // 8 * 8 :] = 9
-    for i in range(0, stride * 230, stride):
-        metric[i // 8 * 8 : i // 8 * 8 + 8] = 9
-    assert np.sort(metric[::stride])[-above] == 9 and (metric == 9).sum() < q
-    check(metric, q)
+@pytest.mark.parametrize("metric", [[1.0], np.ones(3), np.ones((2, 2), np.float32), torch.ones(3)], ids=str)
+def test_a_metric_of_another_kind_is_refused(metric: object) -> None:
+    with pytest.raises(TypeError, match=r"metric must be a float32 array \[N\]"):
+        top_q(metric, 1)
 
 
-def test_realistic_metrics_rarely_need_a_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
-    top_of = selection.top_of
-    monkeypatch.setattr(selection, "top_of", lambda candidates, q: looks.append(q) or top_of(candidates, q))
-    rng = np.random.default_rng(2)
-    for _ in range(50):
-        metric = np.abs(rng.normal(size=100_000) * rng.normal(size=100_000)).astype(np.float32)
-        top_q(metric, 100_000 // 60)
-    assert len(looks) <= 53
+@pytest.mark.parametrize("q", [0, 4, -1, 1.0, "2"])
+def test_a_q_out_of_range_is_refused(q: object) -> None:
+    with pytest.raises(ValueError, match="q must be a whole number from 1 to 3"):
+        top_q(np.ones(3, np.float32), q)
 
 
-@untimed
-@given(st.integers(8192, 3_000_000), st.data())
-@example(266_200, None)
-@example(430_500, None)
-def test_the_sample_is_spread_over_everything(size: int, data: st.DataObject | None) -> None:
-    q = size // 60 if data is None else data.draw(st.integers(1, size))
-    stride, above = selection.sampling(size, q)
-    assert stride % 2 and stride % 3 and stride % 5 and stride % 7  # no factor in common with usual layer widths
-    sampled = len(range(0, size, stride))
-    assert selection.SAMPLE / 8 <= sampled <= selection.SAMPLE * 1.1
-    assert above == 0 or above > sampled * q / size - 1e-6  # the bound lies below the expected place of the threshold
+def test_nothing_on_a_device_depends_on_a_value_that_the_host_would_have_to_fetch() -> None:
+    """Tensors without values go through; whoever asks for one fails."""
+    with FakeTensorMode():
+        threshold, passes = top_q_on_device(torch.rand(1000), 10)
+        assert threshold.shape == () and threshold.dtype == torch.float32
+        assert passes.shape == (1000,) and passes.dtype == torch.bool
+        with pytest.raises(Exception, match="local_scalar_dense"):
+            threshold.item()
 
 
 def test_denormals_flushed_to_zero() -> None:
@@ -232,12 +194,3 @@ def test_a_bad_q_is_named(q: object) -> None:
 def test_one_of_the_two_is_needed(given_: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="exactly one of compression and nonzeros"):
         budget(600, **given_)
-
-
-@untimed
-@given(st.integers(0, 99), st.integers(0, 2000), st.sampled_from([0.0, 0.01, 0.3, 1.0]))
-def test_picked_is_compress(seed: int, size: int, share: float) -> None:
-    rng = np.random.default_rng(seed)
-    values, flags = rng.normal(size=size).astype(np.float32), rng.random(size) < share
-    found = selection.picked(values, flags)
-    assert np.array_equal(found, values[flags]) and not np.shares_memory(found, values)

@@ -13,7 +13,7 @@ from torch import nn
 from gsm_lab.data import Dataset, load
 from gsm_lab.distributed.launch import on_ranks
 from gsm_lab.models import build, prunable
-from gsm_lab.optim.ranks import digits as exchange
+from gsm_lab.optim.ranks import digits
 from gsm_lab.studies import communication as study
 from gsm_lab.studies.sparse_exchange import local_top
 from gsm_lab.training.run import Run
@@ -305,13 +305,13 @@ def test_cost_by_hand_on_four_ranks():
 def test_counts_do_not_depend_on_the_number_of_weights():
     table = study.cost([10**5, 10**8, 10**9], [2, 1000])
     for _, rows in table[table["scheme"] == "GSM under FSDP2, in addition"].groupby("ranks"):
-        assert rows["bytes"].tolist() == [2 * 8 * (22 + 4096)] * 3
+        assert rows["bytes"].tolist() == [2 * 8 * (16 + 4096)] * 3
     assert len(table) == 6 * 9
 
 
 @pytest.mark.parametrize("weights", [5000, 2**31 + 5])
 def test_counts_are_what_the_exchange_sends_in_a_usual_step(weights):
-    """One rank of one, which brings 5000 values near the last threshold; the others are below and count as N only."""
+    """One rank of one, which brings 5000 positive values; the others count as N only."""
     values = np.random.default_rng(0).uniform(1, 2, 5000).astype(np.float32)
     bits, sent = torch.from_numpy(values.view(np.int32)), []
 
@@ -319,9 +319,8 @@ def test_counts_are_what_the_exchange_sends_in_a_usual_step(weights):
         sent.append(words.numel() * words.element_size())
         return words
 
-    base = int(np.float32(0.75).view(np.int32))
-    own = exchange.Own(weights, 100, weights, base, "here", None)
-    top = exchange.top_q(own, lambda bound: bits[bits >= bound], lambda: None, total)
+    own = digits.Own(weights, 100, weights, "here", None)
+    top = digits.top_q(own, lambda: bits, lambda: None, total)
     assert top.bits == int(np.sort(values)[-100].view(np.int32))
     assert study.counts(weights) == (sum(sent), len(sent))
     assert sum(sent) <= 64 * 1024

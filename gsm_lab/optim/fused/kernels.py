@@ -1,4 +1,4 @@
-"""The compiled passes over g and w (numba), for `compiled`. They take addresses: cheaper to hand over than arrays.
+"""The compiled passes over g and w (numba), for `step`. They take addresses: cheaper to hand over than arrays.
 
 A table, uint64 [tensors, 4], says where tensors lie: the addresses of weights, gradients and momentum buffers, and
 sizes. A group is 64 entries of a tensor, or the fewer at its end; a thread's share of the work is the groups from
@@ -180,9 +180,12 @@ def collect(table, begin, end, low, high, found) -> tuple[int, int, bool]:  # no
     return n, above, greatest < INFINITY
 
 
-@_kernel("UniTuple(int64, 2)(int32[::1], int64, int32, int32)")
-def select(found, q, low, high) -> tuple[int, int]:  # noqa: ANN001
-    """The q-th greatest of `found`, all from low to below high, which is reordered; its equals that are beyond q."""
+@_kernel("UniTuple(int64, 3)(int32[::1], int64, int32, int32)")
+def select(found, q, low, high) -> tuple[int, int, int]:  # noqa: ANN001
+    """The q-th greatest of `found`, all from low to below high, which is reordered.
+
+    Returns its bits, and how many of its equals are among the q greatest, and how many beyond.
+    """
     left, size, base, width = q, found.size, low, 0
     while (high - 1 - low) >> width > 0:
         width += 1
@@ -204,15 +207,15 @@ def select(found, q, low, high) -> tuple[int, int]:  # noqa: ANN001
             found[n] = v
             n += (v - base) >> width == 0
         size = n
-    return np.int64(base), size - left
+    return np.int64(base), left, size - left
 
 
-@_kernel("Tuple((int64, int64, boolean))(uint64[:,::1], int64)")
-def descend(table, q) -> tuple[int, int, bool]:  # noqa: ANN001
+@_kernel("Tuple((int64, int64, int64, boolean))(uint64[:,::1], int64)")
+def descend(table, q) -> tuple[int, int, int, bool]:  # noqa: ANN001
     """The q-th greatest of all values (the smallest positive one where fewer are positive) digit by digit.
 
-    Needs no memory and no luck, and takes three slow passes. Returns its bits, its equals beyond q, and whether all
-    values are finite.
+    Needs no memory and no luck, and takes three slow passes. Returns what `select` does, and whether all values are
+    finite.
     """
     prefix, shift, left, equal, finite = np.int32(0), 31, q, 0, True
     histogram = np.empty(1 << 13, np.int64)
@@ -231,7 +234,7 @@ def descend(table, q) -> tuple[int, int, bool]:  # noqa: ANN001
             finite = histogram[INFINITY >> 18 :].sum() == 0
             left = min(q, histogram.sum() - zeros)
             if left == 0:
-                return 0, 0, finite
+                return 0, 0, 0, finite
         if prefix == 0:
             histogram[0] -= zeros
         digit = (1 << width) - 1
@@ -239,7 +242,7 @@ def descend(table, q) -> tuple[int, int, bool]:  # noqa: ANN001
             left -= histogram[digit]
             digit -= 1
         prefix, equal = np.int32((prefix << width) | digit), histogram[digit]
-    return np.int64(prefix), equal - left, finite
+    return np.int64(prefix), left, equal - left, finite
 
 
 @_kernel("boolean(uint64[:,::1])")
@@ -267,38 +270,6 @@ def after_equal(table, wanted, n) -> int:  # noqa: ANN001
     return first
 
 
-@_kernel("int64(uint64[:,::1], int64)")
-def equal_within(table, wanted) -> int:  # noqa: ANN001
-    """How many values have the `wanted` bits."""
-    n = 0
-    for i in range(table.shape[0]):
-        w, g = _tensor(table, i, _W), _tensor(table, i, _G)
-        for j in range(w.size):
-            n += (bits(w[j] * g[j]) & GREATEST) == wanted
-    return n
-
-
-@_kernel("void(uint64[:,::1], int64, int64, int32, int64, float32[::1])")
-def pass_through(table, begin, end, limit, upto, out) -> None:  # noqa: ANN001
-    """Write g of some groups where |g * w| has at least the bits `limit` (from flat position `upto` on more), else 0.
-
-    `out` is flat, with room for all tensors.
-    """
-    group, start = np.int64(0), np.int64(0)
-    for i in range(table.shape[0]):
-        w, g = _tensor(table, i, _W), _tensor(table, i, _G)
-        its = (w.size + 63) // 64
-        first, last = 64 * max(begin - group, 0), min(64 * (end - group), w.size)
-        cut = min(max(upto - start, first), last)
-        for a, b, least in ((first, cut, limit), (cut, last, np.int32(limit + 1))):
-            if a < b:
-                x, y, o = w[a:b], g[a:b], out[start + a : start + b]
-                for j in range(x.size):
-                    o[j] = y[j] if bits(x[j] * y[j]) & GREATEST >= least else np.float32(0.0)
-        group += its
-        start += w.size
-
-
 @njit(inline="always")
 def _new_momentum(x, w, z, decay, beta, keep, rounding):  # noqa: ANN001
     if decay != 0:
@@ -317,11 +288,12 @@ def _new_weight(w, z, lr, rounding):  # noqa: ANN001
 
 @_kernel("void(uint64[:,::1], int64, int64, int32, int64, float32[:,::1], int64[::1], uint64[::1])")
 def update(table, begin, end, limit, upto, settings, rounding, active) -> None:  # noqa: ANN001
-    """One SGD step of some groups with the gradients that pass as in `pass_through`; `active` says which did.
+    """One SGD step of some groups, with the gradients where |g * w| has at least the bits `limit`, else with zeros.
 
-    `settings`: learning rate, decay, momentum, 1 - dampening, of each tensor. `rounding`: how products and sums are
-    rounded (`ROUNDINGS`), the same for the rest that fills no vector, and the width of a vector. `active`: a bit for
-    each entry, a word for each group. Begins with the last groups: the cache still has what was looked at last.
+    From flat position `upto` on, it has to have more than these bits. `settings`: learning rate, decay, momentum, 1 -
+    dampening, of each tensor. `rounding`: how products and sums are rounded (`ROUNDINGS`), the same for the rest that
+    fills no vector, and the width of a vector. `active`: who passed, a bit for each entry, a word for each group.
+    Begins with the last groups: the cache still has what was looked at last.
     """
     group, flat = groups(table), np.int64(0)
     for i in range(table.shape[0]):
@@ -344,19 +316,8 @@ def update(table, begin, end, limit, upto, settings, rounding, active) -> None: 
             for c, d, least in ((a, one, limit), (two, whole, np.int32(limit + 1))):
                 o = np.uint64(256 * c)
                 to = np.uint64(active.ctypes.data + 8 * (group + c))
-                move(
-                    table[i, _W] + o,
-                    table[i, _G] + o,
-                    table[i, _Z] + o,
-                    to,
-                    d - c,
-                    least,
-                    lr,
-                    decay,
-                    beta,
-                    keep,
-                    rounding[0],
-                )
+                at_w, at_g, at_z = table[i, _W] + o, table[i, _G] + o, table[i, _Z] + o
+                move(at_w, at_g, at_z, to, d - c, least, lr, decay, beta, keep, rounding[0])
             for c, d in ((one, two), (whole, b)):
                 for k in range(c, d):
                     word = np.uint64(0)
@@ -392,24 +353,9 @@ THREADS, _WORK, _PARALLEL, _NUMBER, _SIZE = range(5)
 # tensors it has, and how many of those compete, first; Q; the stride of the sample, 0 for none; the address of pairs
 # (most, least) of it, to be tried in turn, and how many; the addresses and sizes of room to work in, a histogram (int32
 # [a power of two]) and candidates (int32); the addresses of what `update` takes.
-(
-    TEAM,
-    TABLE,
-    TENSORS,
-    COMPETING,
-    Q,
-    STRIDE,
-    BRACKETS,
-    TRIES,
-    HISTOGRAM,
-    BINS,
-    FOUND,
-    ROOM,
-    SETTINGS,
-    ROUNDING,
-    ACTIVE,
-) = range(15)
-_COLLECT, _PASS, _UPDATE, _ASK = range(4)
+TEAM, TABLE, TENSORS, COMPETING, Q, STRIDE, BRACKETS, TRIES = range(8)
+HISTOGRAM, BINS, FOUND, ROOM, SETTINGS, ROUNDING, ACTIVE = range(8, 15)
+_COLLECT, _UPDATE, _ASK = range(3)
 # a job, int64: what to do with the groups of a table, and where all that lies which that takes
 _WHAT, _PARTS, _TABLE, _TENSORS, _LIMIT, _OTHER, _ROOM, _LENGTH, _SETTINGS, _ROUNDING, _RESULTS, _MINE, _ALL = range(13)
 
@@ -425,8 +371,6 @@ def _part(job, k) -> None:  # noqa: ANN001
         found = carray(int32s(room), length)[length * k // parts : length * (k + 1) // parts]
         some, above, well = collect(table, begin, end, limit, np.int32(other), found)
         results[k, 0], results[k, 1], results[k, 2] = some, above, well
-    elif job[_WHAT] == _PASS:
-        pass_through(table, begin, end, limit, other, carray(floats(room), length))
     elif job[_WHAT] == _ASK:
         carray(int32s(room), length)[k] = called(np.uint64(job[_MINE])) + parts * called(np.uint64(job[_ALL]))
     else:
@@ -480,10 +424,9 @@ def _table(plan, first, last):  # noqa: ANN001
     return carray(uint64s(np.uint64(plan[TABLE])), (plan[TENSORS], 4))[first:last]
 
 
-@_kernel("Tuple((int64, int64, boolean))(int64[::1])")
-def find(plan) -> tuple[int, int, bool]:  # noqa: ANN001
-    """The bits of the q-th greatest value of what competes, how many of its equals are beyond q, and whether all values
-    are finite."""
+@_kernel("Tuple((int64, int64, int64, boolean))(int64[::1])")
+def find(plan) -> tuple[int, int, int, bool]:  # noqa: ANN001
+    """What `select` returns of all values that compete, and whether all of them are finite."""
     team, table, q, stride = _longs(plan[TEAM], _SIZE + 1), _table(plan, 0, plan[COMPETING]), plan[Q], plan[STRIDE]
     brackets = carray(int64s(np.uint64(plan[BRACKETS])), (plan[TRIES], 2))
     histogram = carray(int32s(np.uint64(plan[HISTOGRAM])), plan[BINS])
@@ -507,16 +450,9 @@ def find(plan) -> tuple[int, int, bool]:  # noqa: ANN001
             above += results[k, 1]
             finite &= results[k, 2] != 0
         if fits and above < q <= above + inside:
-            equal, ties = select(found[:inside], q - above, low, high)
-            return equal, ties, finite
+            edge, kept, left_out = select(found[:inside], q - above, low, high)
+            return edge, kept, left_out, finite
     return descend(table, q)
-
-
-@_kernel("void(int64[::1], uint64[:,::1], int32, int64, float32[::1])")
-def gate(team, table, limit, upto, out) -> None:  # noqa: ANN001
-    """`pass_through` of all groups."""
-    none = np.empty(0, np.int64)
-    _do(team, _PASS, table, limit, upto, out, none, none, none)
 
 
 @_kernel("Tuple((float64, boolean))(int64[::1])")
@@ -530,14 +466,14 @@ def step(plan) -> tuple[float, bool]:  # noqa: ANN001
     settings, rounding = carray(floats(np.uint64(plan[SETTINGS])), (n, 4)), _longs(plan[ROUNDING], 3)
     first = groups(among)
     active = carray(uint64s(np.uint64(plan[ACTIVE])), first + groups(rest))
-    edge, ties, well = find(plan)
+    edge, kept, left_out, well = find(plan)
     if edge == 0 or not well or not finite(rest):
         return 0.0, False
     upto = np.int64(0)
     for i in range(competing):
         upto += np.int64(among[i, _N])
-    if ties > 0:
-        upto = after_equal(among, edge, equal_within(among, edge) - ties)
+    if left_out > 0:
+        upto = after_equal(among, edge, kept)
     none = np.empty(0, np.int64)
     _do(team, _UPDATE, among, edge, upto, active[:first], settings[:competing], rounding, none)
     _do(team, _UPDATE, rest, 0, 1 << 62, active[first:], settings[competing:], rounding, none)  # all reach 0

@@ -89,11 +89,7 @@ def reached(_: Any, a: Any, b: Any, low: Any, high: Any) -> Any:
 
         product = builder.bitcast(builder.fmul(load(args[0]), load(args[1])), numbers)
         sizes = builder.and_(product, ir.Constant(numbers, [0x7FFFFFFF] * 64))
-        limits = [
-            _everywhere(builder, args[2], numbers),
-            _everywhere(builder, args[3], numbers),
-            ir.Constant(numbers, [0x7F800000] * 64),
-        ]
+        limits = [*(_everywhere(builder, x, numbers) for x in args[2:]), ir.Constant(numbers, [0x7F800000] * 64)]
         words = [builder.bitcast(builder.icmp_signed(">=", sizes, limit), ir.IntType(64)) for limit in limits]
         return context.make_tuple(builder, signature.return_type, words)
 
@@ -209,23 +205,12 @@ def spread(_: Any, word: Any, address: Any) -> Any:
 
 @intrinsic
 def move(
-    _: Any,
-    w: Any,
-    g: Any,
-    z: Any,
-    active: Any,
-    n: Any,
-    limit: Any,
-    lr: Any,
-    decay: Any,
-    beta: Any,
-    keep: Any,
-    rounding: Any,
+    _: Any, w: Any, g: Any, z: Any, to: Any, n: Any, limit: Any, lr: Any, decay: Any, beta: Any, keep: Any, code: Any
 ) -> Any:
     """SGD's step for n times 64 float32 at the addresses of weights, gradients and momenta, where |g * w| passes.
 
-    `active`: where to write which did, a uint64 for every 64, the first in the lowest bit. `limit`: bits that those of
-    |g * w| have to reach. `rounding`: one of ROUNDINGS. As vectors, since a loop that stores a flag for each weight
+    `to`: where to write which did, a uint64 for every 64, the first in the lowest bit. `limit`: bits that those of
+    |g * w| have to reach. `code`: one of ROUNDINGS. As vectors, since a loop that stores a flag for each weight
     takes longer than SGD's own; and a loop for each rounding, since to ask in the loop costs a third.
     """
 

@@ -1,22 +1,30 @@
-"""A metric that is spread over ranks, and the exact global top Q of it: for the gate, and for the cut at the end."""
+"""Where this rank's entries lie in the whole model, and the exact global top Q of a number for each of them.
+
+A tensor of the model may be cut over the ranks (`Shard`, also unevenly, in several mesh dimensions and, with FSDP on
+top of tensor parallelism, in strides), copied (`Replicate`), or be a plain tensor, which is the same on every rank. For
+the exact global top Q each entry must count once, and ties go by the position in the whole.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from gsm_lab.optim.layout import lay_out
-from gsm_lab.optim.radix import NAN, SMALLEST, last_kept
-from gsm_lab.optim.ranks.digits import Own, Top, top_q
-from gsm_lab.optim.ranks.group import local
-from gsm_lab.optim.selection import not_below
+from gsm_lab.optim.ranks.digits import NAN, Own, Top, last_kept, top_q
+from gsm_lab.optim.ranks.group import Ranks, is_distributed, local
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
-class SpreadMetric:
+class ShardedMetric:
     """A number >= 0 for each entry of this rank's parts of some tensors, and the exact global top Q of all of them.
 
     `values`: float32 [size], part after part; `views`: the same in the parts' shapes.
@@ -40,23 +48,20 @@ class SpreadMetric:
         """Something [size] in the parts' shapes."""
         return [flat[a:b].view(part.shape) for part, (a, b) in zip(self.parts, pairwise(self._ends), strict=True)]
 
-    def top(self, q: int, base: int, setting: str, wrong: str | None, look: Callable[[], str | None]) -> Top | None:
-        """`exchange.top_q` of the values of all ranks."""
-        own = Own(self.count, q, sum(map(len, self._counted)), base, setting, wrong)
-        return top_q(own, self._at_least, look, self.ranks.sum)
+    def top(self, q: int, setting: str, wrong: str | None, look: Callable[[], str | None]) -> Top | None:
+        """`digits.top_q` of the values of all ranks."""
+        own = Own(self.count, q, sum(map(len, self._counted)), setting, wrong)
+        return top_q(own, self._positive, look, self.ranks.sum)
 
-    def _at_least(self, least: int) -> Tensor:
-        """The bits, int32, of all counted values whose bits are at least `least`; NaN as `NAN`."""
-        found = [torch.empty(0, dtype=torch.int32, device=self.values.device)]
-        for bits in self._counted:
-            near = not_below(bits.numpy(), np.int32(least)) if bits.is_cpu else bits[bits >= least]
-            found.append(torch.as_tensor(near))
-        return torch.cat(found).clamp_(max=NAN)
+    def _positive(self) -> Tensor:
+        """The bits, int32, of all counted values above 0; NaN as `NAN`."""
+        none = torch.empty(0, dtype=torch.int32, device=self.values.device)
+        return torch.cat([none, *(bits[bits > 0] for bits in self._counted)]).clamp_(max=NAN)
 
     def chosen(self, top: Top) -> Tensor:
         """Which of the values belong to the top Q: bool [size]; where ties are left out, ranks ask each other again."""
         bits = self.values.view(torch.int32)
-        mask = bits >= max(top.bits, SMALLEST)
+        mask = bits >= max(top.bits, 1)
         if not top.left_out:
             return mask
         tied = [(view == top.bits if top.bits < NAN else view >= NAN).reshape(-1) for view in self.split(bits)]
@@ -89,10 +94,10 @@ def keep_masks(weights: dict[str, Tensor], q: int, setting: str) -> tuple[dict[s
         name -> bool, placed as the tensor is; and how many stay of each, of all ranks.
 
     Raises:
-        ValueError, FloatingPointError: on every rank, as `exchange.top_q`.
+        ValueError, FloatingPointError: on every rank, as `digits.top_q`.
     """
     names = {id(p): name for name, p in weights.items()}
-    metric = SpreadMetric(list(weights.values()), (), lambda p: repr(names[id(p)]))
+    metric = ShardedMetric(list(weights.values()), (), lambda p: repr(names[id(p)]))
     for p, view in zip(weights.values(), metric.views, strict=True):
         view.copy_(local(p))
     metric.values.abs_()
@@ -100,9 +105,107 @@ def keep_masks(weights: dict[str, Tensor], q: int, setting: str) -> tuple[dict[s
     wrong = next(
         (f"weight {name!r} holds NaN or infinite values; nothing was cut" for name in weights if not finite[name]), None
     )
-    top = metric.top(q, SMALLEST, setting, wrong, lambda: None)
+    top = metric.top(q, setting, wrong, lambda: None)
     mask = metric.values > 0 if top is None else metric.chosen(top)
     masks = metric.split(mask)
     counted = [int(m.sum()) if part.counted else 0 for m, part in zip(masks, metric.parts, strict=True)]
     kept = metric.ranks.sum(torch.tensor(counted))
     return {name: placed_as(p, m) for (name, p), m in zip(weights.items(), masks, strict=True)}, kept.tolist()
+
+
+@dataclass(frozen=True)
+class Part:
+    """This rank's part of one tensor.
+
+    `tensor`: the tensor, a DTensor or a plain one; `shape`: of the part; `first`: flat position of the tensor's first
+    entry in the whole model; `indices`: for each dimension, the indices in the tensor that the part has, int64;
+    `counted`: whether this rank counts the part, or another one that has the same.
+    """
+
+    tensor: Tensor
+    shape: torch.Size
+    first: int
+    indices: tuple[Tensor, ...]
+    counted: bool
+
+    def positions(self, flat: np.ndarray) -> np.ndarray:
+        """Positions in the whole model, int64, of entries given by their flat positions in the part, row-major."""
+        inside = zip(np.unravel_index(flat, self.shape), self.indices, self.tensor.shape, strict=True)
+        position = np.zeros(flat.shape, np.int64)
+        for index, whole, size in inside:
+            position = position * size + whole.numpy()[index]
+        return position + self.first
+
+
+def lay_out(
+    tensors: Sequence[Tensor], also: Sequence[Tensor], name: Callable[[Tensor], str]
+) -> tuple[list[Part], Ranks]:
+    """The parts of `tensors` on this rank, and the ranks that share them.
+
+    The ranks are those of the mesh that holds all others' ranks: its process group, with more than one dimension the
+    default group where it covers the same ranks, else the groups of its dimensions one after the other. Where no mesh
+    holds all others', they are all ranks of the default group. A tensor on a smaller mesh is counted on the one that
+    has the first rank; a plain tensor on the first rank.
+
+    Args:
+        tensors: in their order, row-major within each, entries have their positions in the model.
+        also: other tensors of the model, whose meshes are looked at.
+        name: what a tensor is called, for errors.
+
+    Raises:
+        ValueError: a DTensor that is a partial sum, is placed in another unknown way, or has no part on this rank.
+    """
+    meshes = {x.device_mesh: None for x in (*tensors, *also) if is_distributed(x)}
+    widest = max(meshes, key=lambda mesh: mesh.size())
+    members = set(_members(widest))
+    if all(members.issuperset(_members(mesh)) for mesh in meshes):
+        everyone = dist.get_world_size() == len(members) and widest.ndim > 1
+        groups = [dist.group.WORLD] if everyone else [widest.get_group(i) for i in range(widest.ndim)]
+    else:
+        groups, members = [dist.group.WORLD], set(range(dist.get_world_size()))
+    starts = accumulate((x.numel() for x in tensors), initial=0)
+    parts = [_part(x, first, min(members), name) for x, first in zip(tensors, starts, strict=False)]
+    return parts, Ranks(groups, widest.device_type)
+
+
+def _members(mesh: DeviceMesh) -> list[int]:
+    return mesh.mesh.flatten().tolist()
+
+
+def _part(x: Tensor, first: int, leader: int, name: Callable[[Tensor], str]) -> Part:
+    if not is_distributed(x):
+        return Part(x, x.shape, first, tuple(map(torch.arange, x.shape)), dist.get_rank() == leader)
+    mesh, placements, shape = x.device_mesh, x.placements, x.to_local().shape
+    coordinates = mesh.get_coordinate()
+    unknown = [p for p in placements if not (p.is_replicate() or hasattr(p, "dim"))]
+    if coordinates is None or unknown:
+        raise ValueError(
+            f"{name(x)} is placed as {tuple(placements)} on {mesh}; a prunable DTensor must have a part on this rank "
+            f"({dist.get_rank()}), and be sharded or replicated in every mesh dimension"
+        )
+    ways = list(zip(placements, coordinates, mesh.shape, strict=True))
+    indices = tuple(_indices(size, [way for way in ways if _cuts(way[0], d)]) for d, size in enumerate(x.shape))
+    if tuple(map(len, indices)) != tuple(shape):
+        raise ValueError(
+            f"{name(x)}, of shape {tuple(x.shape)} and placed as {tuple(placements)} on {mesh}, has a part of shape "
+            f"{tuple(shape)} here, and not of {tuple(map(len, indices))}: this way of placing is not known"
+        )
+    copy = any(p.is_replicate() and coordinate for p, coordinate, _ in ways)
+    return Part(x, shape, first, indices, not copy and leader in _members(mesh))
+
+
+def _cuts(placement: object, dimension: int) -> bool:
+    return getattr(placement, "dim", None) == dimension
+
+
+def _indices(size: int, ways: list[tuple[object, int, int]]) -> Tensor:
+    """Which of `size` indices a rank has after cuts by several mesh dimensions, as `torch.chunk` cuts.
+
+    A strided placement cuts what later mesh dimensions are going to cut: it first chunks by their number (its
+    `split_factor`), and takes its own chunk of each.
+    """
+    index = torch.arange(size)
+    for placement, coordinate, ranks in ways:
+        pieces = [piece.chunk(ranks) for piece in index.chunk(getattr(placement, "split_factor", 1))]
+        index = torch.cat([index[:0], *(piece[coordinate] for piece in pieces if coordinate < len(piece))])
+    return index
