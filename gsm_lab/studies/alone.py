@@ -19,7 +19,7 @@ from gsm_lab.knobs import each
 from gsm_lab.methods.base import Rival
 from gsm_lab.models import copied
 from gsm_lab.optim.groups import exactly
-from gsm_lab.studies.trainings import fresh
+from gsm_lab.studies.runs import fresh
 from gsm_lab.training.fitting import evaluating
 from gsm_lab.training.outputs import answer
 from gsm_lab.training.run import Run
@@ -106,8 +106,9 @@ class _Alone(Rival):
 def _measured(run: Run, layer: str | None, ratio: float, epochs: float) -> tuple[float, float]:
     """Loss and accuracy on the held-out data of a copy of the dense network, one layer of it pruned, fine-tuned."""
     model = copied(run.model)[0]
-    settings = {**{k: run.knobs[k] for k in ("batch_size", "seed")}, "lr": run.knobs["pretrain_lr"] / 10, "hold": 1.0}
-    settings |= {"weight_decay": run.knobs["pretrain_decay"], "momentum": 0.9, "pretrain": 0}
+    own = run.settings
+    settings = {"batch_size": own.batch_size, "seed": own.seed, "lr": own.pretrain_lr / 10, "hold": 1.0}
+    settings |= {"weight_decay": own.pretrain_decay, "momentum": 0.9, "pretrain": 0}
     settings |= exactly(model, run.history.layers)
     settings |= {"compression": 1, "evaluate_every": 10**9}
     tuned = Run(model, run.data, loss=run.loss, output=run.output, method=_Alone(), **settings)

@@ -14,13 +14,13 @@ import torch
 from gsm_lab.checks import flag, is_number, several, shown, whole
 from gsm_lab.knobs import each
 from gsm_lab.studies.recording import Recorder, survivors
-from gsm_lab.studies.trainings import bar_over, dense, fresh, to_the_end
+from gsm_lab.studies.runs import MOMENTA, bar_over, dense, fresh, to_the_end, train_each
 from gsm_lab.training.run import Run
 
 
 def watch(
     settings: Mapping[str, Any],
-    momenta: Sequence[float] = (0.9, 0.98, 0.99),
+    momenta: Sequence[float] = MOMENTA,
     matched: bool = True,
     patience: int | None = None,
     progress: bool = True,
@@ -37,17 +37,14 @@ def watch(
     Raises ValueError: no momenta, or a setting out of range.
     """
     momenta, matched, _ = each("momenta", momenta, "momentum"), flag("matched", matched), flag("progress", progress)
-    base = fresh(settings).knobs
+    base = fresh(settings).settings
     runs = {}
     for momentum in momenta:
         run = runs[momentum] = fresh(settings, momentum=momentum)
         if matched:
-            run.set(lr=base["lr"] * (1 - momentum) / (1 - base["momentum"]))
+            run.set(lr=base.lr * (1 - momentum) / (1 - base.momentum))
     recorders = {momentum: Recorder(run, patience) for momentum, run in runs.items()}
-    with bar_over(runs.values(), progress) as bar:
-        for momentum, run in runs.items():
-            bar.set_description(f"momentum {momentum:g}")
-            to_the_end(run, bar)
+    train_each(runs, progress, "momentum")
     return recorders
 
 
@@ -79,8 +76,8 @@ def controls(
     patience = None if patience is None else whole("patience", patience, valid="a whole number of steps")
     first = fresh(settings)
     for epochs in after:
-        if not (is_number(epochs) and 0 < epochs < first.knobs["epochs"]):
-            raise ValueError(f"after must hold epochs between 0 and {first.knobs['epochs']}, got {shown(epochs)}")
+        if not (is_number(epochs) and 0 < epochs < first.settings.epochs):
+            raise ValueError(f"after must hold epochs between 0 and {first.settings.epochs}, got {shown(epochs)}")
     kinds = [("plain", math.nan), *((kind, epochs) for kind in ("frozen", "forbidden") for epochs in after)]
     rows = []
     with bar_over([first] * len(seeds), progress) as bar:

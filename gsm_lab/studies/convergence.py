@@ -16,7 +16,7 @@ import pandas as pd
 from gsm_lab.checks import flag, kind, several, whole
 from gsm_lab.knobs import each
 from gsm_lab.studies.aggregation import COLUMNS, bands
-from gsm_lab.studies.trainings import bar_over, fresh, to_the_end
+from gsm_lab.studies.runs import fresh, train_each
 from gsm_lab.training.run import Run
 
 __all__ = ["COLUMNS", "Distances", "bands", "distance", "over_seeds"]
@@ -106,9 +106,6 @@ def over_seeds(
     looks, _ = whole("looks", looks), flag("progress", progress)
     runs = {seed: fresh(settings, seed=seed) for seed in each("seeds", seeds, "seed")}
     recorders = {seed: Distances(run, max(1, run.planned // looks)) for seed, run in runs.items()}
-    with bar_over(runs.values(), progress) as bar:
-        for seed, run in runs.items():
-            bar.set_description(f"seed {seed}")
-            to_the_end(run, bar)
+    train_each(runs, progress, "seed")
     tables = [recorder.frame().assign(seed=seed) for seed, recorder in recorders.items()]
     return pd.concat(tables, ignore_index=True)[["seed", "step", "epoch", *COLUMNS]]

@@ -22,8 +22,8 @@ from gsm_lab.checks import flag, integer, is_number, several, shown
 from gsm_lab.distributed.launch import MOST, on_ranks
 from gsm_lab.distributed.placement import DDP
 from gsm_lab.knobs import each
+from gsm_lab.studies.runs import fresh
 from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
-from gsm_lab.studies.trainings import fresh
 from gsm_lab.training.fitting import must_be_a_mean
 from gsm_lab.training.loop import advance
 from gsm_lab.training.parts import Parts

@@ -70,7 +70,7 @@ class Problem:
         self.seed, layers = 0, None
         if isinstance(model, Run):
             run, model = model, model.model
-            layers, self.seed = list(run.history.layers), run.knobs["seed"]
+            layers, self.seed = list(run.history.layers), run.settings.seed
             loss, output = run.loss if loss is None else loss, run.output if output is None else output
         loss = F.cross_entropy if loss is None else loss
         check_kinds(model, x, y, loss, dtype, output)

@@ -153,7 +153,7 @@ def per_momentum(recorders: Mapping[float, Recorder]) -> pd.DataFrame:
     for momentum, recorder in recorders.items():
         total = per_layer(recorder).iloc[-1].drop("layer").to_dict()
         live, cut = recorder.run.evaluate(), recorder.run.evaluate(cut=True)
-        rows.append({"momentum": momentum, "lr": recorder.run.knobs["lr"], **total, "live": live, "cut": cut})
+        rows.append({"momentum": momentum, "lr": recorder.run.settings.lr, **total, "live": live, "cut": cut})
     return pd.DataFrame(rows)
 
 

@@ -27,7 +27,7 @@ from gsm_lab.data import Dataset
 from gsm_lab.knobs import each
 from gsm_lab.optim.groups import keep_masks
 from gsm_lab.studies.alone import RATIOS, alone, with_all_layers
-from gsm_lab.studies.trainings import bar_over, to_the_end
+from gsm_lab.studies.runs import train_each
 from gsm_lab.wording import layer_name
 
 __all__ = ["RATIOS", "agreement", "alone", "densities", "kendall", "sensitivity", "summary"]
@@ -72,16 +72,14 @@ def densities(
     Also `live` and `cut`, the run's accuracy on `data.test_x` at its end. Arguments and errors as in `sensitivity`.
     """
     runs = {seed: with_all_layers(model, data, settings, seed) for seed in each("seeds", seeds, "seed")}
+    train_each(runs, progress, "seed")
     rows = []
-    with bar_over(runs.values(), progress) as bar:
-        for seed, run in runs.items():
-            bar.set_description(f"seed {seed}")
-            to_the_end(run, bar)
-            reached = {"live": run.evaluate(), "cut": run.evaluate(cut=True)}
-            for name, mask in keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).items():
-                kept = int(mask.sum())
-                row = {"seed": seed, "layer": layer_name(name), "weights": mask.numel(), "kept": kept}
-                rows.append(row | {"density": kept / mask.numel()} | reached)
+    for seed, run in runs.items():
+        reached = {"live": run.evaluate(), "cut": run.evaluate(cut=True)}
+        for name, mask in keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt).items():
+            kept = int(mask.sum())
+            row = {"seed": seed, "layer": layer_name(name), "weights": mask.numel(), "kept": kept}
+            rows.append(row | {"density": kept / mask.numel()} | reached)
     return pd.DataFrame(rows)
 
 

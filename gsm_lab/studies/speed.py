@@ -13,8 +13,8 @@ import pandas as pd
 from gsm_lab.checks import integer, is_number, several, shown, whole
 from gsm_lab.knobs import oscillates
 from gsm_lab.studies.decay import closed_form_rate, critical, decay_rate, roots, settling_steps
-from gsm_lab.studies.momenta import MOMENTA, per_momentum
 from gsm_lab.studies.recording import gather
+from gsm_lab.studies.runs import MOMENTA, per_momentum
 from gsm_lab.training.run import Run
 
 _SLOWEST = 100_000  # steps of half a swing, beyond which nobody waits for it
@@ -67,7 +67,7 @@ def zero_out_speed(
         for momentum, one in per_momentum(run, momenta, matched=True).items():
             one.set(hold=1.0, evaluate_every=1000)
             if share is not None:
-                one.set(weight_decay=share * critical(momentum) / one.knobs["lr"])
+                one.set(weight_decay=share * critical(momentum) / one.settings.lr)
             one.step(one.epoch_steps)  # so that some of the weights have been active, and have to settle
             rows.append(_measured(one, window, weights, seed))
     return pd.DataFrame(rows).sort_values(["momentum", "product"], ignore_index=True)
@@ -89,10 +89,10 @@ class _Energy:
 
 
 def _measured(run: Run, window: int, weights: int, seed: int) -> dict[str, Any]:
-    lr, momentum, decay = (run.knobs[name] for name in ("lr", "momentum", "weight_decay"))
+    lr, momentum, decay = run.settings.lr, run.settings.momentum, run.settings.weight_decay
     if lr * decay <= 0:
         name = "weight_decay" if lr else "lr"
-        raise ValueError(f"{name} must be > 0 for passive weights to decay, got {run.knobs[name]!r}")
+        raise ValueError(f"{name} must be > 0 for passive weights to decay, got {getattr(run.settings, name)!r}")
     root = roots(lr, momentum, decay)[0]
     length = window
     if abs(root.imag) > 0:  # whole half-periods: over these the swing averages out
@@ -104,8 +104,8 @@ def _measured(run: Run, window: int, weights: int, seed: int) -> dict[str, Any]:
             )
         length = round(half * math.ceil(window / half))
     warm = settling_steps(lr, momentum, decay)
-    if run.lr != lr or (run.knobs["hold"] < 1 and run.steps + warm + 2 * length > run.knobs["hold"] * run.planned):
-        raise ValueError(f"hold must be 1 for the learning rate to stay {lr:g}, got {run.knobs['hold']:g}; use run.set")
+    if run.lr != lr or (run.settings.hold < 1 and run.steps + warm + 2 * length > run.settings.hold * run.planned):
+        raise ValueError(f"hold must be 1 for the learning rate to stay {lr:g}, got {run.settings.hold:g}; use run.set")
     count = run.opt.weights
     chosen = np.sort(np.random.default_rng(seed).choice(count, min(weights, count), replace=False))
     energy = _Energy(chosen, run.steps + warm, length)
@@ -118,7 +118,7 @@ def _measured(run: Run, window: int, weights: int, seed: int) -> dict[str, Any]:
     there = second > 1e-60  # weights that have reached the end of float32 do not decay any more
     if not there.any():
         raise ValueError(
-            f"no weight stayed passive over {warm + 2 * length} steps with compression = {run.knobs['compression']:g} "
+            f"no weight stayed passive over {warm + 2 * length} steps with compression = {run.settings.compression:g} "
             "(and stayed above 1e-30): raise compression, or measure more weights"
         )
     rates = np.log(first[there] / second[there]) / (2 * length)

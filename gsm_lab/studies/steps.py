@@ -55,7 +55,7 @@ class Before:
     def repeatable(self) -> Iterator[None]:
         """For models that draw numbers even in evaluation mode: the same each time, and none of the program's."""
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.run.knobs["seed"])
+            torch.default_generator.manual_seed(self.run.settings.seed)
             yield
 
     def moved(self) -> dict[str, Tensor]:

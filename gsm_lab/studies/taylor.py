@@ -27,6 +27,7 @@ from gsm_lab.studies.aggregation import ESTIMATES
 from gsm_lab.studies.estimates import REGIONS, agreement, sets, singles
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.ranking import exhaustive, misranked, missed_by_input, rank_map
+from gsm_lab.studies.runs import MOMENTA
 from gsm_lab.studies.steps import steps
 from gsm_lab.studies.verification import worst
 from gsm_lab.training.outputs import Output
@@ -59,7 +60,7 @@ def _samples(run: Run, samples: int) -> int:
 
 
 def stages(
-    make: Run, momenta: Sequence[float] = (0.9, 0.98, 0.99), samples: int = 256, per_region: int = 50,
+    make: Run, momenta: Sequence[float] = MOMENTA, samples: int = 256, per_region: int = 50,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """`singles` and `sets` at the start, in the middle and at the end of a run, for every momentum.
@@ -76,9 +77,9 @@ def stages(
     checks.kind("make", make, Run, "a Run")
     momenta, progress = each("momenta", momenta, "momentum"), flag("progress", progress)
     samples, per_region = _samples(make, samples), whole("per_region", per_region, valid="a whole number of weights")
-    rate = make.knobs["lr"] / (1 - make.knobs["momentum"])
+    rate = make.settings.lr / (1 - make.settings.momentum)
     found: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
-    before = make.knobs["lr"], make.knobs["momentum"]
+    before = make.settings.lr, make.settings.momentum
     dense: tuple[torch.Tensor, tuple[pd.DataFrame, pd.DataFrame]] | None = None
     bar = tqdm(total=len(momenta) * len(STAGES), unit="stage", disable=not progress)
     for momentum in momenta:
@@ -87,7 +88,7 @@ def stages(
         for stage, share in STAGES.items():
             bar.set_description(f"momentum {momentum:g}, {stage}")
             make.step(round(share * make.planned) - make.steps)
-            problem, c = of_run(make, samples), make.knobs["compression"]
+            problem, c = of_run(make, samples), make.settings.compression
             if not make.steps and dense is not None and torch.equal(problem.flat(), dense[0]):
                 tables = dense[1]  # all runs start from one network
             else:

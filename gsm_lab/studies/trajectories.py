@@ -23,8 +23,8 @@ from gsm_lab.knobs import LOSSLESS
 from gsm_lab.studies.active_sets import ActiveSets
 from gsm_lab.studies.aggregation import first_lossless
 from gsm_lab.studies.decay import closed_form_rate, critical, decay_rate, passive, settling_steps
-from gsm_lab.studies.momenta import MOMENTA, per_momentum
 from gsm_lab.studies.paths import KINDS, Paths, predicted
+from gsm_lab.studies.runs import MOMENTA, per_momentum
 from gsm_lab.studies.speed import zero_out_speed
 from gsm_lab.training.history import History
 from gsm_lab.training.loop import advance
@@ -189,7 +189,7 @@ def _each(runs: Runs) -> Iterator[tuple[Hashable, Run | History]]:
             raise ValueError("runs must hold at least one run, got an empty mapping")
         pairs = list(runs.items())
     else:
-        pairs = [(runs.knobs["momentum"] if isinstance(runs, Run) else "run", runs)]
+        pairs = [(runs.settings.momentum if isinstance(runs, Run) else "run", runs)]
     for label, run in pairs:
         if not isinstance(run, Run | History):
             got = f"{type(run).__name__} ({shown(label)})"
