@@ -7,14 +7,14 @@ from collections.abc import Callable
 from gsm_lab.notebook.player import Player
 from gsm_lab.turns import Turns
 
-SECONDS = 300  # that something may take before a test gives up on it
+SECONDS = 120  # that something may take before a test gives up on it
 
 
 class Fake:
     """Stands for a run: counts, takes no time, and notices if two come at once. `changed` is notified at every step."""
 
     def __init__(self, dense: int = 0, end: float = float("inf")) -> None:
-        self.steps, self.dense_left, self.end = 0, dense, end
+        self.steps, self.dense_steps, self.dense_left, self.end = 0, 0, dense, end
         self.base = None if dense else 0.9
         self.threads: set[int] = set()
         self.changed = threading.Condition()
@@ -33,7 +33,8 @@ class Fake:
 
     def pretrain(self, most: int) -> int:
         with self.alone():
-            self.dense_left -= min(most, self.dense_left)
+            done = min(most, self.dense_left)
+            self.dense_steps, self.dense_left = self.dense_steps + done, self.dense_left - done
             self.at(-self.dense_left)
             if not self.dense_left:
                 self.base = 0.9

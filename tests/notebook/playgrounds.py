@@ -11,7 +11,7 @@ from torch import nn
 
 from gsm_lab import Dataset, Playground
 
-SECONDS = 300  # that something may take before a test gives up on it
+SECONDS = 120  # that something may take before a test gives up on it
 
 
 class Net(nn.Module):

@@ -146,7 +146,8 @@ def test_restart_knobs_restart(pg: Playground, name: str, text: str, value: int)
     assert pg.run.steps == 0 and pg.run.knobs[name] == value and not pg.player.playing and not red(pg, name)
 
 
-def test_another_model(pg: Playground) -> None:
+def test_another_model(board: Callable[..., Playground]) -> None:
+    pg = board()
     pg.controls["model"].select.value = "lenet5"
     settle(pg)
     pg._draw()

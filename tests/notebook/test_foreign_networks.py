@@ -11,7 +11,7 @@ from torch import nn
 
 from gsm_lab import Dataset, Playground, Run
 
-SECONDS = 300
+SECONDS = 120
 
 
 def data(features: int) -> Dataset:
