@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 # Forked from a process that has imported torch, and nothing else has happened in: a process starts in no time.
 _CONTEXT = multiprocessing.get_context("forkserver")
-PRELOAD = ["gsm_lab.distributed.fsdp", "gsm_lab.optim.fused.step", "gsm_lab.cli", "tests.test_run"]
+PRELOAD = ["gsm_lab.distributed.fsdp", "gsm_lab.optim.fused.step", "gsm_lab.cli", "tests.runs"]
 _CONTEXT.set_forkserver_preload(PRELOAD)
 
 

@@ -10,7 +10,7 @@ from gsm_lab import Run, distributed, methods
 from gsm_lab.distributed import world
 from gsm_lab.training.method import GSMMethod
 from tests.processes import in_ranks
-from tests.test_run import differs, everything, mine, net
+from tests.runs import differs, everything, mine, net
 
 SMALL = {"batch_size": 8, "pretrain": 1, "epochs": 3, "compression": 4.0, "evaluate_every": 7, "lr": 0.05}
 # options with which each does what it is there for within a few steps

@@ -18,7 +18,7 @@ from gsm_lab.paper.entries import TABLES, Entry
 from gsm_lab.paper.reproduce import reproduce
 from gsm_lab.training import loop, tensor_files
 from gsm_lab.training.run import Run
-from tests.test_run import mine
+from tests.runs import mine
 
 ENTRIES = (
     Entry("GSM", "gsm", "lenet300", 60, 98.18),
@@ -401,7 +401,7 @@ def test_bad_input(tmp_path):
 
 
 def mine_model():
-    from tests.test_run import net
+    from tests.runs import net
 
     return net()
 

@@ -17,7 +17,7 @@ from gsm_lab.optim.ranks import digits
 from gsm_lab.studies import communication as study
 from gsm_lab.studies.sparse_exchange import local_top
 from gsm_lab.training.run import Run
-from tests import process_workers
+from tests.distributed import process_workers
 
 SMALL = {"data": "digits", "model": "lenet300", "compression": 60, "pretrain": 1, "epochs": 1, "batch_size": 64}
 

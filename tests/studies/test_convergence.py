@@ -12,7 +12,7 @@ from gsm_lab import Run, methods
 from gsm_lab.figures import convergence as figures
 from gsm_lab.optim import cut
 from gsm_lab.studies import convergence
-from tests.test_run import mine, net
+from tests.runs import mine, net
 
 SETTINGS = {"compression": 4, "batch_size": 8, "pretrain": 1, "epochs": 4, "momentum": 0.5, "lr": 0.05}
 

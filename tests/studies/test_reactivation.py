@@ -9,8 +9,8 @@ from torch import nn
 from gsm_lab.studies import reactivation
 from gsm_lab.studies.control_runs import _Gatekeeper
 from gsm_lab.studies.recording import Recorder
+from tests.runs import mine, net, tiny
 from tests.studies.test_recording import Log, fed, naive
-from tests.test_run import mine, net, tiny
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from gsm_lab.studies import codes as coding
 from gsm_lab.studies import reactivation, scan
 from gsm_lab.studies.codes import length_bin, length_bins
 from gsm_lab.studies.recording import Recorder
-from tests.test_run import tiny
+from tests.runs import tiny
 
 PASSES = ["compiled", "numpy"]
 

@@ -16,7 +16,7 @@ from gsm_lab import Run
 from gsm_lab.figures import sensitivity as figures
 from gsm_lab.optim import keep_masks
 from gsm_lab.studies import sensitivity as study
-from tests.test_run import mine, net
+from tests.runs import mine, net
 
 KNOBS = {"batch_size": 8, "pretrain": 2, "epochs": 3, "compression": 4.0, "lr": 0.05}
 LAYERS = ["body.0", "body.4", "head"]

@@ -9,7 +9,7 @@ from gsm_lab import Run
 from gsm_lab.training import loop
 from gsm_lab.training.callbacks import Progress, Regularly
 from gsm_lab.training.loop import advance, portion
-from tests.test_run import differs, everything, tiny
+from tests.runs import differs, everything, tiny
 
 
 def test_callbacks_are_told_of_every_step_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from gsm_lab.methods.base import Rival
 from gsm_lab.studies import reactivation, trajectories
 from gsm_lab.studies.recording import Recorder
 from gsm_lab.training.checkpoint import CheckpointError
-from tests.test_run import Breaks, Net, Tied, differs, equal, everything, mine, net
+from tests.runs import Breaks, Net, Tied, differs, equal, everything, mine, net
 
 RIVALS = [name for name in methods.METHODS if name != "gsm"]
 MAY_BE_FEWER = ("l1", "gates")  # their penalties may leave less than Q

@@ -12,7 +12,7 @@ import pytest
 from gsm_lab.training import files
 from gsm_lab.training.files import FolderInUse, held, must_be_writable, remove_leftovers, write_atomically
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_file_is_replaced_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from gsm_lab.distributed import launch as processes
 from gsm_lab.distributed.launch import on_ranks
-from tests import process_workers
+from tests.distributed import process_workers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(worker, n=2, **arguments):
@@ -65,7 +65,7 @@ def test_an_interrupt_stops_all():
 def test_it_works_from_a_script_without_a_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from gsm_lab.distributed.launch import on_ranks\nfrom tests.process_workers import total\n"
+        "from gsm_lab.distributed.launch import on_ranks\nfrom tests.distributed.process_workers import total\n"
         "print(on_ranks(total, 2, {'add': 1}, progress=False))\n"
     )
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gsm_lab import Run, methods
 from gsm_lab.notebook.player import Player
 from gsm_lab.studies import taylor
-from tests.test_run import differs, everything, mine, net, tiny
+from tests.runs import differs, everything, mine, net, tiny
 
 SECONDS = 300  # that something may take before a test gives up on it
 

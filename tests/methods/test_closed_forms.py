@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from gsm_lab import Dataset, Run, methods
 from gsm_lab.methods import lobs
 from gsm_lab.training.sample_gradients import sample_gradients
+from tests.methods.test_methods import Again, conv, flat, make
+from tests.runs import Tied, mine
 from tests.studies.test_problem import Branching
-from tests.test_methods import Again, conv, flat, make
-from tests.test_run import Tied, mine
 
 seeds = st.integers(0, 10_000)
 double = torch.float64
