@@ -181,11 +181,6 @@ def test_falls_says_how_far_off_recurrence_and_closed_form_are():
     np.testing.assert_allclose(measured.y, 1.001 * np.exp(-0.1 * (measured.x - 1)))
 
 
-@pytest.mark.parametrize(("factor", "text"), [(1.0, "1×"), (1.234, "1.2×"), (34.4, "34×"), (1432.0, "1,400×")])
-def test_factors_in_words(factor, text):
-    assert times(factor) == text
-
-
 def test_speed_is_relative_to_the_fastest_decay_of_each_momentum():
     figure = figures.speed(speed())
     assert title(figure).startswith("Measured and exact speed differ by at most 0.4%")
