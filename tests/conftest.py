@@ -33,7 +33,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each program that tests start
 BENCH, SOAK = Path(__file__).with_name("bench"), Path(__file__).with_name("soak")
 NOTEBOOKS = "test_notebooks.py"
 # begun first, in this order: begun last, the other processes would wait for the one that runs it
-LONGEST = ("test_parallel.py", NOTEBOOKS)
+LONGEST = ("test_placement.py", "test_torchrun.py", NOTEBOOKS)
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 # Without these Chromium looks for updates and asks its maker's hosts at every start.
 CHROMIUM_ARGS = [
