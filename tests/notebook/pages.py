@@ -127,9 +127,11 @@ class Place:
         return self.page.evaluate("document.querySelector('.gsm-playground .js-plotly-plot').data?.[6]?.x.at(-1) ?? 0")
 
     def drawn(self) -> str:
-        """The path that is on the screen for the loss."""
+        """The path that is on the screen for the loss; "" until plotly has drawn the figure, and then takes updates."""
         return self.page.evaluate(
-            "document.querySelector('.gsm-playground .scatterlayer .trace path.js-line')?.getAttribute('d') ?? ''"
+            "(plot => plot?._ev?._events?.plotly_restyle"
+            " && plot.querySelector('.scatterlayer .trace path.js-line')?.getAttribute('d') || '')"
+            "(document.querySelector('.gsm-playground .js-plotly-plot'))"
         )
 
     def press(self, button: str) -> None:
