@@ -72,7 +72,7 @@ def alone() -> pd.DataFrame:
 
 
 @cache
-def looks() -> list[communication.Look]:
+def looks() -> list[communication.RankGradients]:
     """As two processes would have taken them down."""
     random = np.random.default_rng(0)
     local = random.normal(size=(2, 72)).astype(np.float32)
@@ -80,7 +80,7 @@ def looks() -> list[communication.Look]:
     active = np.zeros(72, bool)
     active[np.abs(weights * mean).argsort()[-18:]] = True
     layers = {"0.weight": 48, "2.weight": 24}
-    return [communication.Look(s, 6, s / 2, weights, local, mean, active, True, 18, layers) for s in (1, 4)]
+    return [communication.RankGradients(s, 6, s / 2, weights, local, mean, active, True, 18, layers) for s in (1, 4)]
 
 
 def _no_processes(function: Callable[..., Any]) -> Callable[..., Any]:

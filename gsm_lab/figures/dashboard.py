@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,8 +16,10 @@ from gsm_lab.checks import kind, whole
 from gsm_lab.figures import taylor_view
 from gsm_lab.figures.style import COLOURS, finish, line
 from gsm_lab.knobs import KNOBS
-from gsm_lab.training.history import History
 from gsm_lab.wording import layer_name
+
+if TYPE_CHECKING:
+    from gsm_lab.training.history import History
 
 POINTS = 400  # a line; more cannot be seen, and makes a live figure slow
 LAYERS_SHOWN = 8
@@ -205,6 +207,8 @@ def update(figure: go.Figure, history: History, taylor: np.ndarray | None = None
 
 
 def _history(history: History) -> History:
+    from gsm_lab.training.history import History  # loads torch, which figures of tables do not need
+
     return kind("history", history, History, "a History, as run.history is one")
 
 

@@ -10,12 +10,12 @@ import pandas as pd
 
 from gsm_lab.checks import integer, kind, several
 from gsm_lab.optim.selection import chosen, top_q
-from gsm_lab.studies.parallel_runs import Look, factors_in
+from gsm_lab.studies.parallel_runs import RankGradients, factors_in
 
 STAGES = ("early", "middle", "late")  # thirds of the run
 
 
-def agreement(looks: Sequence[Look], factors: Sequence[float] = (1, 2, 4, 8, 16)) -> pd.DataFrame:
+def agreement(looks: Sequence[RankGradients], factors: Sequence[float] = (1, 2, 4, 8, 16)) -> pd.DataFrame:
     """How much of the global top Q is among the local top kQ: of one rank, of all of them, of any of them.
 
     Global is the top Q of |w * mean of g| over the ranks, which is the set GSM uses under DDP; local that of |w * g| of
@@ -54,7 +54,7 @@ def agreement(looks: Sequence[Look], factors: Sequence[float] = (1, 2, 4, 8, 16)
     return pd.DataFrame(rows)
 
 
-def quantised(looks: Sequence[Look], bits: Sequence[int] = (8, 6, 4, 2, 1), seed: int = 0) -> pd.DataFrame:
+def quantised(looks: Sequence[RankGradients], bits: Sequence[int] = (8, 6, 4, 2, 1), seed: int = 0) -> pd.DataFrame:
     """What is left of the global top Q when each rank quantises its gradient before it is averaged.
 
     With b >= 2 bits a value is rounded, at random so that its mean is right (Alistarh et al. 2017, section 3.1), to one
@@ -121,7 +121,7 @@ def _rounded(gradient: np.ndarray, bits: int, random: np.random.Generator) -> np
     return np.floor(gradient / largest * levels + random.random(gradient.size, np.float32)) * (largest / levels)
 
 
-def _layers(look: Look) -> Iterator[tuple[str, slice]]:
+def _layers(look: RankGradients) -> Iterator[tuple[str, slice]]:
     """Each layer and its part of the flat order; "all" comes last."""
     start = 0
     for layer, size in look.layers.items():
@@ -130,15 +130,15 @@ def _layers(look: Look) -> Iterator[tuple[str, slice]]:
     yield "all", slice(0, start)
 
 
-def _place(look: Look) -> dict[str, float | str]:
+def _place(look: RankGradients) -> dict[str, float | str]:
     third = min(len(STAGES) - 1, (look.step - 1) * len(STAGES) // look.planned)
     return {"step": look.step, "epoch": look.epoch, "stage": STAGES[third]}
 
 
-def _some(looks: Sequence[Look]) -> Sequence[Look]:
+def _some(looks: Sequence[RankGradients]) -> Sequence[RankGradients]:
     kind("looks", looks, list | tuple, "a list of looks, as `local_gradients` returns it")
     for look in looks:
-        kind("looks", look, Look, "a list of looks")
+        kind("looks", look, RankGradients, "a list of looks")
     if not len(looks):
         raise ValueError("looks must hold at least one look that `local_gradients` returned, got none")
     return looks

@@ -23,13 +23,13 @@ from gsm_lab.checks import is_number, number, positive, several, shown
 from gsm_lab.optim.ranks.digits import HEADER
 from gsm_lab.optim.selection import DIGITS, budget
 from gsm_lab.studies.agreement import STAGES, agreement, quantised
-from gsm_lab.studies.parallel_runs import LOOKS, Look, local_gradients, with_hook
+from gsm_lab.studies.parallel_runs import LOOKS, RankGradients, local_gradients, with_hook
 
 __all__ = [
     "AT_SCALE",
     "LOOKS",
     "STAGES",
-    "Look",
+    "RankGradients",
     "agreement",
     "cost",
     "counts",

@@ -33,7 +33,7 @@ LOOKS = 15  # steps looked at unless told, evenly over the run
 
 
 @dataclass(frozen=True)
-class Look:
+class RankGradients:
     """One step of a training on several ranks: the gradients before and after DDP averaged them.
 
     `step` of `planned`, `epoch`; `weights` float32 [N] before the step; `local` float32 [ranks, N], each rank's own
@@ -59,7 +59,7 @@ def local_gradients(
     steps: Sequence[int] | None = None,
     timeout: float = 120.0,
     progress: bool = True,
-) -> list[Look]:
+) -> list[RankGradients]:
     """Train with DDP in `ranks` real processes, and take down every rank's own gradient at some steps.
 
     Args:
@@ -169,7 +169,7 @@ def _quiet(settings: Mapping[str, Any], **more: Any) -> tuple[Run, Exchange]:
     return run, placement.exchange
 
 
-def _looks(report: Callable[[int], None], settings: Mapping[str, Any], steps: list[int]) -> list[Look]:
+def _looks(report: Callable[[int], None], settings: Mapping[str, Any], steps: list[int]) -> list[RankGradients]:
     """The looks, on rank 0; none on the others."""
     (run, exchange), looks = _quiet(settings), []
     world = run.placement.world
@@ -193,10 +193,8 @@ def _looks(report: Callable[[int], None], settings: Mapping[str, Any], steps: li
             averaged = _flat([p.grad for p in exchange.weights])
             local = torch.stack(parts).numpy()
             same = all(choice == choices[0] for choice in choices)
-            at = (step, run.planned, step / run.epoch_steps)
-            looks.append(
-                Look(*at, weights, local, averaged, active.copy(), same, run.nonzeros, dict(run.history.layers))
-            )
+            at = (step, run.planned, step / run.epoch_steps, weights, local, averaged, active.copy(), same)
+            looks.append(RankGradients(*at, run.nonzeros, dict(run.history.layers)))
     return looks
 
 

@@ -28,7 +28,7 @@ def given() -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def looks() -> list[study.Look]:
+def looks() -> list[study.RankGradients]:
     return study.local_gradients(given(), ranks=4, steps=[1, 5, 12, 22], progress=False)
 
 
@@ -84,7 +84,7 @@ def test_ranks_train_the_network_that_one_process_would(looks):
 # ------------------------------------------------------------------------------------------------ agreement
 
 
-def by_hand(look: study.Look, factor: float, parts: dict[str, slice]) -> dict[str, dict[str, float]]:
+def by_hand(look: study.RankGradients, factor: float, parts: dict[str, slice]) -> dict[str, dict[str, float]]:
     """With `torch.topk` and Python sets: the columns of each part of the weights, by its name."""
 
     def top(gradient: np.ndarray, q: int) -> set[int]:
@@ -129,13 +129,15 @@ def test_agreement_equals_a_loop_with_topk_and_sets(looks):
                 assert rows[column].item() == pytest.approx(value, rel=1e-12), (look.step, factor, layer, column)
 
 
-def made(local: list[list[float]], weights: list[float], q: int, planned: int = 9, step: int = 1) -> study.Look:
+def made(
+    local: list[list[float]], weights: list[float], q: int, planned: int = 9, step: int = 1
+) -> study.RankGradients:
     local, weights = np.array(local, np.float32), np.array(weights, np.float32)
     averaged = local.mean(axis=0)
     order = np.argsort(-np.abs(weights * averaged), kind="stable")[:q]
     active = np.isin(np.arange(len(weights)), order)
     layers = {"a.weight": len(weights) // 2, "b.weight": len(weights) - len(weights) // 2}
-    return study.Look(step, planned, step / 3, weights, local, averaged, active, True, q, layers)
+    return study.RankGradients(step, planned, step / 3, weights, local, averaged, active, True, q, layers)
 
 
 def test_agreement_on_six_weights():
