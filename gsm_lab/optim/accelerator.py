@@ -16,8 +16,7 @@ from gsm_lab.optim.sgd import sgd_step
 
 def on_accelerator(tensors: list[Tensor]) -> bool:
     """Whether all tensors are on one device that is no CPU."""
-    devices = {p.device for p in tensors}
-    return len(devices) == 1 and next(iter(devices)).type != "cpu"
+    return len({p.device for p in tensors}) == 1 and tensors[0].device.type != "cpu"
 
 
 class Watch:

@@ -123,9 +123,9 @@ class Gate(Choice):
 
     def _choose(self, q: int, averages: list[Tensor] | None, in_place: bool) -> tuple[GatedGradients, bool]:
         """The gated gradients, and whether all T are finite."""
-        plain = self._measure([p.grad for p in self.weights] if averages is None else averages)
-        if not self._buffer.is_cpu:
-            return self._choose_on_device(q), bool(torch.isfinite(self._buffer.max()))
+        if not self.weights[0].is_cpu:
+            return self.close_on_device(q, averages), bool(torch.isfinite(self._buffer.max()))
+        plain = self._measure(averages)
         metric = self._buffer.numpy()
         top = top_q(metric, q)
         if not (in_place and plain and top.finite) or top.ties_left_out or averages is not None:
@@ -139,12 +139,9 @@ class Gate(Choice):
         self.passed(top.threshold, self._buffer.bool)  # a T that passed is positive, so its gradient is not zero
         return gated, True
 
-    def close_on_device(self, q: int) -> GatedGradients:
+    def close_on_device(self, q: int, averages: list[Tensor] | None = None) -> GatedGradients:
         """`close` without waiting for the device; what is not finite passes first, and is for others to find."""
-        self._measure([p.grad for p in self.weights])
-        return self._choose_on_device(q)
-
-    def _choose_on_device(self, q: int) -> GatedGradients:
+        self._measure(averages)
         self.passed(*top_q_on_device(self._buffer, q))
         return self.passing()
 
@@ -185,9 +182,9 @@ class Gate(Choice):
                 averages[-1].add_(_dense(p.grad).abs(), alpha=1 - smoothing)
         return averages
 
-    def _measure(self, grads: list[Tensor | None]) -> bool:
-        """Fill the buffer with T; returns whether it can stand in for the gradients: all float32, contiguous, there."""
-        place = self.weights[0].device
+    def _measure(self, averages: list[Tensor] | None) -> bool:
+        """Fill the buffer with T, of the gradients or of averages of them; returns what `measure` does."""
+        grads, place = averages or [p.grad for p in self.weights], self.weights[0].device
         if self._buffer is None or self._buffer.device != place:
             self._buffer = torch.empty(self.count, dtype=torch.float32, device=place)
             parts = self._buffer.split(self.sizes)

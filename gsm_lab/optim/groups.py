@@ -149,8 +149,8 @@ def keep_masks(
     Where weights are DTensors (FSDP2, tensor parallelism) every rank has to call it; Q is that of the whole model, and
     the masks are placed as the weights are.
     """
-    gsm = None if optimizer is None else gsm_in(optimizer)
-    return _keep(_competing(model, gsm, include, exclude), compression, nonzeros, gsm)[0]
+    weights, gsm = _competing(model, optimizer, include, exclude)
+    return _keep(weights, compression, nonzeros, gsm)[0]
 
 
 def flat_mask(masks: Iterable[Tensor]) -> Tensor:
@@ -179,18 +179,20 @@ def cut(
     Returns:
         How many weights stay.
     """
-    gsm = None if optimizer is None else gsm_in(optimizer)
-    weights = _competing(model, gsm, include, exclude)
+    weights, gsm = _competing(model, optimizer, include, exclude)
     masks, counts = _keep(weights, compression, nonzeros, gsm)
     clear(weights.values(), masks.values(), gsm)
     warn_of_empty("the cut", dict(zip(weights, counts, strict=True)))
     return sum(counts)
 
 
-def _competing(model: nn.Module, gsm: Gated | None, include: Picks, exclude: Picks) -> dict[str, Tensor]:
+def _competing(
+    model: nn.Module, optimizer: object, include: Picks, exclude: Picks
+) -> tuple[dict[str, Tensor], Gated | None]:
     """The tensors to cut by name: those that compete in the optimizer, in its order, else those of the model."""
-    if gsm is None:
-        return _prunable(model, include, exclude)
+    if optimizer is None:
+        return _prunable(model, include, exclude), None
+    gsm = gsm_in(optimizer)
     if include is not None or exclude is not None:
         raise ValueError("include and exclude must not be given with an optimizer: its groups say what competes")
     names = {id(p): name for name, p in _module(model).named_parameters()}
@@ -204,7 +206,7 @@ def _competing(model: nn.Module, gsm: Gated | None, include: Picks, exclude: Pic
     if not weights:
         raise ValueError("optimizer has no prunable weights: no group with prunable=True has tensors of two dimensions")
     _refuse_computed(_computed(model), {id(p) for p in weights})
-    return {names[id(p)]: p for p in weights}
+    return {names[id(p)]: p for p in weights}, gsm
 
 
 def gsm_in(optimizer: object) -> Gated:

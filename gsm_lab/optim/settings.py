@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsm_lab.checks import is_number
+
 # what the gate is asked to do: in every group, so that state_dict() carries it, and the same in all
 OWN = {"compression": 1.0, "nonzeros": None, "smoothing": 0.0}
 SETTINGS = ("lr", "weight_decay", "momentum", "dampening")  # the numbers of SGD's step
@@ -61,10 +63,7 @@ def _is_finite(x: Any) -> bool:
             return False
         # a look at what lies on a device would wait for it
         return not x.is_cpu or math.isfinite(x.detach().item())
-    try:
-        return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
-    except OverflowError:  # an int beyond every float
-        return False
+    return is_number(x)
 
 
 def is_plain(group: dict[str, Any]) -> bool:

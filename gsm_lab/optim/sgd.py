@@ -11,8 +11,6 @@ import torch
 
 from gsm_lab.optim import strides
 
-_NO_STATE: dict[str, Any] = {}
-
 
 def sgd_step(optimizer: torch.optim.SGD) -> None:
     """SGD's step without the hooks, as ours has run them; the fused one is given what it reads right."""
@@ -30,9 +28,9 @@ def _step(optimizer: torch.optim.SGD) -> None:
 
 def raise_versions(optimizer: torch.optim.SGD) -> None:
     """Let autograd notice what a fused step has changed: torch's kernel counts no versions."""
-    moved = [p for group in optimizer.param_groups if group["fused"] for p in group["params"] if p.grad is not None]
-    momenta = [optimizer.state.get(p, _NO_STATE).get("momentum_buffer") for p in moved]
-    torch.autograd.graph.increment_version([x for x in (*moved, *momenta) if x is not None and not x.is_inference()])
+    moved = [strides.taking_part(optimizer, group) for group in optimizer.param_groups if group["fused"]]
+    all_of_them = [x for its, momenta in moved for x in (*its, *momenta) if x is not None and not x.is_inference()]
+    torch.autograd.graph.increment_version(all_of_them)
 
 
 def without_hooks(kind: type[torch.optim.SGD]) -> Callable[..., Any]:

@@ -28,7 +28,7 @@ def misread(optimizer: torch.optim.SGD) -> bool:
     """Whether the fused kernel would read something of this step wrong."""
     for group in optimizer.param_groups:
         if group["fused"]:
-            its, momenta = _taking_part(optimizer, group)
+            its, momenta = taking_part(optimizer, group)
             known = [z for z in momenta if z is not None]
             if _must_be_alone(optimizer, its, len(known)) or not all(
                 map(_is_row_major, [*its, *[p.grad for p in its], *known])
@@ -37,7 +37,7 @@ def misread(optimizer: torch.optim.SGD) -> bool:
     return False
 
 
-def _taking_part(optimizer: torch.optim.SGD, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None]]:
+def taking_part(optimizer: torch.optim.SGD, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor | None]]:
     """The tensors of a group that have a gradient, and their momenta."""
     its, get = [p for p in group["params"] if p.grad is not None], optimizer.state.get
     return its, [get(p, _NOTHING).get("momentum_buffer") for p in its] if group["momentum"] else []
@@ -64,7 +64,7 @@ def as_fused_reads(optimizer: torch.optim.SGD) -> Iterator[None]:
     alone: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:
         for group in filter(lambda group: group["fused"], optimizer.param_groups):
-            its, momenta = _taking_part(optimizer, group)
+            its, momenta = taking_part(optimizer, group)
             if _must_be_alone(optimizer, its, sum(z is not None for z in momenta)):
                 alone.append((group, {name: group[name] for name in ("fused", "foreach")}))
                 group["fused"] = group["foreach"] = False

@@ -42,13 +42,12 @@ def on_device(metric: np.ndarray, q: int) -> Found:
     return threshold.item(), mask.numpy()
 
 
-def fused(metric: np.ndarray, q: int) -> Found | None:
-    """None where it leaves the step to others: it has to if a number is not finite, none is positive, or q = N."""
-    return fused_step(np.ones_like(metric), metric, q)
+def fused(metric: np.ndarray, q: int) -> Found:
+    return fused_step(np.ones_like(metric), metric, q)[:2]
 
 
-def fused_step(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] | None = None) -> Found | None:
-    """The same of a metric |g * w|, whose tensors have some sizes."""
+def fused_step(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] | None = None) -> tuple[float, np.ndarray, bool]:
+    """The same of a metric |g * w|, whose tensors have some sizes; and whether the compiled step did it by itself."""
     ends = np.cumsum(sizes or [w.size])[:-1]
     weights, grads = (
         [torch.from_numpy(part.astype(np.float32).reshape(1, -1)) for part in np.split(x, ends)] for x in (w, g)
@@ -58,9 +57,10 @@ def fused_step(w: np.ndarray, g: np.ndarray, q: int, sizes: list[int] | None = N
         p.grad = grad
     gsm = GSM(weights, lr=0.0, momentum=0.5, nonzeros=q, fused=True)
     gate = gsm._prepared()
-    if gsm._try_step is None or not gsm._try_step(gsm, gate, q):
-        return None
-    return gsm.threshold, gsm.active_mask().numpy()
+    done = gsm._try_step is not None and gsm._try_step(gsm, gate, q)
+    if not done and np.isfinite(g).all():
+        gsm.step()
+    return gsm.threshold, gsm.active_mask().numpy(), done
 
 
 def by_counts(metric: np.ndarray, q: int, ranks: int = 3) -> Found:
@@ -137,12 +137,14 @@ if loader.compiled(COMPILED):
 def check(form: str, metric: np.ndarray, q: int) -> None:
     """Hold a form of the selection against the definition, to the bit."""
     threshold, mask = oracle(metric, q)
-    if form == "ranks" and q == metric.size:  # all are chosen, as by the gate
-        assert by_counts(metric, q)[1].all()
+    if q == metric.size and form in ("ranks", "fused"):  # all pass, whatever their metric
+        assert (
+            by_counts(metric, q)[1].all() if form == "ranks" else np.isfinite(metric).all() <= fused(metric, q)[1].all()
+        )
+        return
+    if form == "fused" and not np.isfinite(metric).all():  # that of weights of one is a gradient, and is refused
+        assert fused(metric, q)[1].sum() == 0
         return
     found = FORMS[form](metric, q)
-    if form == "fused" and (q == metric.size or threshold == 0 or not np.isfinite(metric).all()):
-        assert found is None
-        return
     np.testing.assert_equal(found[0], threshold)
     np.testing.assert_array_equal(found[1], mask)

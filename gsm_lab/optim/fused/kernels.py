@@ -210,41 +210,6 @@ def select(found, q, low, high) -> tuple[int, int, int]:  # noqa: ANN001
     return np.int64(base), left, size - left
 
 
-@_kernel("Tuple((int64, int64, int64, boolean))(uint64[:,::1], int64)")
-def descend(table, q) -> tuple[int, int, int, bool]:  # noqa: ANN001
-    """The q-th greatest of all values (the smallest positive one where fewer are positive) digit by digit.
-
-    Needs no memory and no luck, and takes three slow passes. Returns what `select` does, and whether all values are
-    finite.
-    """
-    prefix, shift, left, equal, finite = np.int32(0), 31, q, 0, True
-    histogram = np.empty(1 << 13, np.int64)
-    for width in (13, 9, 9):
-        histogram[:] = 0
-        above, shift = shift, shift - width
-        zeros = 0
-        for i in range(table.shape[0]):
-            w, g = _tensor(table, i, _W), _tensor(table, i, _G)
-            for j in range(w.size):
-                v = bits(w[j] * g[j]) & GREATEST
-                zeros += v == 0
-                if v >> above == prefix:
-                    histogram[(v >> shift) & ((1 << width) - 1)] += 1
-        if shift == 18:
-            finite = histogram[INFINITY >> 18 :].sum() == 0
-            left = min(q, histogram.sum() - zeros)
-            if left == 0:
-                return 0, 0, 0, finite
-        if prefix == 0:
-            histogram[0] -= zeros
-        digit = (1 << width) - 1
-        while histogram[digit] < left:
-            left -= histogram[digit]
-            digit -= 1
-        prefix, equal = np.int32((prefix << width) | digit), histogram[digit]
-    return np.int64(prefix), left, equal - left, finite
-
-
 @_kernel("boolean(uint64[:,::1])")
 def finite(table) -> bool:  # noqa: ANN001
     """Whether all gradients are finite."""
@@ -279,11 +244,6 @@ def _new_momentum(x, w, z, decay, beta, keep, rounding):  # noqa: ANN001
     if rounding & 4:
         return fma(z, beta, x * keep)
     return z * beta + x * keep
-
-
-@njit(inline="always")
-def _new_weight(w, z, lr, rounding):  # noqa: ANN001
-    return fma(z, -lr, w) if rounding & 8 else w - z * lr
 
 
 @_kernel("void(uint64[:,::1], int64, int64, int32, int64, float32[:,::1], int64[::1], uint64[::1])")
@@ -326,7 +286,7 @@ def update(table, begin, end, limit, upto, settings, rounding, active) -> None: 
                         word |= np.uint64(passes) << np.uint64(j - 64 * k)
                         x, r = g[j] if passes else np.float32(0.0), rounding[0 if j < body else 1]
                         z[j] = _new_momentum(x, w[j], z[j], decay, beta, keep, r)
-                        w[j] = _new_weight(w[j], z[j], lr, r)
+                        w[j] = fma(z[j], -lr, w[j]) if r & 8 else w[j] - z[j] * lr
                     active[group + k] = word
 
 
@@ -426,7 +386,11 @@ def _table(plan, first, last):  # noqa: ANN001
 
 @_kernel("Tuple((int64, int64, int64, boolean))(int64[::1])")
 def find(plan) -> tuple[int, int, int, bool]:  # noqa: ANN001
-    """What `select` returns of all values that compete, and whether all of them are finite."""
+    """What `select` returns of all values that compete, and whether all of them are finite.
+
+    All 0 where nothing is positive, and where the sample misled us: there is no room, or the bracket does not hold the
+    q-th greatest.
+    """
     team, table, q, stride = _longs(plan[TEAM], _SIZE + 1), _table(plan, 0, plan[COMPETING]), plan[Q], plan[STRIDE]
     brackets = carray(int64s(np.uint64(plan[BRACKETS])), (plan[TRIES], 2))
     histogram = carray(int32s(np.uint64(plan[HISTOGRAM])), plan[BINS])
@@ -449,17 +413,19 @@ def find(plan) -> tuple[int, int, int, bool]:  # noqa: ANN001
             inside += n
             above += results[k, 1]
             finite &= results[k, 2] != 0
+        if low == 1:  # then all that is positive has been seen, and it may be less than that
+            q = min(q, above + inside)
         if fits and above < q <= above + inside:
             edge, kept, left_out = select(found[:inside], q - above, low, high)
             return edge, kept, left_out, finite
-    return descend(table, q)
+    return 0, 0, 0, True
 
 
 @_kernel("Tuple((float64, boolean))(int64[::1])")
 def step(plan) -> tuple[float, bool]:  # noqa: ANN001
     """`find` among the tensors that compete, then `update` of all; one call, since each call costs.
 
-    Returns the threshold, and whether it was done: not where there is none, or something is not finite.
+    Returns the threshold, and whether it was done: not where none was found, or something is not finite.
     """
     team, competing, n = _longs(plan[TEAM], _SIZE + 1), plan[COMPETING], plan[TENSORS]
     among, rest = _table(plan, 0, competing), _table(plan, competing, n)

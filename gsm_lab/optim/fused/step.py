@@ -2,9 +2,9 @@
 
 The first pass reads g and w and forms |g * w| without storing it: it counts the values above a bracket that a strided
 sample gives, and keeps the few inside, among which the threshold is selected. The second pass forms |g * w| again,
-gates, and does what PyTorch's fused SGD does, to the bit. Where the sample misled us the answer is found digit by
-digit, so a bad bracket costs time and never the exactness. Above 65,536 weights, every thread of PyTorch's
-takes a part of them.
+gates, and does what PyTorch's fused SGD does, to the bit. Where the sample misled us, the step is left to the gate and
+to PyTorch, so a bad bracket costs time and never the exactness. Above 65,536 weights, every thread of PyTorch's takes a
+part of them.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class FusedStep:
             q: how many gradients pass, 0 < q < count.
 
         Returns:
-            False where that is left to PyTorch (other types and devices, NaN, nothing is positive, ...); nothing has
-            changed then.
+            False where that is left to PyTorch (other types and devices, NaN, nothing is positive, a sample that misled
+            us, ...); nothing has changed then.
         """
         grads = [p.grad for p in self._tensors] if gate.candidates is None else self._of_candidates(gate)
         weights, codes = self._places(self._tensors, "weights"), rounding()
@@ -96,7 +96,10 @@ class FusedStep:
         if (buffers := self._places(momenta, "momenta")) is None:
             return False
         for column, places in enumerate((weights, [g.data_ptr() for g in grads], buffers)):
-            self._write(column, places)
+            if places is not self._written[column]:
+                for i, place in enumerate(places):
+                    self._entries[4 * i + column] = place
+                self._written[column] = places
         if settings != self._given:
             self._settings[:] = [(lr, decay, momentum, 1 - d) for lr, decay, momentum, d in settings]
             self._given, self._plan[kernels.ROUNDING] = settings, _address(codes)
@@ -115,9 +118,7 @@ class FusedStep:
         if not self._masked:
             self._masked = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in gate.weights]
         masked = [
-            torch.where(part.view(p.shape), p.grad, _ZERO, out=room)
-            if p.grad is not None and p.grad.is_cpu and p.grad.dtype == room.dtype and p.grad.layout is torch.strided
-            else None
+            torch.where(part.view(p.shape), p.grad, _ZERO, out=room) if _simple(p.grad, room.numel()) else None
             for p, part, room in zip(gate.weights, gate.candidates.split(gate.sizes), self._masked, strict=True)
         ]
         return masked + [p.grad for p in gate.others]
@@ -140,12 +141,6 @@ class FusedStep:
             return None  # two share memory: fused SGD moves that twice, one after the other
         self._seen[kind] = [*tensors], places
         return places
-
-    def _write(self, column: int, places: list[int]) -> None:
-        if places is not self._written[column]:
-            for i, place in enumerate(places):
-                self._entries[4 * i + column] = place
-            self._written[column] = places
 
     def _decide(self, q: int) -> None:
         """How to look for the top q, and with how many threads."""
@@ -200,6 +195,8 @@ def _address(array: np.ndarray) -> int:
 def sampling(size: int, q: int) -> tuple[int, np.ndarray]:
     """The stride of the sample (0: none), and pairs (most, least): at most and at least so many of it reach a bracket.
 
+    A `most` of -1 stands for a bracket without an upper end.
+
     Of m sampled values the number among the top q is about binomial; three standard deviations to either side hold
     the threshold in all but one step of 400. Neighbours resemble each other, hence a second, wider pair.
     """
@@ -214,7 +211,7 @@ def sampling(size: int, q: int) -> tuple[int, np.ndarray]:
         stride += 2
     mean = -(-size // stride) * share
     deviation = math.sqrt(mean * (1 - share))
-    pairs = [(max(0, math.floor(mean - s * deviation - 1)), math.ceil(mean + s * deviation + 2)) for s in (3, 9)]
+    pairs = [(max(-1, math.floor(mean - s * deviation - 1)), math.ceil(mean + s * deviation + 2)) for s in (3, 9)]
     return stride, np.array(pairs, np.int64)
 
 

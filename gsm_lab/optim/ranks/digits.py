@@ -81,8 +81,8 @@ def top_q(own: Own, values: Callable[[], Tensor], look: Callable[[], str | None]
     numbers = signature(own.n, 3) + signature(own.q, 3)
     odd = int((found >= INFINITY).sum())
     header = [int(own.n > 0), int(own.wrong is not None), own.counted, odd, *numbers]
-    together = total(torch.cat((torch.tensor(header, device=counts.device), counts)))
-    (n, q, odd), counts = _read(together[:HEADER].tolist(), own), together[HEADER:]
+    words, counts = total(torch.cat((torch.tensor(header, device=counts.device), counts))).split([HEADER, len(counts)])
+    n, q, odd = _read(words.tolist(), own)
     if q == n:
         return None
     if odd:

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gsm_lab.optim.settings import SETTINGS
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -79,17 +81,7 @@ def mean(sums: Sequence[int], ranks: int) -> float:
     return sum(piece << _PIECE * i for i, piece in enumerate(sums[: len(sums) // 2])) / max(ranks, 1)
 
 
-_SETTINGS = (
-    "compression",
-    "nonzeros",
-    "lr",
-    "momentum",
-    "weight_decay",
-    "dampening",
-    "nesterov",
-    "maximize",
-    "prunable",
-)
+_SETTINGS = ("compression", "nonzeros", *SETTINGS, "nesterov", "maximize", "prunable")
 
 
 @torch.no_grad()

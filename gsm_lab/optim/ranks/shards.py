@@ -101,10 +101,8 @@ def keep_masks(weights: dict[str, Tensor], q: int, setting: str) -> tuple[dict[s
     for p, view in zip(weights.values(), metric.views, strict=True):
         view.copy_(local(p))
     metric.values.abs_()
-    finite = {name: bool(torch.isfinite(local(p)).all()) for name, p in weights.items()}
-    wrong = next(
-        (f"weight {name!r} holds NaN or infinite values; nothing was cut" for name in weights if not finite[name]), None
-    )
+    bad = next((name for name, p in weights.items() if not torch.isfinite(local(p)).all()), None)
+    wrong = None if bad is None else f"weight {bad!r} holds NaN or infinite values; nothing was cut"
     top = metric.top(q, setting, wrong, lambda: None)
     mask = metric.values > 0 if top is None else metric.chosen(top)
     masks = metric.split(mask)
