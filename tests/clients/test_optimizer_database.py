@@ -17,7 +17,7 @@ pytest.importorskip("expecttest")  # which PyTorch's module of its tests imports
 common = pytest.importorskip("torch.testing._internal.common_optimizers")
 
 from gsm_lab.optim import GSM  # noqa: E402
-from tests.optim.test_gsm import assert_equal, assert_same, masked_step  # noqa: E402
+from tests.optim.oracle import assert_equal, assert_same, masked_step  # noqa: E402
 
 SGD = torch.optim.SGD
 INFO = next(info for info in common.optim_db if info.optim_cls is SGD)

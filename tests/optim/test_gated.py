@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from gsm_lab.optim import GSM, param_groups
 from gsm_lab.optim.fused import loader
-from tests.optim.test_gsm import HYPER, SGD, assert_equal, assert_same, backward, masked_step, matrices, naive_mask, net
+from tests.optim.oracle import HYPER, SGD, assert_equal, assert_same, backward, masked_step, matrices, naive_mask, net
 
 BOTH = pytest.mark.parametrize("fused", [True, None], ids=["fused", "default"])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gsm_lab.optim import GSM, strides
 from gsm_lab.optim.fused import loader
-from tests.optim.test_gsm import assert_equal, naive_mask
+from tests.optim.oracle import assert_equal, naive_mask
 
 SGD = torch.optim.SGD
 KERNELS = {"default": {}, "fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
