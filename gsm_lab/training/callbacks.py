@@ -61,7 +61,7 @@ class Regularly:
         self.seconds, self.do, self.last = seconds, do, time.monotonic()
 
     def __call__(self, run: Parts, done: int) -> None:
-        """Do it, if it is time."""
-        if run.placement.first_rank_says(time.monotonic() - self.last >= self.seconds):
+        """Do it, if it is time; not before the first step."""
+        if done and run.placement.first_rank_says(time.monotonic() - self.last >= self.seconds):
             self.do()
             self.last = time.monotonic()

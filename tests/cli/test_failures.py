@@ -58,7 +58,7 @@ def test_a_save_that_fails_is_said_and_tried_again(tmp_path, monkeypatch, capsys
     assert len(said) == 2
     for line in said:
         assert f"{tmp_path} cannot be written ({os.strerror(number)})" in line
-        assert line.endswith(f"the state after 10 dense steps is in {tmp_path}")
+        assert line.endswith(f"the state after 20 dense steps is in {tmp_path}")
     same_state(gl.Run.resume(tmp_path), straight)
     assert {path.name for path in tmp_path.iterdir()} == set(ALL)
 

@@ -13,8 +13,9 @@ from gsm_lab.training import checkpoint
 from tests.cli.commands import ALL, SHORT, STEPS, at_step, command, environ, same_state
 
 
-def test_interrupt_then_resume_equals_an_uninterrupted_run(tmp_path):
-    pretrain, epochs, phase = 1, 30, b"gate closed"
+@pytest.mark.parametrize(("phase", "options"), [(b"dense", (30, 3)), (b"gate closed", (1, 30))])
+def test_interrupt_then_resume_equals_an_uninterrupted_run(tmp_path, phase, options):
+    pretrain, epochs = options
     line = command("run", "--pretrain", pretrain, "--epochs", epochs, "--threads", 1, "--out", tmp_path)
     with subprocess.Popen(line, env=environ(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         seen = b""
