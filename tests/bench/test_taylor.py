@@ -11,7 +11,7 @@ import gsm_lab as gl
 from gsm_lab.studies import taylor
 from gsm_lab.studies.exhaustive import loss_changes
 from tests.bench.test_history import machine
-from tests.notebook.test_jupyterlab import command, new_page, open_notebook, wait_for, write_notebook
+from tests.notebook.pages import command, new_page, open_notebook, wait_for, write_notebook
 
 CHOICES = 12
 
