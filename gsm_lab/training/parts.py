@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gsm_lab import data as datasets
+from gsm_lab.checks import number, shown
 from gsm_lab.knobs import Settings
 from gsm_lab.optim import GSM, budget
 from gsm_lab.training import schedule
@@ -18,6 +19,7 @@ from gsm_lab.training.history import History
 from gsm_lab.training.outputs import Output
 from gsm_lab.turns import Turns
 
+MOST_STEPS = 2**31 - 1  # that a history counts
 Loss = Callable[[Any, Tensor], Tensor]
 Recorder = Callable[[int, np.ndarray, list[np.ndarray]], None]
 
@@ -96,6 +98,16 @@ class Parts:
     def compression(self) -> float:
         """C of the next gated step: the setting, or on the way there during its ramp. (What is cut stays cut.)"""
         return schedule.compression(self.settings, self.steps, self.planned)
+
+    def steps_of(self, epochs: float) -> int:
+        """How many steps so many epochs are. Raises TypeError, ValueError for what is none, or too many."""
+        if not isinstance(epochs, str):
+            epochs = number("epochs", epochs, 0)
+        if isinstance(epochs, str) or epochs * self.epoch_steps > MOST_STEPS - self.steps:
+            raise ValueError(
+                f"epochs must be a finite number >= 0, of {MOST_STEPS:,} steps at most in all, got {shown(epochs)}"
+            )
+        return round(epochs * self.epoch_steps)
 
     # -- what methods need ------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
-from gsm_lab.checks import flag, kind, number, path, shown
+from gsm_lab.checks import flag, kind, path, shown
 from gsm_lab.optim.picks import Picks, listed
 from gsm_lab.training import checkpoint, fitting
 from gsm_lab.training.assembly import put_together
@@ -29,12 +29,10 @@ from gsm_lab.training.loop import advance, repeat
 from gsm_lab.training.method import GSMMethod, Method
 from gsm_lab.training.model_state import whole_state
 from gsm_lab.training.outputs import Output
-from gsm_lab.training.parts import Loss
+from gsm_lab.training.parts import MOST_STEPS, Loss
 from gsm_lab.training.placement import Single
 from gsm_lab.training.state import arguments_of, readable, restore, state_of
 from gsm_lab.training.step import Training
-
-_MOST_STEPS = 2**31 - 1  # that a history counts
 
 
 class Run(Training):
@@ -123,8 +121,8 @@ class Run(Training):
         """Do `n` gated steps (and, before the first ever, the dense epochs)."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise ValueError(f"n must be a whole number of steps >= 0, got {shown(n)}")
-        if n > _MOST_STEPS - self.steps:
-            raise ValueError(f"n must be at most {_MOST_STEPS - self.steps:,}, {_MOST_STEPS:,} in all, got {shown(n)}")
+        if n > MOST_STEPS - self.steps:
+            raise ValueError(f"n must be at most {MOST_STEPS - self.steps:,}, {MOST_STEPS:,} in all, got {shown(n)}")
         self._take_turn()
         if n and self.base is None:
             repeat(self, self.dense_step, self.dense_left, self.close_gate)
@@ -157,16 +155,6 @@ class Run(Training):
         if steps and not self._warned and (early := too_early(self)):
             self._warned = True
             warnings.warn(early, stacklevel=2)
-
-    def steps_of(self, epochs: float) -> int:
-        """How many steps so many epochs are. Raises TypeError, ValueError for what is none, or too many."""
-        if not isinstance(epochs, str):
-            epochs = number("epochs", epochs, 0)
-        if isinstance(epochs, str) or epochs * self.epoch_steps > _MOST_STEPS - self.steps:
-            raise ValueError(
-                f"epochs must be a finite number >= 0, of {_MOST_STEPS:,} steps at most in all, got {shown(epochs)}"
-            )
-        return round(epochs * self.epoch_steps)
 
     def set(self, **knobs: Any) -> None:
         """Move live settings; they act from the next step on, and the history records the move.
