@@ -18,7 +18,7 @@ import torch as _torch  # noqa: F401  (what every name below needs, so that the 
 from gsm_lab._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from gsm_lab import data, figures, knobs, methods, models, optim, studies
+    from gsm_lab import data, distributed, figures, knobs, methods, models, optim, studies
     from gsm_lab.data import Dataset, load
     from gsm_lab.notebook import expect
     from gsm_lab.notebook.explore import explore
@@ -36,8 +36,9 @@ _WHERE = {
     "Playground": "gsm_lab.notebook.playground",
     "explore": "gsm_lab.notebook.explore",
 }
+_PUBLIC = ("data", "distributed", "figures", "knobs", "methods", "models", "optim", "studies")
 _MODULES = {
-    **{name: f"gsm_lab.{name}" for name in ("data", "figures", "knobs", "methods", "models", "optim", "studies")},
+    **{name: f"gsm_lab.{name}" for name in _PUBLIC},
     "checkpoint": "gsm_lab.training.checkpoint",
     "expect": "gsm_lab.notebook.expect",
     "playground": "gsm_lab.notebook.playground",
@@ -45,8 +46,8 @@ _MODULES = {
 
 __all__ = [
     "GSM", "Dataset", "Playground", "Run",
-    "cut", "data", "expect", "explore", "figures", "knobs", "load", "methods", "models", "optim", "param_groups",
-    "studies",
+    "cut", "data", "distributed", "expect", "explore", "figures", "knobs", "load", "methods", "models", "optim",
+    "param_groups", "studies",
 ]  # fmt: skip
 
 
