@@ -42,6 +42,7 @@ class Method:
         ignores: settings that the method takes no notice of, and that a run with it refuses.
         shards: whether it can do with a part of each tensor on every rank (FSDP2).
         draws: whether it draws random numbers: then its steps draw from the run's own stream.
+        taken: whether a run has it, which it then belongs to alone.
         finetunes: whether what is left is trained as a dense network is, with the weight decay of the dense epochs.
     """
 
@@ -52,6 +53,7 @@ class Method:
     ignores: ClassVar[tuple[str, ...]] = ()
     shards: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    taken = False
     finetunes: bool = False
 
     def recipe(self, key: tuple[str, str]) -> dict[str, Any]:

@@ -101,6 +101,9 @@ class Run(Training):
     ) -> None:
         self.method = GSMMethod() if method is None else kind("method", method, Method, "a Method of gsm_lab.methods")
         self.placement = Single() if placement is None else kind("placement", placement, Single, "a Placement")
+        for name, part in (("method", self.method), ("placement", self.placement)):
+            if part.taken:
+                raise ValueError(f"{name} must be a new one for each run, got the {type(part).__name__} of another run")
         given, options = checked(self.method, knobs)
         fitting.check_kinds(model, data, loss, output)
         self.loss, self.output = loss, output
@@ -114,6 +117,7 @@ class Run(Training):
                 tensors, rest = whole_state(model)  # refuses what could not be saved
                 self.initial = copy.deepcopy(tensors | rest)
             put_together(self, model, data, self.given, options)
+            self.method.taken = self.placement.taken = True
 
     # -- training --------------------------------------------------------------------------------------------------
 

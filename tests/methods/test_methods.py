@@ -491,3 +491,17 @@ def test_a_knob_that_means_nothing_is_no_reason_not_to_resume(tmp_path: Path) ->
     again = methods.resume(run.save(tmp_path), model=net(), data=mine())
     assert again.knobs["ramp"] == 0 and again.steps == 3
     again.reset()
+
+
+def test_a_method_or_placement_belongs_to_one_run() -> None:
+    run = make("dns")
+    run.step(3)
+    before = all_of(run)
+    for part in ("method", "placement"):
+        with pytest.raises(ValueError, match=f"{part} must be a new one for each run, got the .* of another run"):
+            Run(net(), mine(), **{part: getattr(run, part)})
+    assert differs(before, all_of(run)) == []
+    with pytest.raises(ValueError, match="lr must be"):
+        Run(net(), mine(), method=(method := methods.kind("dns")()), lr=-1)
+    Run(net(), mine(), method=method)  # what no run came of takes nothing
+    copy.deepcopy(run).reset()
