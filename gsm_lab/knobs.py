@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gsm_lab.checks import number, several, shown
+from gsm_lab.recipes import RECIPES, recipe_of
+from gsm_lab.recipes import SMOOTHED as SMOOTHED  # gl.knobs.SMOOTHED
 
 _MOST = 10**9  # of whole numbers that have no other bound: steps are counted in numbers that end, too
 
@@ -214,28 +216,6 @@ class Settings:
 KNOBS: dict[str, Knob] = {f.name: replace(f.metadata["knob"], name=f.name) for f in fields(Settings)}
 LIVE: tuple[str, ...] = tuple(name for name, knob in KNOBS.items() if knob.live)
 
-# Settings that work, by (data, model), where they differ from the defaults, which are for LeNet-300-100 on digits.
-_MNIST_LENET300 = {
-    "batch_size": 256, "pretrain": 12, "pretrain_lr": 0.1, "lr": 0.2, "weight_decay": 7e-4, "epochs": 150,
-    "evaluate_every": 234,
-}  # fmt: skip
-_MNIST_LENET5 = {
-    "batch_size": 128, "pretrain": 6, "pretrain_lr": 0.05, "lr": 0.1, "weight_decay": 2e-3, "compression": 125.0,
-    "epochs": 12, "evaluate_every": 468,
-}  # fmt: skip
-# An option beside the paper's method, for LeNet-300-100 on MNIST: `Run(..., **SMOOTHED)`. The cut costs nothing then,
-# and hardly any weight comes back: it is close to gradual pruning.
-SMOOTHED: dict[str, Any] = {
-    "smoothing": 0.99, "ramp": 0.5, "freeze": 0.6, "lr": 0.3, "weight_decay": 1e-3, "epochs": 30,
-}  # fmt: skip
-RECIPES: dict[tuple[str, str], dict[str, Any]] = {
-    ("mnist", "lenet300"): _MNIST_LENET300,
-    ("fashion_mnist", "lenet300"): _MNIST_LENET300,
-    ("mnist", "lenet5"): _MNIST_LENET5,
-    ("fashion_mnist", "lenet5"): _MNIST_LENET5,
-    ("digits", "lenet5"): {"lr": 0.03, "pretrain_lr": 0.02, "epochs": 60},
-}
-
 
 def knob(name: str) -> Knob:
     """The knob called `name`. Raises ValueError listing all of them."""
@@ -266,12 +246,6 @@ def resolve(settings: dict[str, Any], data: str, model: str) -> Settings:
     given = checked({name: value for name, value in settings.items() if name not in ("data", "model")})
     recipe = RECIPES.get(recipe_of(data, model), {})
     return Settings(**(recipe | given | {"data": data, "model": model}))
-
-
-def recipe_of(data: str, model: str) -> tuple[str, str]:
-    """Under which key settings for this data and model are found, if there are any."""
-    # a part held out of MNIST is still MNIST, and a LeNet300 of one's own is a "lenet300" too
-    return data.removesuffix("-validation"), model.lower()
 
 
 def half_life(lr: float, momentum: float, weight_decay: float) -> float:

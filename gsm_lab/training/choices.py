@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gsm_lab.knobs import KNOBS, Settings, recipe_of, resolve
+from gsm_lab.knobs import KNOBS, Settings, resolve
+from gsm_lab.recipes import recipe_of
 from gsm_lab.training.method import Method
 
 
