@@ -8,11 +8,13 @@ import numpy as np
 
 from gsm_lab.data.dataset import Dataset
 
+FILE = "datasets/data/digits.csv.gz"  # of scikit-learn
+
 
 @lru_cache(maxsize=1)
 def digits() -> Dataset:
     """1,437 images for training and 360 for testing, of 28 x 28 pixels; ModuleNotFoundError without scikit-learn."""
-    rows = np.loadtxt(_file(), dtype=np.int64, delimiter=",")  # [1797, 65]: 8 x 8 pixels in 0..16, then which digit
+    rows = _rows()
     # Bilinear 8 -> 20 as torch's interpolate(align_corners=False) does it: output pixel i lies at 0.4 i - 0.3. Counted
     # in tenths, all of it is integers up to the one division, so every CPU gets the same bits and the same digest.
     tenths = np.maximum(4 * np.arange(20) - 3, 0)
@@ -27,12 +29,21 @@ def digits() -> Dataset:
     return Dataset(images[train], labels[train], images[test], labels[test], name="digits")
 
 
-def _file() -> Path:
-    """What `sklearn.datasets.load_digits` reads; to import scikit-learn takes nearly as long as to import torch."""
+def _rows() -> np.ndarray:
+    """int64 [1797, 65]: 8 x 8 pixels in 0..16, then which digit.
+
+    From the file that `sklearn.datasets.load_digits` reads, where it is still there: to import scikit-learn takes
+    nearly as long as to import torch.
+    """
     found = importlib.util.find_spec("sklearn")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
-    return Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    file = Path(found.submodule_search_locations[0], FILE)
+    if file.exists():
+        return np.loadtxt(file, dtype=np.int64, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    return np.column_stack(load_digits(return_X_y=True)).astype(np.int64)
 
 
 def _split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

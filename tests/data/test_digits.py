@@ -44,6 +44,11 @@ def test_digits_split_is_stratified_and_fixed() -> None:
         np.testing.assert_array_equal(ours, sklearns)
 
 
+def test_digits_are_asked_for_where_scikit_learn_keeps_them_elsewhere(monkeypatch) -> None:
+    monkeypatch.setattr(digits, "FILE", "datasets/data/moved.csv.gz")
+    assert digits.digits.__wrapped__().digest == load("digits").digest
+
+
 def test_digits_need_no_scikit_learn_but_its_file(monkeypatch) -> None:
     code = (
         "import sys, gsm_lab.data as d; d.load('digits'); print([m for m in ('sklearn', 'scipy') if m in sys.modules])"
