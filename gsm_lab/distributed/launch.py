@@ -1,12 +1,14 @@
 """Real processes on this machine, one a rank, joined to a gloo group: started, followed and ended.
 
-A rank is a fresh Python that imports its worker by name. So it works from a notebook, from a script without a
-`__main__` guard and from a test alike, and nothing of the program that starts it is run again.
+A rank comes from a fresh Python that imports its worker by name. So it works from a notebook, from a script without a
+`__main__` guard and from a test alike, and nothing of the program that starts it is run again. On Linux that Python
+imports for all ranks, which then part (`fork`): to import torch, and what DDP needs of it, takes seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -15,8 +17,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,6 +32,8 @@ from tqdm.auto import tqdm
 from gsm_lab.checks import integer, is_number, shown
 
 MOST = 64  # ranks; far more than a machine has cores
+FORKS = sys.platform == "linux"  # elsewhere not all that torch uses is safe after a fork
+_LOST = "lost"  # a file that says which rank ended first, and with which exit code
 _START = 180.0  # seconds a process may take to import torch: on a busy machine, a minute is nothing unusual
 
 
@@ -35,6 +42,7 @@ def on_ranks(
     ranks: int,
     arguments: dict[str, Any] | None = None,
     *,
+    imports: Sequence[str] = (),
     total: int = 0,
     timeout: float = 120.0,
     progress: bool = True,
@@ -47,6 +55,7 @@ def on_ranks(
             rank is alive.
         ranks: how many, 1 to 64.
         arguments: for the worker; they, and what it returns, are pickled.
+        imports: modules beside that of the worker which the ranks will need, if they are there.
         total: steps the progress bar is laid out for.
         timeout: seconds. When no rank has reported for so long, all are stopped.
         progress: show a progress bar.
@@ -72,9 +81,11 @@ def on_ranks(
     results: dict[int, Any] = {}
     with _started(ranks) as members, tqdm(total=total, unit="step", disable=not progress) as bar:
         for member in members:
-            # The group waits longer than we do, so that it is always this process that speaks.
-            _send(member.connection, (member.rank, ranks, str(member.folder / "store"), 2 * timeout + _START))
-            member.connection.send_bytes(work)
+            if member.first:  # the others of its process have it from this one
+                # The group waits longer than we do, so that it is always this process that speaks.
+                store, patience = str(member.log.with_name("store")), 2 * timeout + _START
+                _send(member.connection, (ranks, store, patience, [member.log for member in members], tuple(imports)))
+                member.connection.send_bytes(work)
         while len(results) < ranks:
             waiting = {member.connection: member for member in members if member.rank not in results}
             limit = timeout if all(member.joined for member in members) else max(timeout, _START)
@@ -92,45 +103,63 @@ def on_ranks(
     return [results[rank] for rank in range(ranks)]
 
 
+@dataclass
 class _Member:
-    """One process, seen from the one that started it."""
+    """One rank, seen from the program that started it: the process that it is or was part of, and what it says."""
 
-    def __init__(self, rank: int, folder: Path) -> None:
-        self.rank, self.folder, self.steps, self.joined = rank, folder, 0, False
-        self.log = folder / f"rank{rank}.log"
-        self.connection, theirs = Pipe()
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": _loopback()}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", f"from gsm_lab.distributed.launch import serve; serve({theirs.fileno()})"],
-                env=environ,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # an interrupt is for us alone: we stop the ranks
-            )
-        theirs.close()
+    rank: int
+    log: Path
+    connection: Connection
+    process: subprocess.Popen[bytes]
+    first: bool
+    steps: int = 0
+    joined: bool = False
 
     def last_words(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return f" ({lines[-1].strip()})" if lines else ""
 
-    def end(self) -> None:
-        self.connection.close()
-        self.process.kill()
-        self.process.wait()
-
 
 @contextlib.contextmanager
 def _started(ranks: int) -> Iterator[list[_Member]]:
+    parts = [range(ranks)] if FORKS else [range(rank, rank + 1) for rank in range(ranks)]
     with tempfile.TemporaryDirectory(prefix="gsm-lab-ranks-") as folder, contextlib.ExitStack() as ends:
-        members = []
-        for rank in range(ranks):
-            members.append(_Member(rank, Path(folder)))
-            ends.callback(members[-1].end)
+        members: list[_Member] = []
+        for part in parts:
+            logs = [Path(folder, f"rank{rank}.log") for rank in part]
+            ours, theirs = zip(*(Pipe() for _ in part), strict=True)
+            process = _process(part[0], [connection.fileno() for connection in theirs], logs[0])
+            ends.callback(_end, process, ours)
+            for connection in theirs:
+                connection.close()
+            members += [
+                _Member(rank, log, connection, process, rank == part[0])
+                for rank, log, connection in zip(part, logs, ours, strict=True)
+            ]
         yield members
+
+
+def _process(rank: int, descriptors: list[int], log: Path) -> subprocess.Popen[bytes]:
+    """A Python for the ranks from `rank` on, whose ends of the pipes are these."""
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")  # lo, or lo0
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", f"from gsm_lab.distributed.launch import serve; serve({rank}, {descriptors})"],
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": loopback},
+            pass_fds=descriptors,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,  # an interrupt is for us alone: we stop the ranks
+        )
+
+
+def _end(process: subprocess.Popen[bytes], connections: tuple[Connection, ...]) -> None:
+    for connection in connections:
+        connection.close()
+    process.terminate()  # and with it the ranks that came from it
+    process.wait()
 
 
 def _received(member: _Member, members: list[_Member]) -> tuple[str, Any]:
@@ -138,11 +167,13 @@ def _received(member: _Member, members: list[_Member]) -> tuple[str, Any]:
     try:
         kind, value = pickle.loads(member.connection.recv_bytes())
     except (EOFError, ConnectionError):
-        code = member.process.wait()
+        rank, code = member.rank, member.process.wait()
+        if (first := member.log.with_name(_LOST)).exists():
+            rank, code = map(int, first.read_text().split())
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         raise RuntimeError(
-            f"rank {member.rank} of {len(members)} was lost {_after(members)}: its process {how}"
-            f"{member.last_words()}; the others were stopped"
+            f"rank {rank} of {len(members)} was lost {_after(members)}: its process {how}"
+            f"{members[rank].last_words()}; the others were stopped"
         ) from None
     member.joined = True
     member.steps += value if kind == "steps" else 0
@@ -169,28 +200,79 @@ def _send(connection: Connection, message: Any) -> None:
     connection.send_bytes(pickle.dumps(message))
 
 
-def _loopback() -> str:
-    """The network interface that no other machine can reach: lo, lo0."""
-    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-
-
 # -- in the process of a rank ------------------------------------------------------------------------------------------
 
 
-def serve(descriptor: int) -> None:
-    """What a rank does: join the group, work, report, and end when the process that started it closes the pipe."""
+def serve(first: int, descriptors: list[int]) -> None:
+    """What a process does for its ranks, `first` and those after it: import what they need, and part into them."""
     import torch
+
+    torch.set_num_threads(1)
+    connections = [Connection(descriptor) for descriptor in descriptors]
+    ranks, store, seconds, logs, imports = pickle.loads(connections[0].recv_bytes())
+    try:
+        worker, arguments = pickle.loads(connections[0].recv_bytes())
+        for name in imports:
+            with contextlib.suppress(ImportError, OSError, RuntimeError):  # as where numba is not there
+                import_module(name)
+    except BaseException as error:
+        worker, arguments = partial(_raises, error), {}
+    join = {"init_method": f"file://{store}", "world_size": ranks, "timeout": timedelta(seconds=seconds)}
+    if len(connections) > 1:
+        rank, connection = _parted(first, connections, logs)
+    else:
+        rank, connection = first, connections[0]
+    _work(connection, worker, arguments, {"rank": rank, **join})
+
+
+def _raises(error: BaseException, report: Callable[[int], None]) -> None:
+    raise error
+
+
+def _parted(first: int, connections: list[Connection], logs: list[Path]) -> tuple[int, Connection]:
+    """In each of the ranks' processes, which rank it is, and its connection.
+
+    The process from which they come waits for the first that ends, writes down which one that is, and ends all others.
+    """
+    ranks: dict[int, int] = {}  # by process
+
+    def end(*_: Any) -> None:
+        for process in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    gc.freeze()  # what is there stays where it is, and is shared
+    for rank in range(first, first + len(connections)):
+        connection = connections.pop(0)
+        process = os.fork()
+        if not process:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for other in connections:
+                other.close()
+            log = os.open(logs[rank], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            return rank, connection
+        ranks[process] = rank
+        connection.close()
+    process, status = os.wait()
+    ended = f"{ranks.pop(process)} {os.waitstatus_to_exitcode(status)}"
+    logs[first].with_name(_LOST).write_text(ended)
+    end()
+
+
+def _work(connection: Connection, worker: Callable[..., Any], arguments: dict[str, Any], group: dict[str, Any]) -> None:
+    """What a rank does: join the group, work, report, and end when the program that started it closes the pipe."""
     import torch.distributed as dist
 
-    connection = Connection(descriptor)
-    torch.set_num_threads(1)
-    rank, ranks, store, seconds = pickle.loads(connection.recv_bytes())
     try:
-        worker, arguments = pickle.loads(connection.recv_bytes())
         threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timedelta(seconds=seconds)
-        )
+        dist.init_process_group("gloo", **group)
         _send(connection, ("joined", None))
         message = ("done", worker(lambda n: _send(connection, ("steps", n)), **arguments))
     except BaseException as error:

@@ -29,6 +29,8 @@ from gsm_lab.training.loop import advance
 from gsm_lab.training.parts import Parts
 from gsm_lab.training.run import Run
 
+# what DDP imports when it is first made, and what a run compiles
+_IMPORTS = ("torch._dynamo", "gsm_lab.optim.fused.step", "gsm_lab.training.tally_compiled")
 LOOKS = 15  # steps looked at unless told, evenly over the run
 
 
@@ -80,7 +82,7 @@ def local_gradients(
     steps = sorted({integer("steps", step, 1, planned) for step in steps})
     arguments = {"settings": dict(settings), "steps": steps}
     total = first.dense_left + steps[-1]
-    return on_ranks(_looks, ranks, arguments, total=total, timeout=timeout, progress=progress)[0]
+    return on_ranks(_looks, ranks, arguments, imports=_IMPORTS, total=total, timeout=timeout, progress=progress)[0]
 
 
 def with_hook(
@@ -116,7 +118,7 @@ def with_hook(
     first = _checked(settings, ranks, progress)
     total = len(seeds) * (1 + len(factors)) * (first.dense_left + first.planned)
     arguments = {"settings": dict(settings), "factors": factors, "seeds": seeds}
-    found = on_ranks(_exchanges, ranks, arguments, total=total, timeout=timeout, progress=progress)
+    found = on_ranks(_exchanges, ranks, arguments, imports=_IMPORTS, total=total, timeout=timeout, progress=progress)
     digests = [[row["digest"] for row in rows] for rows in found]
     for rank, its in enumerate(digests):
         if its != digests[0]:

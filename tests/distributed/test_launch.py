@@ -18,8 +18,14 @@ def run(worker, n=2, **arguments):
     return on_ranks(worker, n, arguments, timeout=600, progress=False)
 
 
-def test_ranks_work_together_and_return_in_order():
-    assert run(process_workers.total, 4, add=10) == [(rank, 46.0, 1) for rank in range(4)]
+@pytest.fixture(params=[True, False], ids=["parted", "fresh"])
+def forks(request, monkeypatch):
+    """Whether all ranks come from one process, where the system is one that lets them."""
+    monkeypatch.setattr(processes, "FORKS", request.param and processes.FORKS)
+
+
+def test_ranks_work_together_and_return_in_order(forks):
+    assert run(process_workers.total, 3, add=10) == [(rank, 33.0, 1) for rank in range(3)]
 
 
 def test_one_rank_is_a_group_too():
@@ -37,9 +43,15 @@ def test_a_rank_that_fails_is_named_with_its_reason():
         run(process_workers.fails_on_one)
 
 
-def test_a_lost_rank_is_named_although_the_other_one_notices_too():
+def test_a_lost_rank_is_named_although_the_other_one_notices_too(forks):
     with pytest.raises(RuntimeError, match=r"^rank 1 of 2 was lost after 7 steps: its process was killed by SIGKILL"):
         run(process_workers.killed)
+
+
+def test_what_a_lost_rank_said_last_is_passed_on():
+    expected = r"^rank 2 of 3 was lost after 1 steps: its process ended with exit code 3 \(no room\); the others were"
+    with pytest.raises(RuntimeError, match=expected):
+        run(process_workers.leaves, 3)
 
 
 def test_a_silent_rank_is_an_error_and_no_hang():

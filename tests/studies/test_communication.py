@@ -17,7 +17,7 @@ from gsm_lab.optim.ranks import digits
 from gsm_lab.studies import communication as study
 from gsm_lab.studies.sparse_exchange import local_top
 from gsm_lab.training.run import Run
-from tests.distributed import process_workers
+from tests.distributed import hook_workers
 
 SMALL = {"data": "digits", "model": "lenet300", "compression": 60, "pretrain": 1, "epochs": 1, "batch_size": 64}
 
@@ -204,8 +204,9 @@ def test_rounding_is_right_in_the_mean_and_stays_on_its_levels():
 def exchanged() -> dict[int, list]:
     """What the ranks exchanged, of two ranks and of four; and on two, what came of several buckets."""
     sent = [None, 9, 50, None]
-    two = on_ranks(process_workers.exchanged_and_refused, 2, {"sent": sent}, progress=False)
-    return {2: two, 4: on_ranks(process_workers.exchanged, 4, {"sent": sent}, progress=False)}
+    ours = {"arguments": {"sent": sent}, "imports": ["torch._dynamo"], "progress": False}
+    two = on_ranks(hook_workers.exchanged_and_refused, 2, **ours)
+    return {2: two, 4: on_ranks(hook_workers.exchanged, 4, **ours)}
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
