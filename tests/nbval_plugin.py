@@ -14,9 +14,10 @@ sys.modules.setdefault("rfc3987_syntax", None)  # nbval imports jsonschema, and 
 import pytest  # noqa: E402
 
 NOT_COMPARED = ("application/vnd.plotly.v1+json",)
-# Beside the live figure, `show` has a browser draw a picture, in some five seconds a notebook. It does without where
-# that fails, and pictures are not compared: to draw them here would show nothing. (`Playground.picture` does draw.)
-WITHOUT_PICTURES = "from gsm_lab.figures import style\nstyle.static = lambda figure: b''\ndel style"
+# Beside the live figure, `show` and `explore` have a browser draw a picture, in some five seconds a notebook. They do
+# without where that fails, and pictures are not compared: to draw them here would show nothing. (`Playground.picture`
+# does draw.)
+PICTURES = {"show(": "gsm_lab.figures.style", "explore(": "gsm_lab.notebook.explore"}
 LONG = 600  # seconds a kernel may take to begin, on a busy machine
 SANITIZE = Path(__file__).with_name("nbval.cfg")
 
@@ -41,7 +42,9 @@ def pytest_collect_file(file_path):
 
 def _set_up(notebook, setup):
     setup()
-    if "gsm_lab" in notebook.path.read_text(encoding="utf-8"):
-        kernel = notebook.kernel.kc
-        done = kernel.execute_interactive(WITHOUT_PICTURES, store_history=False, timeout=LONG, output_hook=print)
-        assert done["content"]["status"] == "ok", done["content"]
+    text, kernel = notebook.path.read_text(encoding="utf-8"), notebook.kernel.kc
+    for call, module in PICTURES.items():
+        if call in text and "gsm_lab" in text:
+            code = f"import importlib\nimportlib.import_module('{module}').static = lambda figure: b''\ndel importlib"
+            done = kernel.execute_interactive(code, store_history=False, timeout=LONG, output_hook=print)
+            assert done["content"]["status"] == "ok", done["content"]
