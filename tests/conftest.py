@@ -47,6 +47,13 @@ CHROMIUM_ARGS = [
 ]
 
 
+def pytest_sessionstart(session):
+    """What numba compiles is compiled before several processes begin, each of which would do it for itself."""
+    if session.config.getoption("numprocesses", None):
+        code = "import gsm_lab.optim.fused.step, gsm_lab.training.tally_compiled, gsm_lab.studies.scan_compiled"
+        subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL)  # without numba there is nothing to do
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark what uses a browser or measures time, and run the modules with browser tests last.
