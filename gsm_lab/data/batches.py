@@ -33,7 +33,9 @@ class Batches:
         epoch, batch = divmod(integer("step", step, 0), len(self))
         cached, order = self._cached
         if cached != epoch:
-            order = self._order(epoch)
+            stream = np.random.SeedSequence(self.seed, spawn_key=(_STREAM, epoch))
+            order = torch.from_numpy(np.random.default_rng(stream).permutation(len(self.dataset.train_y)))
+            order = order.to(self.dataset.train_x.device)
             self._cached = (epoch, order)  # one assignment, so that another thread never sees half of it
         return order[batch * self.batch_size : (batch + 1) * self.batch_size].clone()  # the cache stays out of reach
 
@@ -41,11 +43,6 @@ class Batches:
         """Inputs [batch_size, ...features] and labels [batch_size] of global step `step` >= 0."""
         rows = self.indices(step)
         return self.dataset.train_x.index_select(0, rows), self.dataset.train_y.index_select(0, rows)
-
-    def _order(self, epoch: int) -> Tensor:
-        stream = np.random.SeedSequence(self.seed, spawn_key=(_STREAM, epoch))
-        order = np.random.default_rng(stream).permutation(len(self.dataset.train_y))
-        return torch.from_numpy(order).to(self.dataset.train_x.device)
 
     def __repr__(self) -> str:
         return f"Batches({len(self):,} of {self.batch_size} an epoch, seed {self.seed}, {self.dataset!r})"

@@ -13,6 +13,7 @@ from torch import Tensor
 from gsm_lab.checks import integer, shown
 
 _STREAM = 0x7A11  # of the seed, for validation(): apart from that of the batches, and from whatever else uses the seed
+_FIELDS = ("train_x", "train_y", "test_x", "test_y")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,7 +39,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"name is {shown(self.name)}; valid: a string")
-        raw = {field: _as_array(field, getattr(self, field)) for field in ("train_x", "train_y", "test_x", "test_y")}
+        raw = {field: _as_array(field, getattr(self, field)) for field in _FIELDS}
         for part in ("train", "test"):
             x, y = raw[f"{part}_x"], raw[f"{part}_y"]
             _check_features(f"{part}_x", x)
@@ -57,7 +58,8 @@ class Dataset:
             )
         _check_classes(raw["train_y"], raw["test_y"])
         for field, array in raw.items():
-            object.__setattr__(self, field, _to_float32(field, array) if field.endswith("_x") else _to_int64(array))
+            tensor = _to_float32(field, array) if field.endswith("_x") else _to_tensor(array, np.int64)
+            object.__setattr__(self, field, tensor)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,7 +109,7 @@ class Dataset:
         if dtype not in (None, self.train_x.dtype):
             _ = self.digest, self._moments
         moved = copy.copy(self)  # keeps what is cached
-        for field in ("train_x", "train_y", "test_x", "test_y"):
+        for field in _FIELDS:
             kind = dtype if field.endswith("_x") else None
             object.__setattr__(moved, field, getattr(self, field).to(device, kind))
         return moved
@@ -167,12 +169,10 @@ def _check_features(name: str, x: np.ndarray) -> None:
 
 def _check_labels(name: str, y: np.ndarray) -> None:
     if y.ndim != 1:
-        hint = ""
-        if y.ndim == 2:
-            hint = (
-                "; .reshape(-1) flattens a column" if y.shape[1] == 1 else "; .argmax(1) turns one-hot rows into labels"
-            )
-        raise ValueError(f"{name} has shape {y.shape}; valid: one dimension, [n]{hint}")
+        hint = (
+            "; .reshape(-1) flattens a column" if y.shape[1:] == (1,) else "; .argmax(1) turns one-hot rows into labels"
+        )
+        raise ValueError(f"{name} has shape {y.shape}; valid: one dimension, [n]{hint if y.ndim == 2 else ''}")
     if y.size == 0:
         raise ValueError(f"{name} is empty; valid: at least one label")
     if y.dtype.kind not in "iu":
@@ -198,23 +198,15 @@ def _check_classes(train_y: np.ndarray, test_y: np.ndarray) -> None:
 
 def _to_float32(name: str, x: np.ndarray) -> Tensor:
     # Division, not multiplication by 1/255, and numpy's: correctly rounded, so every CPU gets the same bits.
-    x = np.divide(x, np.float32(255), dtype=np.float32) if x.dtype == np.uint8 else _cast(x)
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinity, reported with its index
+        x = np.divide(x, np.float32(255), dtype=np.float32) if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
     if not (finite := np.isfinite(x)).all():
         first = np.unravel_index(int(finite.argmin()), x.shape)
         index = ", ".join(map(str, first))
         raise ValueError(f"{name} has {x[first]} at index [{index}]; valid: finite numbers within the range of float32")
-    return _to_tensor(x[:, None] if x.ndim == 3 else x)
+    return _to_tensor(x[:, None] if x.ndim == 3 else x, np.float32)
 
 
-def _to_int64(y: np.ndarray) -> Tensor:
-    return _to_tensor(y.astype(np.int64, copy=False))
-
-
-def _cast(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinity, reported with its index
-        return x.astype(np.float32, copy=False)
-
-
-def _to_tensor(array: np.ndarray) -> Tensor:
-    array = np.ascontiguousarray(array)
+def _to_tensor(array: np.ndarray, dtype: type) -> Tensor:
+    array = np.ascontiguousarray(array, dtype)
     return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -147,11 +147,8 @@ def _obtain(name: str, root: str | os.PathLike[str] | None) -> tuple[Path, list[
             continue
         return folder, [_verified(name, i, path) for i, path in enumerate(paths) if path is not None]
     target = cache if root is None else places[0]
-    contents = []
-    for i, file in enumerate(FILES):
-        path = _present(target, file)
-        contents.append(_download(name, i, target) if path is None else _verified(name, i, path))
-    return target, contents
+    found = ((i, _present(target, file)) for i, file in enumerate(FILES))
+    return target, [_download(name, i, target) if path is None else _verified(name, i, path) for i, path in found]
 
 
 def _present(folder: Path, file: str) -> Path | None:
@@ -163,7 +160,7 @@ def _holds_another(folder: Path, name: str) -> bool:
     labels = _present(folder, FILES[3])
     if folder.name == name or labels is None:
         return False
-    found = _sha256(_content(labels, name))
+    found = hashlib.sha256(_content(labels, name)).hexdigest()
     return any(found == source.sha256[3] for other, source in SOURCES.items() if other != name)
 
 
@@ -180,13 +177,9 @@ def _remedy(name: str) -> str:
     return f"delete it and run `gsm-lab data {name}` to have a good copy"
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _verified(name: str, i: int, path: Path) -> bytes:
     content, expected = _content(path, name), SOURCES[name].sha256[i]
-    found = _sha256(content)
+    found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise DataCorrupted(
             f"{path} is not {name}'s {FILES[i]}: the SHA-256 of its content is {found}, valid: {expected}; "
