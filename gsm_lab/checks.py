@@ -54,13 +54,9 @@ def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
     valid = "a finite number" if low == -math.inf == -high else valid
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be {valid}, got {shown(value)}")
-    try:
-        found = float(value)
-    except (OverflowError, ValueError):  # an int beyond every float
-        found = math.inf
-    if not (math.isfinite(found) and low <= found <= high):
+    if not (is_number(value) and low <= float(value) <= high):
         raise ValueError(f"{name} must be {valid}, got {shown(value)}")
-    return found
+    return float(value)
 
 
 def is_number(value: Any) -> bool:

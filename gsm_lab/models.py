@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsm_lab.checks import integer, kind, number, shown
+from gsm_lab.checks import MOST, integer, kind, number, shown
 from gsm_lab.optim.groups import prunable
 from gsm_lab.turns import turn
 
@@ -102,21 +102,14 @@ class ResNet56(_Standardised):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-_LARGEST = 2**31 - 1
-
-
 def _sizes(shape: Any, classes: Any, mean: Any, std: Any) -> tuple[tuple[int, ...], int, float, float]:
     """The four arguments of a network, checked. Raises TypeError or ValueError naming the one that is wrong."""
     if not isinstance(shape, tuple | list):
         raise TypeError(f"shape must be a tuple of whole numbers, that of one sample, got {shown(shape)}")
-    sizes = tuple(integer("shape", size, 1, _LARGEST) for size in shape)
-    integer("shape", math.prod(sizes), 1, _LARGEST)
-    return (
-        sizes,
-        integer("classes", classes, 1, _LARGEST),
-        number("mean", mean, -1e38, 1e38),
-        number("std", std, 1e-38, 1e38),
-    )
+    sizes = tuple(integer("shape", size, 1, MOST) for size in shape)
+    integer("shape", math.prod(sizes), 1, MOST)
+    classes, mean = integer("classes", classes, 1, MOST), number("mean", mean, -1e38, 1e38)
+    return sizes, classes, mean, number("std", std, 1e-38, 1e38)
 
 
 def lenet300(
