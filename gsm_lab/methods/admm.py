@@ -13,9 +13,6 @@ for every method in this comparison.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -66,13 +63,6 @@ class ADMM(Rival):
             if p.grad is not None:
                 p.grad.add_(p + pull.to(p.dtype), alpha=run.options["rho"])
 
-    def state(self, run: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def memory(self) -> dict[str, Tensor]:
         """As in `Rival`."""
-        tensors, plain = super().state(run)
-        return tensors | {"z": self.z, "u": self.u}, plain
-
-    def restore(self, run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """As in `Rival`."""
-        super().restore(run, tensors, plain)
-        self.z.copy_(tensors["z"])
-        self.u.copy_(tensors["u"])
+        return super().memory() | {"z": self.z, "u": self.u}

@@ -61,8 +61,7 @@ class Rival(Method):
 
     def start(self, run: Parts) -> None:
         """All weights are in the network."""
-        n = sum(p.numel() for p in run.tensors)
-        self.inside = torch.ones(n, dtype=torch.bool, device=run.tensors[0].device)
+        self.inside = torch.ones(run.opt.weights, dtype=torch.bool, device=run.tensors[0].device)
         self.masks = run.shaped(self.inside)
         self.settled = False
         self.lowest = 0.0
@@ -133,13 +132,18 @@ class Rival(Method):
 
     # -- keeping it --------------------------------------------------------------------------------------------------
 
+    def memory(self) -> dict[str, Tensor]:
+        """The tensors that the method remembers, by name; `restore` writes to them."""
+        return {"inside": self.inside}
+
     def state(self, run: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the method remembers, by name; a subclass adds its own."""
-        return {"inside": self.inside, "settled": torch.tensor([float(self.settled), self.lowest])}, {}
+        """What the method remembers, by name."""
+        return self.memory() | {"settled": torch.tensor([float(self.settled), self.lowest])}, {}
 
     def restore(self, run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Continue from a `state()`."""
-        self.inside.copy_(tensors["inside"])
+        for name, own in self.memory().items():
+            own.copy_(tensors[name])
         self.settled, self.lowest = bool(tensors["settled"][0]), float(tensors["settled"][1])
 
 
@@ -162,8 +166,7 @@ class Shadowed(Rival):
     def settle(self, run: Parts) -> None:
         """Keep the Q largest |w| of those inside, for good."""
         size = run.flat(self.shadow).abs() * self.inside
-        for p, w in zip(run.tensors, self.shadow, strict=True):
-            p.copy_(w)
+        torch._foreach_copy_(run.tensors, self.shadow)
         self.keep(run, self.best(run, size, run.nonzeros))
 
     def move(self, run: Parts) -> None:
@@ -173,26 +176,17 @@ class Shadowed(Rival):
             return
         with torch.no_grad():
             self.penalty(run)
-            for p, w in zip(run.tensors, self.shadow, strict=True):
-                p.copy_(w)
+            torch._foreach_copy_(run.tensors, self.shadow)
         try:
             run.opt.step()
             with torch.no_grad():
-                for p, w in zip(run.tensors, self.shadow, strict=True):
-                    w.copy_(p)
+                torch._foreach_copy_(self.shadow, run.tensors)
                 self.after_step(run)
         finally:  # also after a step that was refused
             with torch.no_grad():
                 for p, mask in zip(run.tensors, self.masks, strict=True):
                     p.masked_fill_(~mask, 0.0)
 
-    def state(self, run: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def memory(self) -> dict[str, Tensor]:
         """As in `Rival`, with the shadow."""
-        tensors, plain = super().state(run)
-        return tensors | {f"shadow/{i}": w for i, w in enumerate(self.shadow)}, plain
-
-    def restore(self, run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """As in `Rival`, with the shadow."""
-        super().restore(run, tensors, plain)
-        for i, w in enumerate(self.shadow):
-            w.copy_(tensors[f"shadow/{i}"])
+        return super().memory() | {f"shadow/{i}": w for i, w in enumerate(self.shadow)}

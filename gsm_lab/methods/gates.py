@@ -10,9 +10,6 @@ the first makes gates decide, the second shuts them. Gradients pass the step fun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -60,13 +57,6 @@ class Gates(Shadowed):
         if run.steps + 1 >= self.settles(run):
             self.settle(run)
 
-    def state(self, run: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def memory(self) -> dict[str, Tensor]:
         """As in `Shadowed`."""
-        tensors, plain = super().state(run)
-        return tensors | {f"gate/{i}": gate for i, gate in enumerate(self.gates)}, plain
-
-    def restore(self, run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """As in `Shadowed`."""
-        super().restore(run, tensors, plain)
-        for i, gate in enumerate(self.gates):
-            gate.copy_(tensors[f"gate/{i}"])
+        return super().memory() | {f"gate/{i}": gate for i, gate in enumerate(self.gates)}
