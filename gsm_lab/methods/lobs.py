@@ -112,13 +112,8 @@ def inputs(module: nn.Module, x: Tensor) -> Tensor:
     """What the units of a layer see: [samples (times places), inputs of a unit]."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1])
-    padding = module.padding
-    if isinstance(padding, str):  # "valid" or "same", which unfold does not know
-        both = [
-            d * (k - 1) if padding == "same" else 0 for d, k in zip(module.dilation, module.kernel_size, strict=True)
-        ]
-        x, padding = F.pad(x, [side for n in reversed(both) for side in (n // 2, n - n // 2)]), 0
-    patches = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
+    padded = F.pad(x, module._reversed_padding_repeated_twice)  # also for "same", which unfold does not know
+    patches = F.unfold(padded, module.kernel_size, module.dilation, stride=module.stride)
     return patches.transpose(1, 2).reshape(-1, patches.shape[1])
 
 
