@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "random": ("gsm_lab.methods.random", "Random"),
 }
 _MODULES = (*(name for name in METHODS if name != "gsm"), "base", "tickets")
+_ALL = {**METHODS, "tickets": ("gsm_lab.methods.tickets", "Ticket")}
 
 __all__ = ["METHODS", "build", "kind", "prune", "resume", *_MODULES]
 
@@ -43,11 +44,9 @@ def kind(method: str) -> type[Method]:
 
     "tickets" has one, too, for `resume`: tickets are made by `tickets.ticket`.
     """
-    if isinstance(method, str) and method == "tickets":
-        return import_module("gsm_lab.methods.tickets").Ticket
-    if not isinstance(method, str) or method not in METHODS:
+    if not isinstance(method, str) or method not in _ALL:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {shown(method)}")
-    module, name = METHODS[method]
+    module, name = _ALL[method]
     return getattr(import_module(module), name)
 
 
@@ -58,7 +57,7 @@ def resume(folder: str | Path, *args: Any, **more: Any) -> Run:
 
 def _of_folder(name: str) -> Method:
     """The method of that name; GSM where there is none, for the error of who compares the names."""
-    return kind(name)() if name == "tickets" or name in METHODS else GSMMethod()
+    return kind(name)() if name in _ALL else GSMMethod()
 
 
 def build(method: str, **settings: Any) -> Run:

@@ -46,12 +46,10 @@ class Ticket(Rival):
 
     def wear(self, run: Parts, mask: Tensor) -> None:
         """Only the weights in `mask`, bool [N], are in the network. Raises ValueError for another shape or dtype."""
-        kind("mask", mask, Tensor, f"a bool tensor of shape {tuple(self.inside.shape)}")
+        valid = f"a bool tensor of shape {tuple(self.inside.shape)}"
+        kind("mask", mask, Tensor, valid)
         if mask.dtype != torch.bool or mask.shape != self.inside.shape:
-            raise ValueError(
-                f"mask must be a bool tensor of shape {tuple(self.inside.shape)}, got {mask.dtype} of shape "
-                f"{tuple(mask.shape)}"
-            )
+            raise ValueError(f"mask must be {valid}, got {mask.dtype} of shape {tuple(mask.shape)}")
         self.worn = mask.to(self.inside.device, copy=True)
         self.keep(run, self.worn)
 
@@ -125,18 +123,16 @@ def ticket(by: str = "gsm", progress: bool = True, retrain: dict[str, Any] | Non
 
     Raises ValueError where `retrain` would begin with other weights than the search, and as `find` and `Run` do.
     """
-    by, progress, own = one_of("by", by, BY), flag("progress", progress), {}
-    if retrain is not None:
-        kind("retrain", retrain, Mapping, "settings by name")
-    if isinstance(model := settings.get("model"), nn.Module):
-        own = {"model": copied(model)[0]}
-    for name in {"model"} if own else {"model", "seed"}:
-        if name in (retrain or {}):
+    by, progress, model = one_of("by", by, BY), flag("progress", progress), settings.get("model")
+    retrain = {} if retrain is None else kind("retrain", retrain, Mapping, "settings by name")
+    own = isinstance(model, nn.Module)
+    for name in ("model",) if own else ("model", "seed"):
+        if name in retrain:
             raise ValueError(f"retrain must not set {name}: a ticket is trained from the first weights of its search")
-    mask = find(Run(**{**settings, **own}), by, progress)
+    mask = find(Run(**settings | ({"model": copied(model)[0]} if own else {})), by, progress)
     again = {k: v for k, v in settings.items() if k not in OF_THE_GATE}
-    own = {k: copied(v)[0] for k, v in {"model": model}.items() if isinstance(v, nn.Module)}
-    return worn(mask, **{**again, **own, "pretrain": 0, **(retrain or {})})
+    again |= {"model": copied(model)[0]} if own else {}
+    return worn(mask, **{**again, "pretrain": 0, **retrain})
 
 
 def worn(mask: Tensor, **settings: Any) -> Run:
