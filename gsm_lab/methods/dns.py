@@ -49,16 +49,12 @@ class DNS(Shadowed):
         if self.settled:
             return
         if run.steps + 1 >= self.settles(run):
-            self.fill(run)
+            missing = run.nonzeros - int(self.inside.sum())
+            if missing > 0:  # hysteresis leaves about Q, not Q: the largest |w| outside are spliced in
+                self.inside |= self.best(run, run.flat(self.shadow).abs() * ~self.inside, missing)
             self.settle(run)
         elif torch.rand(()) < 1 / (1 + run.options["gamma"] * run.steps):
             self.operate(run, budget(run.opt.weights, compression=run.compression))
-
-    def fill(self, run: Parts) -> None:
-        """Splice in the largest |w| outside if fewer than Q are inside: hysteresis leaves about Q, not Q."""
-        missing = run.nonzeros - int(self.inside.sum())
-        if missing > 0:
-            self.inside |= self.best(run, run.flat(self.shadow).abs() * ~self.inside, missing)
 
     def operate(self, run: Parts, q: int) -> None:
         """Bring T up to date with the shadow's |w|: equation 3, with about `q` weights inside."""
