@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime
-import hashlib
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 from gsm_lab._version import __version__
 from gsm_lab.paper.entries import Entry
@@ -84,22 +84,16 @@ def _with_checksums(rows: pd.DataFrame) -> bytes:
 
 
 def _of(rows: pd.DataFrame, key: dict[str, Any]) -> pd.Series:
-    same = pd.Series(True, index=rows.index)
-    for name, value in key.items():
-        same &= rows[name] == value
-    return same
+    return (rows[list(key)] == pd.Series(key)).all(axis=1)
 
 
 def has(out: Path, key: dict[str, Any], settings: str) -> bool:
     """Whether the CSV has the row, made with these settings."""
-    rows = read(out)
-    return bool((_of(rows, key) & (rows["settings"] == settings)).any())
+    return bool(_of(read(out), {**key, "settings": settings}).any())
 
 
 def add(out: Path, row: dict[str, Any]) -> None:
     """Put a row in, in place of one with the same key. Another process may do so at the same time."""
-    from filelock import FileLock
-
     out.parent.mkdir(parents=True, exist_ok=True)
     with writing(out), FileLock(out.with_name(f".{out.name}.lock")):
         remove_leftovers(out.parent, [out.name])
@@ -126,25 +120,20 @@ def must_have_room_in_names(out: Path) -> None:
 
 def name_of(key: dict[str, Any], settings: str) -> str:
     """The name of the folder of a row's unfinished run; with other settings it is another run."""
-    return hashlib.sha256((json.dumps(key) + settings).encode()).hexdigest()[:16]
+    return sha256((json.dumps(key) + settings).encode())[:16]
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, wait: bool) -> Iterator[bool]:
     """Whether this process alone has the run in `folder`; with `wait` it waits until it has."""
-    from filelock import FileLock, Timeout
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        held = FileLock(folder.with_suffix(".lock")).acquire(timeout=-1 if wait else 0)
     except Timeout:
         yield False
         return
-    try:
+    with held:
         yield True
-    finally:
-        lock.release()
 
 
 def provenance(table: str, data: str, seed: int, epochs: int | None) -> dict[str, Any]:
@@ -164,8 +153,6 @@ def provenance(table: str, data: str, seed: int, epochs: int | None) -> dict[str
 
 
 def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from filelock import FileLock
 
 from gsm_lab._version import __version__
 from gsm_lab.knobs import KNOBS
 from gsm_lab.paper.csv_store import SHELF
 from gsm_lab.training import tensor_files
-from gsm_lab.training.files import write_atomically
+from gsm_lab.training.files import sha256, write_atomically
 from gsm_lab.training.model_state import fill, whole_state
 from gsm_lab.training.run import Run
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 
 def keep(run: Run, folder: Path, seconds: float) -> None:
@@ -29,7 +25,7 @@ def keep(run: Run, folder: Path, seconds: float) -> None:
     state = whole_state(run.model)[0] | {"/random": run.random_state, "/seconds": torch.tensor(seconds)}
     path = _file(run, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError), _lock(path.parent):  # where it fails, another row makes them itself
+    with contextlib.suppress(OSError), FileLock(path.parent / "dense.lock"):  # else another row makes them itself
         write_atomically(path, tensor_files.content_of(state, {"dense": path.name}))
 
 
@@ -62,7 +58,7 @@ def take(run: Run, folder: Path) -> float:
 def remove(shelf: Path) -> None:
     """Remove what `keep` wrote, and the temporary files of a process that was killed in it."""
     if shelf.is_dir():
-        with _lock(shelf):
+        with FileLock(shelf / "dense.lock"):
             for path in [*shelf.glob("dense-*"), *shelf.glob(".dense-*")]:
                 path.unlink(missing_ok=True)
 
@@ -74,10 +70,4 @@ def _file(run: Run, folder: Path) -> Path:
     made_by = [code, __version__, torch.__version__, torch.get_num_threads()]
     name = json.dumps([knobs, run.data.digest, made_by], sort_keys=True)
     shelf = next(parent for parent in folder.parents if parent.name.endswith(SHELF))
-    return shelf / f"dense-{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
-
-
-def _lock(shelf: Path) -> FileLock:
-    from filelock import FileLock
-
-    return FileLock(shelf / "dense.lock")
+    return shelf / f"dense-{sha256(name.encode())[:16]}.safetensors"

@@ -43,11 +43,10 @@ class Entry:
 _LENET5 = {
     **SMOOTHED, "lr": 0.1, "weight_decay": 2e-3, "epochs": 20, "hold": 0.5, "ramp": 0.4, "freeze": 0.45, "cut_at": 0.5,
 }  # fmt: skip
-_SMOOTH, _PLAIN, _CUT = "GSM, smoothed gate", "GSM", "GSM, smoothed gate, cut halfway"
 
 
 def _gsm(model: str, *rows: tuple[float, float | None], **settings: Any) -> list[Entry]:
-    label = _CUT if "cut_at" in settings else _SMOOTH if "smoothing" in settings else _PLAIN
+    label = "GSM" + ", smoothed gate" * ("smoothing" in settings) + ", cut halfway" * ("cut_at" in settings)
     return [Entry(label, "gsm", model, ratio, published, settings) for ratio, published in rows]
 
 
@@ -71,14 +70,8 @@ _NAMES = {
     "magnitude": "Han et al. 2015", "l1": "L1", "admm": "ADMM", "dns": "DNS", "lobs": "L-OBS", "fisher": "Fisher",
     "gates": "Srinivas et al. 2017", "random": "random",
 }  # fmt: skip
-
-
-def _rivals(ratio: float) -> list[Entry]:
-    return [Entry(label, method, "lenet300", ratio) for method, label in _NAMES.items()]
-
-
 _RIVALS = (
-    *(entry for ratio in (60, 100) for entry in _rivals(ratio)),
+    *(Entry(label, method, "lenet300", ratio) for ratio in (60, 100) for method, label in _NAMES.items()),
     *_gsm("lenet300", (60, None), (100, None)),
     *_gsm("lenet300", (60, None), (100, None), **SMOOTHED),
 )

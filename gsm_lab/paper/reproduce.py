@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
+from tqdm.auto import tqdm
 
 from gsm_lab import data as datasets
 from gsm_lab import methods
@@ -26,20 +26,7 @@ from gsm_lab.checks import flag, one_of, path
 from gsm_lab.knobs import KNOBS, each, knob
 from gsm_lab.methods import tickets
 from gsm_lab.methods.base import OF_THE_GATE
-from gsm_lab.paper import dense_epochs
-from gsm_lab.paper.csv_store import (
-    KEY,
-    SEEDS,
-    add,
-    claimed,
-    has,
-    key_of,
-    must_have_room_in_names,
-    name_of,
-    provenance,
-    read,
-    unfinished,
-)
+from gsm_lab.paper import csv_store, dense_epochs
 from gsm_lab.paper.entries import Entry, entries
 from gsm_lab.training.callbacks import Progress, Regularly
 from gsm_lab.training.checkpoint import FILE, CheckpointError, note_of
@@ -54,7 +41,7 @@ def reproduce(
     table: str,
     out: Path,
     data: str = "mnist",
-    seeds: Iterable[int] = range(SEEDS),
+    seeds: Iterable[int] = range(csv_store.SEEDS),
     only: str | Collection[str] | None = None,
     compressions: Collection[float] | None = None,
     epochs: int | None = None,
@@ -86,29 +73,27 @@ def reproduce(
     rows, seeds, out = entries(table, only, compressions), each("seeds", seeds, "seed"), path("out", out)
     one_of("data", data, datasets.NAMES)
     epochs, progress = None if epochs is None else knob("epochs").check(epochs), flag("progress", progress)
-    must_have_room_in_names(out)
-    read(out)  # what is wrong with it is said now
+    csv_store.must_have_room_in_names(out)
+    csv_store.read(out)  # what is wrong with it is said now
     source = datasets.load(data)
     jobs = [(entry, seed) for seed in seeds for entry in rows]
     broken: list[str] = []
-    from tqdm.auto import tqdm
-
     with tqdm(total=len(jobs), unit="run", desc=table, disable=not progress) as bar:
 
         def there(entry: Entry, seed: int, wait: bool) -> bool:
             """Make the row unless the CSV has it; False if another command is making it and `wait` is not asked for."""
             bar.set_postfix_str(f"{entry.label}, {entry.model}, {entry.compression:g}x, seed {seed}")
-            key = key_of(table, entry, data, seed)
+            key = csv_store.key_of(table, entry, data, seed)
             runs = _planned(entry, source, seed, data, epochs)
             parts = {name: _settings(run) for name, run in runs.items()} | ({"by": entry.by} if entry.by else {})
             settings = json.dumps(parts, sort_keys=True)
-            folder = unfinished(out) / name_of(key, settings)
-            if not has(out, key, settings):
+            folder = csv_store.unfinished(out) / csv_store.name_of(key, settings)
+            if not csv_store.has(out, key, settings):
                 must_be_writable(out.parent)
-                with claimed(folder, wait) as mine:
+                with csv_store.claimed(folder, wait) as mine:
                     if not mine:
                         return False
-                    if not has(out, key, settings):  # it may have been made meanwhile
+                    if not csv_store.has(out, key, settings):  # it may have been made meanwhile
                         try:
                             row = _made(runs, entry.by, folder, progress)
                         except FloatingPointError as error:
@@ -116,10 +101,10 @@ def reproduce(
                             broken.append(f"{which}: {error}")
                         else:
                             row |= {"method": entry.method, "published": entry.published, "settings": settings}
-                            add(out, {**key, **row, **provenance(table, data, seed, epochs)})
+                            csv_store.add(out, {**key, **row, **csv_store.provenance(table, data, seed, epochs)})
                             shutil.rmtree(folder, ignore_errors=True)
             elif folder.exists():  # of a command that was killed between adding the row and removing this
-                with claimed(folder, wait=False) as mine:
+                with csv_store.claimed(folder, wait=False) as mine:
                     if mine:
                         shutil.rmtree(folder, ignore_errors=True)
             bar.update()
@@ -129,10 +114,10 @@ def reproduce(
             there(entry, seed, wait=True)
     if broken:
         raise FloatingPointError("\n".join(broken))
-    dense_epochs.remove(unfinished(out))
-    made = read(out)
-    wanted = {tuple(key_of(table, entry, data, seed).values()) for entry, seed in jobs}
-    return made[[tuple(key) in wanted for key in made[KEY].itertuples(index=False)]].reset_index(drop=True)
+    dense_epochs.remove(csv_store.unfinished(out))
+    made = csv_store.read(out)
+    wanted = {tuple(csv_store.key_of(table, entry, data, seed).values()) for entry, seed in jobs}
+    return made[[tuple(key) in wanted for key in made[csv_store.KEY].itertuples(index=False)]].reset_index(drop=True)
 
 
 def given(entry: Entry, data: str, epochs: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -173,8 +158,11 @@ def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) ->
         run, before = _trained(runs["run"], folder, progress)
         base = run.base
     else:
-        mask, base, before = _searched(runs["search"], by, folder / "search", progress)
-        runs["ticket"].method.wear(runs["ticket"], mask)
+        search, until = runs["search"], {"gsm": tickets.steps_to_find(runs["search"]), "magnitude": 0}
+        if by in until:
+            search, before = _trained(search, folder / "search", progress, until[by])
+        runs["ticket"].method.wear(runs["ticket"], tickets.find(search, by, progress=False))
+        base = search.base
         run, more = _trained(runs["ticket"], folder / "ticket", progress)
         before += more
     live = run.evaluate()
@@ -191,23 +179,12 @@ def _made(runs: dict[str, Run], by: str | None, folder: Path, progress: bool) ->
     }
 
 
-def _searched(search: Run, by: str, folder: Path, progress: bool) -> tuple[torch.Tensor, float | None, float]:
-    before = 0.0
-    if by == "gsm":
-        search, before = _trained(search, folder, progress, until=tickets.steps_to_find(search))
-    elif by == "magnitude":
-        search, before = _trained(search, folder, progress, until=0)
-    return tickets.find(search, by, progress=False), search.base, before
-
-
 def _trained(run: Run, folder: Path, progress: bool, until: int | None = None) -> tuple[Run, float]:
     """Train the run, or the one that an interrupt left in `folder`; returns it, and the seconds spent on it before.
 
     It is trained to the end of its plan, or with `until` for so many gated steps (0: to the end of the dense epochs).
     After such steps it is saved, because what follows may be interrupted.
     """
-    from tqdm.auto import tqdm
-
     run, before = _as_it_was_left(run, folder)
     start = time.monotonic()
 

@@ -337,7 +337,7 @@ def test_a_csv_whose_name_is_too_long_is_said_before_a_run(small, length, tmp_pa
 def test_what_another_command_has_in_hand_comes_last(small, tmp_path, monkeypatch):
     out, order = tmp_path / "a.csv", []
     monkeypatch.setattr(module, "entries", lambda *_: list(ENTRIES[:3]))
-    real, claimed, busy = module._made, module.claimed, []
+    real, claimed, busy = module._made, module.csv_store.claimed, []
 
     def made(runs, by, folder, progress):
         order.append(runs["run"].method.name)
@@ -352,7 +352,7 @@ def test_what_another_command_has_in_hand_comes_last(small, tmp_path, monkeypatc
         return claimed(folder, wait)
 
     monkeypatch.setattr(module, "_made", made)
-    monkeypatch.setattr(module, "claimed", other_was_first)
+    monkeypatch.setattr(module.csv_store, "claimed", other_was_first)
     rows = reproduce("small", out, "digits", seeds=(0,), epochs=1, progress=False)
     assert order == ["gsm", "dns", "gsm"] and len(rows) == 3
 
