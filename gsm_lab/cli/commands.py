@@ -169,16 +169,15 @@ def doctor(args: argparse.Namespace) -> int:
     """
     from gsm_lab.cli import doctor
 
-    if args.folder is not None:
+    if args.folder is None:
+        counted, more = list(doctor.needed()), doctor.surroundings()
+    else:
         from gsm_lab.cli import integrity
 
-        lines = list(integrity.lines(args.folder))
-        print("\n".join(f"{state:<8} {line}" for state, line in lines))
-        return int(any(state != "ok" for state, _ in lines))
-    needed = doctor.needed()
-    for state, line in [*needed, *doctor.surroundings()]:
+        counted, more = list(integrity.lines(args.folder)), ()
+    for state, line in [*counted, *more]:
         print(f"{state:<8} {line}")
-    return int(any(state != "ok" for state, _ in needed))
+    return int(any(state != "ok" for state, _ in counted))
 
 
 # -- what commands share -----------------------------------------------------------------------------------------------

@@ -5,15 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
-def needed() -> list[tuple[str, str]]:
-    """Python and the packages that gsm_lab cannot do without."""
-    return [_python(), *_packages()]
+def needed() -> Iterator[tuple[str, str]]:
+    """Python and the packages that gsm_lab cannot do without: which version there is, and which will do."""
+    from packaging.requirements import Requirement
+
+    fits = (3, 11) <= sys.version_info[:2] < (3, 15)
+    yield "ok" if fits else "wrong", f"Python {'.'.join(map(str, sys.version_info[:3]))} (>=3.11,<3.15)"
+    for line in _requirements():
+        wanted = Requirement(line)
+        ranges = line.removeprefix(wanted.name)
+        try:
+            found = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            yield "missing", f"{wanted.name} ({ranges})"
+        else:
+            fits = wanted.specifier.contains(found, prereleases=True)
+            yield "ok" if fits else "wrong", f"{wanted.name} {found} ({ranges})"
 
 
 def surroundings() -> Iterator[tuple[str, str]]:
@@ -44,37 +59,9 @@ def surroundings() -> Iterator[tuple[str, str]]:
     yield "missing", "mnist (`gsm-lab data mnist` fetches it; digits needs nothing)"
 
 
-def _python() -> tuple[str, str]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    fits = (3, 11) <= sys.version_info[:2] < (3, 15)
-    return "ok" if fits else "wrong", f"Python {version} (>=3.11,<3.15)"
-
-
-def _packages() -> Iterator[tuple[str, str]]:
-    """The installed version of each package that gsm_lab depends on, and the range it asks for."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from packaging.requirements import Requirement
-
-    for line in _requirements():
-        wanted = Requirement(line)
-        ranges = line.removeprefix(wanted.name)
-        try:
-            found = version(wanted.name)
-        except PackageNotFoundError:
-            yield "missing", f"{wanted.name} ({ranges})"
-        else:
-            fits = wanted.specifier.contains(found, prereleases=True)
-            yield "ok" if fits else "wrong", f"{wanted.name} {found} ({ranges})"
-
-
 def _requirements() -> list[str]:
     """The dependencies as pyproject.toml has them: in a clone from there, else from the installed package."""
     project = Path(__file__).parents[2] / "pyproject.toml"
     if project.is_file():
-        import tomllib
-
         return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
-    from importlib.metadata import requires
-
-    return [line for line in requires("gsm_lab") or [] if "extra ==" not in line]
+    return [line for line in metadata.requires("gsm_lab") or [] if "extra ==" not in line]
