@@ -21,13 +21,10 @@ class State(NamedTuple):
 
 def states(folder: Path, plain: dict[str, Any]) -> dict[str, State]:
     """The state of each file that a run's folder may have. `plain`: what `checkpoint.read` says of the run."""
-    found = {FILE: State("ok", f"a run of {plain['dense_steps']:,} dense and {plain['steps']:,} gated steps")}
-    for name in BESIDE:
-        found[name] = _beside(folder, name, plain)
+    checkpoint = State("ok", f"a run of {plain['dense_steps']:,} dense and {plain['steps']:,} gated steps")
+    beside = {name: _beside(folder, name, plain) for name in BESIDE}
     own = tensor_files.fingerprint(folder / FILE)
-    for name in DERIVED:
-        found[name] = _derived(folder / name, own)
-    return found
+    return {FILE: checkpoint} | beside | {name: _derived(folder / name, own) for name in DERIVED}
 
 
 def vouched(plain: dict[str, Any], name: str, content: bytes) -> bool:

@@ -36,8 +36,13 @@ def parser(commands: Mapping[str, Callable[..., int]]) -> argparse.ArgumentParse
     one = command("run", "[--out DIR] [--overwrite] [--threads N] [--parallel KIND] [--KNOB VALUE ...]")
     one.epilog = "A knob that is not given takes what works for the data and the model; defaults: lenet300 on digits."
     for knob in knobs.KNOBS.values():
+        about = knob.help if knob.choices else f"{knob.help}; {knob.valid}"
+        default = f"{number(knob.default)} {knob.unit}".strip()
         one.add_argument(
-            f"--{knob.name.replace('_', '-')}", type=_checked(knob.check), metavar=_metavar(knob), help=_help(knob)
+            f"--{knob.name.replace('_', '-')}",
+            type=_checked(knob.check),
+            metavar="{" + ",".join(knob.choices) + "}" if knob.choices else "N" if knob.whole else "X",
+            help=f"{about} (default {default})".replace("%", "%%"),
         )
     one.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/DATA-MODEL-COMPRESSIONx-seedSEED)")
     one.add_argument("--overwrite", action="store_true", help="replace a run that is in that folder")
@@ -127,12 +132,3 @@ def _seconds(text: str) -> float:
         if 0 < float(text) < float("inf"):
             return float(text)
     raise ValueError(f"timeout must be a number of seconds > 0, got {text!r}")
-
-
-def _metavar(knob: knobs.Knob) -> str:
-    return "{" + ",".join(knob.choices) + "}" if knob.choices else "N" if knob.whole else "X"
-
-
-def _help(knob: knobs.Knob) -> str:
-    about = knob.help if knob.choices else f"{knob.help}; {knob.valid}"
-    return f"{about} (default {f'{number(knob.default)} {knob.unit}'.strip()})".replace("%", "%%")

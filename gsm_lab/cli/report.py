@@ -9,7 +9,10 @@ import platform
 import textwrap
 from collections.abc import Iterator
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from jinja2 import Environment, StrictUndefined, Template
 
 from gsm_lab._version import __version__
 from gsm_lab.checks import kind
@@ -18,11 +21,7 @@ from gsm_lab.knobs import KNOBS
 from gsm_lab.training.run import Run
 from gsm_lab.wording import number, percent
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
 EVENTS_SHOWN = 100
-_VERSIONS = ("torch", "numpy", "plotly")
 
 
 def report(run: Run) -> str:
@@ -33,7 +32,8 @@ def report(run: Run) -> str:
     found = results(kind("run", run, Run, "a gsm_lab.Run"))
     return _template().render(
         title=finding(run, found),
-        about=_about(run),
+        about=f"{run.knobs['model']} on {run.data.name}, seed {run.knobs['seed']}: {run.dense_steps:,} dense steps, "
+        f"then {run.steps:,} steps ({run.steps / run.epoch_steps:.4g} epochs) with the gate closed",
         found=found,
         tests=len(run.data.test_y),
         plots=_plots(run),
@@ -79,20 +79,10 @@ def recipe(run: Run) -> str:
 
 
 def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
     text = (resources.files("gsm_lab.cli") / "report.html").read_text(encoding="utf-8")
     made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     made.policies["json.dumps_kwargs"] = {}  # in the order of the figure
     return made.from_string(text)
-
-
-def _about(run: Run) -> str:
-    epochs = run.steps / run.epoch_steps
-    return (
-        f"{run.knobs['model']} on {run.data.name}, seed {run.knobs['seed']}: {run.dense_steps:,} dense steps, "
-        f"then {run.steps:,} steps ({epochs:.4g} epochs) with the gate closed"
-    )
 
 
 def _layers(found: Results) -> list[tuple[str, str, str, str]]:
@@ -143,13 +133,11 @@ def _narrow(layout: dict[str, Any]) -> dict[str, Any]:
 
 
 def _made_with(run: Run) -> str:
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "plotly")]
     waiting = f" ({run.waiting} where they wait)" if run.waiting else ""
     here = f"Python {platform.python_version()}", *versions, platform.machine(), f"{_threads(run)} threads{waiting}"
     return ", ".join((f"gsm_lab {__version__}", *here))
 
 
 def _threads(run: Run) -> int:
-    import torch
-
     return run.threads or torch.get_num_threads()

@@ -64,12 +64,11 @@ def train(run: Run, folder: Path, resumed: bool = False) -> int:
             raise
         raise type(error)(f"{error} ({saves.kept()})") from None
     try:
-        try:
-            saves.save()
-        except run.placement.unsaved as error:
-            if run.placement.rank == 0:
-                print(f"gsm-lab: {error}; {saves.kept()}", file=sys.stderr)
-            return stopped or UNSAVED
+        saves.save()
+    except run.placement.unsaved as error:
+        if run.placement.rank == 0:
+            print(f"gsm-lab: {error}; {saves.kept()}", file=sys.stderr)
+        return stopped or UNSAVED
     except KeyboardInterrupt as stop:  # during the save, which has come to its end
         stopped = stopped or status(stop)
     if run.placement.rank > 0:
@@ -170,7 +169,7 @@ def complete(run: Run, folder: Path, anew: Collection[str] = ()) -> list[str]:
             run.save(folder)
             states = integrity.states(folder, read(folder))
     finished = run.base is not None and run.steps >= run.planned
-    for name, write in zip(DERIVED, (_write_weights, write_report), strict=True):
+    for name, write in zip(DERIVED, (_write_weights, _write_report), strict=True):
         wrong = states[name].state == "wrong" or (finished and states[name].state == "missing")
         if wrong or name in anew:
             write(run, folder)
@@ -193,8 +192,6 @@ def _write_weights(run: Run, folder: Path) -> None:
     _write(folder, WEIGHTS, tensor_files.content_of(whole_state(network)[0], about))
 
 
-def write_report(run: Run, folder: Path) -> Path:
-    """Write `report.html`, atomically; returns where it is."""
+def _write_report(run: Run, folder: Path) -> None:
     page = integrity.sealed(report(run).encode(), tensor_files.fingerprint(folder / FILE))
     _write(folder, "report.html", page)
-    return folder / "report.html"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from gsm_lab.optim import keep_masks
 from gsm_lab.training.early import too_early
+from gsm_lab.training.run import Run
 from gsm_lab.wording import number, percent
-
-if TYPE_CHECKING:
-    from gsm_lab.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,6 @@ class Results:
 
 def results(run: Run) -> Results:
     """The results of `run` as it stands; the run itself does not change."""
-    from gsm_lab.optim import keep_masks
-
     with run.lock:
         closed = run.base is not None
         masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt) if closed else {}
