@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from gsm_lab.checks import number, shown, text
-from gsm_lab.notebook.traces import STATISTICS, appearance, digest, named, statistics, values
-from gsm_lab.notebook.widget_text import describe
+from gsm_lab.notebook.as_text import STATISTICS, appearance, describe, digest, named, statistics, values
 
 __all__ = ["at_least", "at_most", "describe", "digest", "expect", "trace"]
 
@@ -46,19 +45,15 @@ def expect(name: str, value: Any, stored: Any, tolerance: float) -> None:
         ValueError, TypeError: `stored` or `tolerance` is not finite, or no number, or `tolerance` is negative.
     """
     text("name", name)
-    wanted, tolerance = _stored(name, stored), _tolerance(name, tolerance)
+    wanted, tolerance = _stored(name, stored), number(f"{name}: tolerance", tolerance, 0)
     got = _numbers(name, value)
     if got.shape != wanted.shape:
         raise AssertionError(f"{name}: got shape {got.shape}, stored {wanted.shape}. {OTHERWISE}")
     _must_hold_some(name, got)
-    where = _farthest(got, wanted)
+    with np.errstate(invalid="ignore"):  # of the first NaN, which argmax takes first, or of the greatest difference
+        where = np.unravel_index(int(np.abs(got - wanted).argmax()), got.shape)
     place = f" at {list(map(int, where))}" if where else ""
-    a, b = got[where], wanted[where]
-    if not _within(a, b, tolerance):
-        raise AssertionError(
-            f"{name}: got {a:.8g}{place}, stored {b:.8g}; they differ by {abs(a - b):.3g}, "
-            f"more than the tolerance {tolerance:g}. {OTHERWISE}"
-        )
+    _must_be_near(f"{name}: got {got[where]:.8g}{place}", got[where], wanted[where], tolerance)
     if not tolerance and (pair := _unequal_integers(value, stored)):
         raise AssertionError(f"{name}: got {pair[0]}, stored {pair[1]}, which are not equal. {OTHERWISE}")
     what = f"{wanted[()]:.8g}" if wanted.ndim == 0 else f"{wanted.size:,} numbers"
@@ -108,7 +103,13 @@ def trace(figure: Any, stored: Mapping[str, Mapping[str, Any]]) -> None:
         if not fewest <= y.size <= most:
             raise AssertionError(f"trace {name!r}: got {y.size} points, stored {fewest} to {most}. {OTHERWISE}")
         if "y" in entry:
-            _same_numbers(name, y, entry["y"], _tolerance(name, entry["tolerance"]))
+            tolerance = number(f"{name}: tolerance", entry["tolerance"], 0)
+            if not y.size:
+                raise AssertionError(
+                    f"trace {name!r}: has no point with a number, stored {tuple(entry['y'])}. {OTHERWISE}"
+                )
+            for statistic, a, b in zip(STATISTICS, statistics(y), entry["y"], strict=True):
+                _must_be_near(f"trace {name!r}: {statistic} is {a:.8g}", a, b, tolerance)
         numbers = f", {fewest}..{most} points, y within {entry['tolerance']:g}" if "y" in entry else ", no points"
         print(f"ok  trace {name}: {look}{numbers}")
     print(f"ok  {len(stored)} of {len(found)} traces")
@@ -164,19 +165,13 @@ def _stored(name: str, stored: Any, what: str = "stored") -> np.ndarray:
     return array
 
 
-def _tolerance(name: str, tolerance: float) -> float:
-    return number(f"{name}: tolerance", tolerance, 0)
-
-
-def _within(a: float, b: float, tolerance: float) -> bool:
+def _must_be_near(said: str, a: float, b: float, tolerance: float) -> None:
     # 0.98 - 0.96 is 0.020000000000000018: what is written as 0.02 apart counts as within 0.02. NaN is within nothing.
-    return bool(abs(a - b) <= tolerance * (1 + 1e-9))
-
-
-def _farthest(a: np.ndarray, b: np.ndarray) -> tuple[int, ...]:
-    """Index of the first NaN or else of the greatest difference."""
-    with np.errstate(invalid="ignore"):
-        return tuple(map(int, np.unravel_index(int(np.abs(a - b).argmax()), a.shape)))  # argmax takes NaN first
+    if not abs(a - b) <= tolerance * (1 + 1e-9):
+        raise AssertionError(
+            f"{said}, stored {b:.8g}; they differ by {abs(a - b):.3g}, "
+            f"more than the tolerance {tolerance:g}. {OTHERWISE}"
+        )
 
 
 def _bounded(name: str, value: Any, bound: float, words: str, holds: np.ufunc) -> None:
@@ -193,22 +188,10 @@ def _bounded(name: str, value: Any, bound: float, words: str, holds: np.ufunc) -
     print(f"ok  {name}: {words} {bound:.8g}")
 
 
-def _same_numbers(name: str, y: np.ndarray, stored: Iterable[float], tolerance: float) -> None:
-    if not y.size:
-        raise AssertionError(f"trace {name!r}: has no point with a number, stored {tuple(stored)}. {OTHERWISE}")
-    for statistic, a, b in zip(STATISTICS, statistics(y), stored, strict=True):
-        if not _within(a, b, tolerance):
-            raise AssertionError(
-                f"trace {name!r}: {statistic} is {a:.8g}, stored {b:.8g}; they differ by {abs(a - b):.3g}, "
-                f"more than the tolerance {tolerance:g}. {OTHERWISE}"
-            )
-
-
 class _Expect(types.ModuleType):
     """The module itself can be called: `expect(...)` beside `expect.trace(...)`, with one import."""
 
-    def __call__(self, name: str, value: Any, stored: Any, tolerance: float) -> None:
-        expect(name, value, stored, tolerance)
+    __call__ = staticmethod(expect)
 
 
 sys.modules[__name__].__class__ = _Expect
