@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from copy import deepcopy
+from functools import reduce
 from importlib import resources
 from typing import Any
 
@@ -28,6 +30,10 @@ class Figure(go.FigureWidget):
       that is "The truth value of an array with more than one element is ambiguous". Nothing here asks for a page's
       defaults, so such reports are let go.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._config = {"responsive": True, "displaylogo": False}
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
         """What a page asks for when it is opened."""
@@ -73,13 +79,10 @@ class Figure(go.FigureWidget):
 
 def _found(trace: dict[str, Any], path: str) -> Any:
     """What a trace has at a path such as "marker.size"; None where it has nothing, which leaves it so."""
-    found: Any = trace
-    for step in BaseFigure._str_to_dict_path(path):
-        try:
-            found = found[step]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return found
+    try:
+        return reduce(operator.getitem, BaseFigure._str_to_dict_path(path), trace)
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 class Viewer(anywidget.AnyWidget):

@@ -63,7 +63,7 @@ class explore(widgets.VBox):
             for name, values in choices.items()
         }
         self.failure = widgets.HTML()
-        self.figure = _live(self._drawn)
+        self.figure = Figure(deepcopy(self._drawn))
         for menu in self.menus.values():
             menu.observe(self._redraw, "value")
         row = widgets.HBox(list(self.menus.values()), layout=widgets.Layout(flex_flow="row wrap"))
@@ -90,7 +90,7 @@ class explore(widgets.VBox):
         try:
             new = _plain(self._draw(**self.chosen))
             if _make(new) != _make(self._drawn):  # what to take away from the one before, only plotly's page knows
-                before, self.figure = self.figure, _live(new)
+                before, self.figure = self.figure, Figure(deepcopy(new))
                 self.children = [*self.children[:-1], self.figure]
                 close_all([before])
             else:
@@ -134,12 +134,6 @@ def _plain(figure: Any) -> dict[str, Any]:
         raise ValueError(f"draw must return a figure without frames, got one with {len(figure.frames)}")
     plain = figure.to_plotly_json()
     return {"data": [{k: v for k, v in t.items() if k != "uid"} for t in plain["data"]], "layout": plain["layout"]}
-
-
-def _live(plain: dict[str, Any]) -> Figure:
-    figure = Figure(deepcopy(plain))
-    figure._config = {"responsive": True, "displaylogo": False}
-    return figure
 
 
 def _make(what: Any, name: str = "") -> Any:
