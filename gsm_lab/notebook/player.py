@@ -68,7 +68,7 @@ class Player:
         self._stepped_at: float | None = None  # None where the last step was before a pause
         self._left = math.inf  # steps until it pauses by itself
         self._posted: deque[Callable[[], object]] = deque()
-        self._wake = threading.Condition()
+        self._wake = threading.Event()
         self._stale = True  # there is something that no frame has shown
         self._hurry = False  # somebody did something and wants to see it
         self._painting = 0.0  # seconds from sending the last frame to seeing it
@@ -97,7 +97,7 @@ class Player:
         self._must_be_open()
         self._seen_at = time.monotonic()  # whoever moves something is there, even if the page has no time to paint
         self._posted.append(action)
-        self._notify()
+        self._wake.set()
 
     def play(self, steps: int | None = None) -> None:
         """Train until `pause`, an error, nobody watching, or: `steps` steps if given, else the end of the schedule."""
@@ -106,12 +106,12 @@ class Player:
         self._left = math.inf if steps is None else steps
         self._seen_at, self._stepped_at = time.monotonic(), None
         self.playing = True
-        self._notify()
+        self._wake.set()
 
     def pause(self) -> None:
         """Stop after the step that is being done; returns when it is done (at once on the player's own thread)."""
         self.playing = False
-        self._notify()
+        self._wake.set()
         with self.lock:
             pass
 
@@ -131,7 +131,7 @@ class Player:
     def close(self) -> None:
         """Stop for good and end the thread."""
         self.playing, self.closed = False, True
-        self._notify()
+        self._wake.set()
         if not self.is_this_thread:
             self._thread.join(timeout=10)
 
@@ -146,7 +146,7 @@ class Player:
     def refresh(self) -> None:
         """Draw again, also if nothing happened (a view was opened)."""
         self._stale = self._hurry = True
-        self._notify()
+        self._wake.set()
 
     def acknowledge(self, frame: int) -> None:
         """A viewer has seen this frame."""
@@ -154,7 +154,7 @@ class Player:
         if self._seen < self._sent <= frame:
             self._painting = now - self._sent_at
         self._seen, self._seen_at = max(self._seen, frame), now
-        self._notify()
+        self._wake.set()
 
     @contextlib.contextmanager
     def _as_on_its_thread(self) -> Iterator[None]:
@@ -197,9 +197,9 @@ class Player:
                 self._advance()
         if self._draw_due() <= 0:
             self._draw()
-        with self._wake:
-            if not (self.playing or self._posted or self.closed) and (rest := self._draw_due()) > 0:
-                self._wake.wait(rest)
+        self._wake.clear()  # before it looks: whoever changes something from here on wakes it
+        if not (self.playing or self._posted or self.closed) and (rest := self._draw_due()) > 0:
+            self._wake.wait(rest)
 
     def _do_posted(self) -> None:
         while self._posted:
@@ -251,16 +251,10 @@ class Player:
         self._stale = self._hurry = False
         self._sent_at = time.monotonic()
         try:
-            sent = self.draw()
+            if (sent := self.draw()) is not None:
+                self._sent = sent
         except Exception as error:
             self._stop(error)
-            return
-        if sent is not None:
-            self._sent = sent
-
-    def _notify(self) -> None:
-        with self._wake:
-            self._wake.notify_all()
 
 
 def _drive(reference: weakref.ReferenceType[Player], threads: int | None, ready: threading.Event) -> None:

@@ -82,7 +82,7 @@ def test_nothing_new_nothing_drawn(start: Callable[..., Player], clock: SimpleNa
     one.refresh()
     screen.until(1)
     clock.now += 100
-    one._notify()
+    one._wake.set()
     with one.lock:
         pass
     assert not one._stale and one._draw_due() > 0

@@ -227,7 +227,7 @@ def test_end_of_schedule_pauses(start: Callable[..., Player]) -> None:
 def test_dense_steps_one_at_a_time(start: Callable[..., Player]) -> None:
     run = Fake(dense=10_000)
     one = start(run)
-    run.at = lambda left: one._pause_with("here") if left == -9_990 else None
+    run.at = lambda left: one.pause_with("here") if left == -9_990 else None
     one.play()
     run.until(lambda: not one.playing)
     done(one)
