@@ -15,7 +15,7 @@ import torch
 
 from gsm_lab import figures
 from gsm_lab.figures.dashboard import LAYERS_SHOWN
-from gsm_lab.knobs import KNOBS, checked
+from gsm_lab.knobs import KNOBS
 from gsm_lab.notebook import readouts
 from gsm_lab.notebook.browser import STYLE, Figure, Viewer
 from gsm_lab.notebook.closing import close_all, forget_output
@@ -24,7 +24,7 @@ from gsm_lab.notebook.layout import button, parts
 from gsm_lab.notebook.player import Player
 from gsm_lab.notebook.presets import PRESETS, Preset
 from gsm_lab.notebook.readouts import got
-from gsm_lab.notebook.step_inspector import TaylorView
+from gsm_lab.notebook.step_inspector import Inspector
 from gsm_lab.training.run import Run
 
 LIVE = tuple(name for name, knob in KNOBS.items() if knob.control and knob.live)
@@ -69,9 +69,7 @@ class Playground(widgets.VBox):
     def __init__(self, run: Run | None = None, hide: Iterable[str] = ()) -> None:
         global _current
         if not isinstance(run, Run | None):
-            raise TypeError(
-                f"run must be a gsm_lab.Run, as Run('lenet300', 'digits') makes it, got {readouts.got(run)}"
-            )
+            raise TypeError(f"run must be a gsm_lab.Run, as Run('lenet300', 'digits') makes it, got {got(run)}")
         hidden = _names(hide)
         self.run = Run(hold=1.0) if run is None else run
         knobs = self.run.knobs
@@ -80,17 +78,16 @@ class Playground(widgets.VBox):
             for name in (*LIVE, *RESTARTS)
             if name not in self.run.method.ignores
         }
-        self.presets = [p for p in PRESETS if p.fits(self.run)]
         self.buttons = {name: button(*how, partial(self._pressed, name), name) for name, how in _BUTTONS.items()}
-        self.preset_buttons = [button(p.name, "", "", p.explanation, partial(self._chosen, p)) for p in self.presets]
+        presets = [p for p in PRESETS if p.fits(self.run)]
+        self.preset_buttons = [button(p.name, "", "", p.explanation, partial(self._chosen, p)) for p in presets]
         self.copy_button = button("Copy state", "copy", "", "", self._copied, "copy")
         self.load_button = button("Load state", "", "", "", self._loaded, "load")
         self.status, self.failure, self.budget, self.half_life, self.state_note = (widgets.HTML() for _ in range(5))
         self.status.add_class("gsm-status")
         self.explanation = widgets.HTML(readouts.explained(PRESETS[0]))
-        self.taylor = TaylorView(self.run, shown="taylor" not in hidden)
+        self.taylor = Inspector(self.run, shown="taylor" not in hidden)
         self.figure = Figure(figures.dashboard(self.run.history, slots=LAYERS_SHOWN, taylor=self.taylor.inspected()))
-        self.figure._config = {"responsive": True, "displaylogo": False}
         self.state_line = widgets.Text(placeholder="paste a state here, or press Copy state", continuous_update=True)
         self.viewer = Viewer()
         # Hidden parts are kept by name as well: a widget that is not closed would be kept, and with it the run.
@@ -99,7 +96,7 @@ class Playground(widgets.VBox):
         super().__init__([widgets.HTML(STYLE), *shown, self.viewer])
         self.add_class("gsm-playground")
         self.player = Player(self.run, self._draw, threads=max(1, torch.get_num_threads() - 1))
-        self.taylor.follow(self.player)
+        self.taylor.player = weakref.ref(self.player)
         self.viewer.on_msg(self._heard)
         self._show_readouts()
         with _taking_over:
@@ -127,7 +124,6 @@ class Playground(widgets.VBox):
 
     def set(self, **knobs: Any) -> None:
         """Move live knobs, as their controls would. Raises ValueError, before anything moves, for what is not valid."""
-        checked(knobs, live_only=True)
         with self.player.exclusive():
             self.run.set(**knobs)
         self._show_knobs()
@@ -136,9 +132,7 @@ class Playground(widgets.VBox):
         """Pause and begin again, with the same seed unless another is given; any knob may change."""
         self.player.pause()
         with self.player.exclusive():
-            self.run.reset(**knobs)
-        self.player.error, self.player.note = None, ""
-        self._show_knobs()
+            self._restart(knobs)
         self._draw()
 
     @property
@@ -166,8 +160,8 @@ class Playground(widgets.VBox):
         """End the training thread and remove the widget with its parts; nothing then keeps the widget or its run."""
         if self.player is not None:
             self.player.close()
-            self.taylor.close()
-            close_all([self, self.taylor.text])
+            self.taylor.detach()
+            close_all([self])
         forget_output(self)
 
     def __repr__(self) -> str:
@@ -232,14 +226,14 @@ class Playground(widgets.VBox):
 
     def _loaded(self) -> None:
         def refused(reason: str) -> None:
-            _set(self.state_note, f"<span class='gsm-wrong' role='alert'>{escape(reason)}</span>")
+            self.state_note.value = f"<span class='gsm-wrong' role='alert'>{escape(reason)}</span>"
 
         try:
             knobs = readouts.read_state(self.state_line.value, self.run)
         except ValueError as error:
             refused(str(error))
             return
-        _set(self.state_note, "")
+        self.state_note.value = ""
         self._ask(lambda: self.player.post(lambda: self._restart(knobs, refused)), pause=True)
 
     def _heard(self, _: Any, content: dict[str, Any], buffers: Any = None) -> None:
@@ -269,15 +263,15 @@ class Playground(widgets.VBox):
 
     def _show_readouts(self) -> None:
         run, player = self.run, self.player
-        _set(self.budget, readouts.budget_text(run))
-        _set(self.half_life, readouts.half_life_text(run.lr, run.knobs))
-        _set(self.status, readouts.status(run, player))
+        self.budget.value = readouts.budget_text(run)
+        self.half_life.value = readouts.half_life_text(run.lr, run.knobs)
+        self.status.value = readouts.status(run, player)
         self.taylor.show()
         error = player.error
         self._fail(f"Training stopped after step {run.steps:,}. {type(error).__name__}: {error}" if error else "")
 
     def _fail(self, text: str) -> None:
-        _set(self.failure, f"<div class='gsm-error' role='alert'>{escape(text)}</div>" if text else "")
+        self.failure.value = f"<div class='gsm-error' role='alert'>{escape(text)}</div>" if text else ""
 
 
 def _names(hide: Iterable[str]) -> set[str]:
@@ -290,8 +284,3 @@ def _names(hide: Iterable[str]) -> set[str]:
     if unknown := [name for name in names if not isinstance(name, str) or name not in known]:
         raise ValueError(f"hide has {got(unknown[0])}; valid: {', '.join(known)}")
     return set(names)
-
-
-def _set(widget: widgets.HTML, text: str) -> None:
-    if widget.value != text:
-        widget.value = text

@@ -7,13 +7,13 @@ after it, which change nothing; at all other steps the hooks cost a comparison.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any, NamedTuple
 
@@ -81,17 +81,22 @@ def _off(*errors: float) -> str:
 
 
 class Inspector:
-    """Inspects steps of a run: those that a player is about to draw, as often as `SHARE` allows.
+    """Inspects steps of a run, those that a player is about to draw, as often as `SHARE` allows; says what it found.
 
     Attributes:
+        shown: whether the view is; where it is not, no step is inspected.
+        text: the read-out, a widget.
+        player: returns who plays the run, None where there is nobody.
         last: the latest inspection, None before the first.
         failure: why the latest attempt failed, or "".
         seconds: what inspections have taken so far.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.player: weakref.ReferenceType[Player] | None = None  # a run must not keep alive who plays with it
+    def __init__(self, run: Run, shown: bool = True) -> None:
+        self.run, self.shown = run, shown
+        self.text = widgets.HTML()
+        self.text.add_class("gsm-taylor")
+        self.player: Callable[[], Player | None] = lambda: None  # weak: a run must not keep it alive
         self._wanted = -1
         self.seconds = 0.0
         self._hooks: list[Any] = []
@@ -102,7 +107,7 @@ class Inspector:
     def attach(self) -> None:
         """Hook into the run's optimizer. After a reset it is another one: inspections from before are forgotten."""
         with self._attaching:
-            if self._opt is (opt := self.run.opt):
+            if not self.shown or self._opt is (opt := self.run.opt):
                 return
             self.detach()
             self._rows = Rows(INSPECTION, KEPT * INSPECTION.itemsize)
@@ -115,24 +120,33 @@ class Inspector:
             self._hooks = [opt.register_step_pre_hook(self._before_step), opt.register_step_post_hook(self._after_step)]
 
     def detach(self) -> None:
-        """Remove the hooks from the optimizer."""
+        """Inspect no more steps of this optimizer."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._opt = [], None
+        self._hooks = []
 
     def expect(self, n: int) -> None:
         """Inspect the last of the next `n` steps, whatever it costs."""
         self.attach()
         self._wanted = self.run.steps + n if isinstance(n, int) else -1  # the run refuses any other n
 
-    def inspected(self) -> np.ndarray:
-        """All inspections, a structured array with the fields of `Inspection`."""
-        return self._rows.array()
+    def inspected(self) -> np.ndarray | None:
+        """All inspections, a structured array with the fields of `Inspection`, none yet after a reset.
+
+        None where the view is hidden.
+        """
+        self.attach()
+        return self._rows.array() if self.shown else None
+
+    def show(self) -> None:
+        """Bring the read-out up to date."""
+        if self.shown:
+            self.text.value = step_text(self.last, self.failure)
 
     def _due(self) -> bool:
         if self.run.steps + 1 == self._wanted:
             return True
-        player = self.player() if self.player is not None else None
+        player = self.player()
         if player is None or player.closed:
             return False
         if player.ending:
@@ -145,78 +159,33 @@ class Inspector:
             self._costs.append(self._took)
         self._before, self._took = None, 0.0
         if self.run.base is not None and self._due():  # dense epochs have no gate to inspect
-            self._timed(self._begin)
+            with self._timed():
+                self._before = Before(self.run)
 
     def _after_step(self, *_: Any) -> None:
-        if self._before is not None:
-            self._timed(self._finish)
-            self._before = None
+        if (before := self._before) is None:
+            return
+        with self._timed():
+            dw, floor = before.moved(), before.problem.floor
+            true, (first, second) = before.change(dw), before.predicted(dw)
+            metric, without = before.at_threshold()
+            errors = [relative_error(e, t, floor) for e, t in ((first, true), (second, true), (metric, abs(without)))]
+            self.last, self.failure = Inspection(before.step, true, first, second, metric, without, *errors), ""
+            with np.errstate(over="ignore"):
+                self._rows.append(self.last)
+        self._before = None
 
-    def _begin(self) -> None:
-        self._before = Before(self.run)
-
-    def _finish(self) -> None:
-        before = self._before
-        dw, floor = before.moved(), before.problem.floor
-        true, (first, second) = before.change(dw), before.predicted(dw)
-        metric, without = before.at_threshold()
-        errors = [relative_error(e, t, floor) for e, t in ((first, true), (second, true), (metric, abs(without)))]
-        self.last, self.failure = Inspection(before.step, true, first, second, metric, without, *errors), ""
-        with np.errstate(over="ignore"):
-            self._rows.append(self.last)
-
-    def _timed(self, work: Callable[[], None]) -> None:
-        """Do this part of an inspection and set when the next may begin; an error in it does not stop the training."""
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Time this part of an inspection, and set when the next may begin; an error in it stops no training."""
         start = time.perf_counter()
         try:
-            work()
+            yield
         except Exception as error:
             self._before, self.failure = None, f"{type(error).__name__}: {error}"
         end = time.perf_counter()
         self._took += end - start
         self.seconds += end - start
-        usual = statistics.median(
-            [*self._costs, self._took]
-        )  # an inspection that another program held up counts little
+        # An inspection that another program held up counts little.
+        usual = statistics.median([*self._costs, self._took])
         self._next_at = max(end + usual * (1 / SHARE - 1), start + FRAME)
-
-
-class TaylorView:
-    """The view's read-out and what its plots show; where the view is not `shown`, no step is inspected.
-
-    Attributes:
-        text: the read-out, a widget.
-        inspector: inspects the steps; None where the view is hidden.
-    """
-
-    def __init__(self, run: Run, shown: bool = True) -> None:
-        self.inspector = Inspector(run) if shown else None
-        self.text = widgets.HTML()
-        self.text.add_class("gsm-taylor")
-
-    def follow(self, player: Player) -> None:
-        """Inspect the steps that this player will draw."""
-        if self.inspector is not None:
-            self.inspector.player = weakref.ref(player)
-
-    def expect(self, n: int) -> None:
-        """Prepare for `n` steps, of which the last will be drawn."""
-        if self.inspector is not None:
-            self.inspector.expect(n)
-
-    def inspected(self) -> np.ndarray | None:
-        """What the plots show (see `figures.taylor_view`), None where the view is hidden; nothing yet after a reset."""
-        if self.inspector is None:
-            return None
-        self.inspector.attach()
-        return self.inspector.inspected()
-
-    def show(self) -> None:
-        """Bring the read-out up to date."""
-        if self.inspector is not None:
-            self.text.value = step_text(self.inspector.last, self.inspector.failure)
-
-    def close(self) -> None:
-        """Inspect no more steps."""
-        if self.inspector is not None:
-            self.inspector.detach()

@@ -31,9 +31,9 @@ def test_taylor_view_shows_what_the_study_says(pg: Playground) -> None:
     assert [len(trace.x) for trace in taylor_lines(pg)] == [0] * 6
     pg.step(1)
     pg.step(7)
-    assert looked(pg)[0] == 1 and looked(pg)[-1] == pg.taylor.inspector.last.step == 8
+    assert looked(pg)[0] == 1 and looked(pg)[-1] == pg.taylor.last.step == 8
     table = steps(Run(hold=1.0, pretrain=0), 8).iloc[7]
-    last = pg.taylor.inspector.last
+    last = pg.taylor.last
     assert [last.true, last.first, last.second] == pytest.approx(table[["true", "first", "second"]].tolist(), rel=1e-9)
     assert last.error_first == pytest.approx(table["error of first"], rel=1e-6)
     assert last.metric == pg.run.opt.threshold and last.error_metric < 0.5
@@ -106,7 +106,7 @@ def test_taylor_view_while_playing_and_at_the_last_of_fifty(pg: Playground) -> N
     until(pg, lambda: len(pg.taylor.inspected()) > 2)
     press(pg, "pause")
     press(pg, "step_50")
-    assert pg.taylor.inspector.last.step == pg.run.steps
+    assert pg.taylor.last.step == pg.run.steps
 
 
 def test_taylor_view_through_dense_epochs_and_reset(board: Callable[..., Playground]) -> None:
@@ -131,7 +131,7 @@ def test_taylor_view_of_what_is_not_finite(pg: Playground, monkeypatch: pytest.M
     with pytest.raises(FloatingPointError):
         for _ in range(60):
             pg.step(1)
-    assert pg.taylor.inspector.last.step >= 2 and not abs(pg.taylor.inspector.last.true) < 1e3
+    assert pg.taylor.last.step >= 2 and not abs(pg.taylor.last.true) < 1e3
     pg._draw()
     assert all(not np.isinf(trace.y).any() for trace in taylor_lines(pg))
     pg.reset(lr=0.1)
@@ -142,7 +142,7 @@ def test_taylor_view_of_what_is_not_finite(pg: Playground, monkeypatch: pytest.M
     assert "could not be looked at" in pg.taylor.text.value and "nan" in pg.taylor.text.value
     monkeypatch.undo()
     pg.step(1)
-    assert pg.taylor.inspector.last.step == 1 and not pg.taylor.inspector.failure
+    assert pg.taylor.last.step == 1 and not pg.taylor.failure
 
 
 def test_taylor_view_that_fails_stops_no_training(pg: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_taylor_view_that_fails_stops_no_training(pg: Playground, monkeypatch: p
 def test_taylor_view_hidden(board: Callable[..., Playground]) -> None:
     pg = board(hide="taylor")
     pg.step(2)
-    assert pg.taylor.inspector is None and pg.taylor.inspected() is None and not pg.run.opt._optimizer_step_pre_hooks
+    assert not pg.taylor.shown and pg.taylor.inspected() is None and not pg.run.opt._optimizer_step_pre_hooks
     assert taylor_lines(pg) == [] and pg.figure.layout.height == 640 and len(pg.figure.layout.annotations) == 4
     full = board()
     assert full.figure.layout.height > 640 and len(taylor_lines(full)) == 6
