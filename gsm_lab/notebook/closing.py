@@ -31,12 +31,9 @@ def close_all(widgets: Iterable[Any]) -> None:
 
 def forget_output(what: Any) -> None:
     """Take an object out of IPython's record of what cells have shown (`Out`, `_`, `_3`), which would keep it."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return
-    shell = get_ipython()
-    if shell is None:
+    from IPython import get_ipython
+
+    if (shell := get_ipython()) is None:
         return
     shown = shell.user_ns.get("_oh", {})
     for count in [count for count, value in shown.items() if value is what]:

@@ -12,8 +12,7 @@ def button(
     text: str, icon: str, style: str, tooltip: str, clicked: Callable[[], None], name: str = ""
 ) -> widgets.Button:
     """A button as wide as its text, with the class `gsm-button-NAME` if it has a name."""
-    made = widgets.Button(description=text, icon=icon, button_style=style, tooltip=tooltip)
-    made.layout.width = "auto"
+    made = widgets.Button(description=text, icon=icon, button_style=style, tooltip=tooltip, layout={"width": "auto"})
     if name:
         made.add_class(f"gsm-button-{name}")
     made.on_click(lambda _: clicked())

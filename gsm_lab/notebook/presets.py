@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from gsm_lab.knobs import KNOBS
-
-if TYPE_CHECKING:
-    from gsm_lab.training.run import Run
+from gsm_lab.training.run import Run
 
 
 @dataclass(frozen=True)

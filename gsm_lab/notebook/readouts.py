@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import math
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gsm_lab.checks import shown
 from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
+from gsm_lab.notebook.player import Player
+from gsm_lab.notebook.presets import Preset
 from gsm_lab.optim import budget
-
-if TYPE_CHECKING:
-    from gsm_lab.notebook.player import Player
-    from gsm_lab.notebook.presets import Preset
-    from gsm_lab.training.run import Run
+from gsm_lab.training.run import Run
 
 
 def explained(preset: Preset) -> str:
