@@ -11,20 +11,17 @@ class MirrorFailed(Exception):
     """What a mirror, or the way to it, did wrong; the message is short. (This computer's disk raises OSError.)"""
 
 
-class _Limited(io.FileIO):
+class _Limited(io.BufferedWriter):
     """A new file that takes no more than so many bytes, whatever is sent."""
 
     def __init__(self, path: Path, most: int) -> None:
-        super().__init__(path, "w")
+        super().__init__(io.FileIO(path, "w"))
         self.most = most
 
     def write(self, piece: bytes) -> int:
         if self.tell() + len(piece) > self.most:
             raise MirrorFailed(f"more than {self.most:,} bytes")
-        rest = memoryview(piece)
-        while rest:  # a raw file may take a part only
-            rest = rest[super().write(rest) :]
-        return len(piece)
+        return super().write(piece)
 
 
 def get(url: str, path: Path, what: str, most: int, timeout: float) -> None:
@@ -60,4 +57,5 @@ def get(url: str, path: Path, what: str, most: int, timeout: float) -> None:
         ) as error:
             # ValueError: headers that are no numbers, or no text
             raise MirrorFailed(type(error).__name__) from None
+        file.flush()
         os.fsync(file.fileno())
