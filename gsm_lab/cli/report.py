@@ -7,7 +7,6 @@ import itertools
 import json
 import platform
 import textwrap
-from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
@@ -39,7 +38,11 @@ def report(run: Run) -> str:
         plots=_plots(run),
         layers=_layers(found),
         settings=[(name, f"{number(run.knobs[name])} {knob.unit}".strip(), knob.help) for name, knob in KNOBS.items()],
-        moves=list(_moves(run)),
+        moves=[
+            (f"{e['step']:,}", f"{e['step'] / run.epoch_steps:.2f}", e["knob"], number(e["old"]), number(e["new"]))
+            for e in run.history.events
+            if e["old"] is not None
+        ],
         shown=EVENTS_SHOWN,
         recipe=recipe(run),
         made_with=_made_with(run),
@@ -91,13 +94,6 @@ def _layers(found: Results) -> list[tuple[str, str, str, str]]:
     kept = sum(kept for _, kept in found.layers.values())
     rows += [("all", found.weights, kept, found.nonzeros / found.weights)] if rows else []
     return [(name, f"{size:,}", f"{kept:,}", percent(share)) for name, size, kept, share in rows]
-
-
-def _moves(run: Run) -> Iterator[tuple[str, str, str, str, str]]:
-    for e in run.history.events:
-        if e["old"] is not None:
-            epoch = e["step"] / run.epoch_steps
-            yield f"{e['step']:,}", f"{epoch:.2f}", e["knob"], number(e["old"]), number(e["new"])
 
 
 def _plots(run: Run) -> dict[str, Any] | None:
