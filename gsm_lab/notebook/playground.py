@@ -203,9 +203,7 @@ class Playground(widgets.VBox):
         self._ask(lambda: self.player.post(lambda: self._restart({name: value}, refused)), pause=True)
 
     def _restart(self, knobs: dict[str, Any], refused: Callable[[str], None] | None = None) -> None:
-        """Begin again, on the player's thread. `refused` is told why the run cannot have a setting (no such data, too
-        large a batch); without it the reason is raised.
-        """
+        """Begin again, between two steps. `refused` is told why the run cannot have a setting; else that is raised."""
         try:
             self.run.reset(**knobs)
         except (ValueError, OSError) as error:
@@ -257,8 +255,7 @@ class Playground(widgets.VBox):
 
     def _show_knobs(self) -> None:
         for name, control in self.controls.items():
-            if control.value != self.run.knobs[name] or control.note.value:
-                control.show(self.run.knobs[name])
+            control.show(self.run.knobs[name])
         self._show_readouts()
 
     def _show_readouts(self) -> None:
