@@ -52,12 +52,8 @@ def kind(method: str) -> type[Method]:
 
 def resume(folder: str | Path, *args: Any, **more: Any) -> Run:
     """The run in a folder, of whatever method; arguments and errors are those of `Run.resume`, but for `method`."""
-    return Run.resume(folder, *args, method=_of_folder, **more)
-
-
-def _of_folder(name: str) -> Method:
-    """The method of that name; GSM where there is none, for the error of who compares the names."""
-    return kind(name)() if name in _ALL else GSMMethod()
+    # GSM where there is no method of that name: who compares the names says what is wrong.
+    return Run.resume(folder, *args, method=lambda name: kind(name)() if name in _ALL else GSMMethod(), **more)
 
 
 def build(method: str, **settings: Any) -> Run:
