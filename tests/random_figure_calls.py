@@ -14,7 +14,6 @@ from gsm_lab import figures
 from gsm_lab.cli import report
 from gsm_lab.figures import communication as of_ranks
 from gsm_lab.figures import convergence as of_seeds
-from gsm_lab.figures import decay as of_decay
 from gsm_lab.figures import reactivation as of_recorders
 from gsm_lab.figures import rivals
 from gsm_lab.figures import sensitivity as of_layers
@@ -136,8 +135,8 @@ FIGURE_CALLS: Calls = {
         for one in (of_seeds.accuracies, of_seeds.loss, of_seeds.distance, of_seeds.turnover)
     },
     "of_seeds.bands": (of_seeds.bands, {"table": Made(over_seeds), "column": "loss"}),
-    "of_decay.falls": (of_decay.falls, {"table": Made(lambda: trajectories.falls({0.9: studied.watched()[2]}))}),
-    "of_decay.speed": (of_decay.speed, {"table": Made(speeds)}),
+    "of_runs.falls": (of_runs.falls, {"table": Made(lambda: trajectories.falls({0.9: studied.watched()[2]}))}),
+    "of_runs.speed": (of_runs.speed, {"table": Made(speeds)}),
     "of_recorders.shares": (of_recorders.shares, {"table": Made(per_step), "name": "all", "height": 420}),
     "of_recorders.compared": (
         of_recorders.compared,

@@ -8,9 +8,8 @@ from importlib import import_module
 from types import ModuleType
 
 from gsm_lab.figures.dashboard import PANELS, curves, dashboard, marks, title_texts, update
-from gsm_lab.figures.frame import lines
 from gsm_lab.figures.pictures import static
-from gsm_lab.figures.style import line, show
+from gsm_lab.figures.style import line, lines, show
 
 __all__ = ["PANELS", "curves", "dashboard", "line", "lines", "marks", "show", "static", "title_texts", "update"]
 

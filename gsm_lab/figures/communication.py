@@ -12,8 +12,7 @@ from plotly.subplots import make_subplots
 
 from gsm_lab import checks
 from gsm_lab.checks import is_number, one_of, shown
-from gsm_lab.figures.frame import DOTS, WIDE, error_bars, scatter, ticks, titled
-from gsm_lab.figures.style import line
+from gsm_lab.figures.style import DOTS, WIDE, error_bars, line, scatter, ticks, titled
 from gsm_lab.studies.aggregation import mean_and_range
 from gsm_lab.wording import count, duration, layer_name, size, whole_percent
 
@@ -46,15 +45,13 @@ def recall(table: pd.DataFrame, layer: str = "all") -> go.Figure:
     )
     for col, who in enumerate(_WHO, 1):
         for i, (stage, rows) in enumerate(table.groupby("stage", sort=False)):
-            one = rows.groupby("factor")[[who, "travel", "wanted"]].mean()
+            one = rows.groupby("factor")[[who, "travel"]].mean()
             hover = f"{stage}, top %{{x:g}}Q: %{{y:.2f}}% of the global top Q are {_WHO[who]}"
             hover += "<br>%{customdata:,.0f} weights travel in all"
             style = line(i, name=stage, legendgroup=stage, showlegend=col == 1, customdata=one["travel"])
             figure.add_trace(scatter(one.index, 100 * one[who], hover, style), 1, col)
-    titled(figure, title, 440)
-    figure.update_xaxes(title_text="sends top kQ: k (log)", type="log", **ticks(mean.index))
-    figure.update_yaxes(title_text="of the global top Q, %", range=[0, 102], col=1)
-    return figure
+    titled(figure, title, "sends top kQ: k (log)", 440, type="log", **ticks(mean.index))
+    return figure.update_yaxes(title_text="of the global top Q, %", range=[0, 102], col=1)
 
 
 def overlap(table: pd.DataFrame, factor: float = 1, layer: str = "all") -> go.Figure:
@@ -86,10 +83,8 @@ def overlap(table: pd.DataFrame, factor: float = 1, layer: str = "all") -> go.Fi
             name, what = text, f"of two ranks' top {_times_q(factor)} are the same"
         hover = f"step %{{x:,}}: %{{y:.1f}}% {what}"
         figure.add_trace(scatter(table["step"], 100 * table[column], hover, line(i, name=name)))
-    titled(figure, title, 454, 2)
-    figure.update_xaxes(title_text="step since the gate closed")
-    figure.update_yaxes(title_text=f"weights in local top {_times_q(factor)}, %", range=[0, 102])
-    return figure
+    titled(figure, title, "step since the gate closed", 454, 2)
+    return figure.update_yaxes(title_text=f"weights in local top {_times_q(factor)}, %", range=[0, 102])
 
 
 def quantised(table: pd.DataFrame) -> go.Figure:
@@ -101,7 +96,7 @@ def quantised(table: pd.DataFrame) -> go.Figure:
     mean = table.groupby("bits")[["recall", "by_size", "exact_by_size"]].mean()
     kept = mean["recall"].sort_index(ascending=False)
     title = "Quantised gradients keep of the exact top Q: "
-    title += ", ".join(f"{whole_percent(share)} at {_bits(b)}" for b, share in kept.items())
+    title += ", ".join(f"{whole_percent(share)} at {b} bit{'' if b == 1 else 's'}" for b, share in kept.items())
     titles = ("of the exact top Q, still chosen", "of the chosen, among the Q largest |w|")
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=titles)
     for i, (stage, rows) in enumerate(table.groupby("stage", sort=False)):
@@ -115,10 +110,8 @@ def quantised(table: pd.DataFrame) -> go.Figure:
     rule = {"mode": "lines", "line": DOTS, "name": "exact gradients"}
     hover = "%{y:.1f}% of the exact top Q are among the Q largest |w|"
     figure.add_trace(scatter([kept.index[-1], kept.index[0]], [exact, exact], hover, rule), 1, 2)
-    titled(figure, title, 430)
-    figure.update_xaxes(title_text="bits a weight (log)", type="log", **ticks(mean.index))
-    figure.update_yaxes(title_text="share of Q, %", range=[0, 102], col=1)
-    return figure
+    titled(figure, title, "bits a weight (log)", 430, type="log", **ticks(mean.index))
+    return figure.update_yaxes(title_text="share of Q, %", range=[0, 102], col=1)
 
 
 def volume(table: pd.DataFrame, what: str = "bytes") -> go.Figure:
@@ -136,24 +129,20 @@ def volume(table: pd.DataFrame, what: str = "bytes") -> go.Figure:
     if len(varies) != 1:
         raise ValueError(f"table must hold several weights or several ranks, got {' and '.join(varies) or 'neither'}")
     x, figure = varies[0], go.Figure()
-    drawn = table[table[what] > 0]
-    for i, (scheme, rows) in enumerate(drawn.groupby("scheme", sort=False)):
-        amount = [size(b) if what == "bytes" else duration(b) for b in rows[what]]
-        text = list(zip(amount, rows["formula"], np.where(rows["exact"], "exact", "not exact"), strict=True))
+    said = size if what == "bytes" else duration
+    for i, (scheme, rows) in enumerate(table[table[what] > 0].groupby("scheme", sort=False)):
+        ways = np.where(rows["exact"], "exact", "not exact")
+        text = list(zip(map(said, rows[what]), rows["formula"], ways, strict=True))
         hover = f"{scheme}, %{{x:,}} {x}: %{{customdata[0]}} a step<br>%{{customdata[1]}}, top Q %{{customdata[2]}}"
         figure.add_trace(scatter(rows[x], rows[what], hover, {"name": scheme, "customdata": text, **line(i)}))
     end = table[table[x] == table[x].max()].set_index("scheme")[what]
-    said = size if what == "bytes" else duration
-    fixed = "GSM under FSDP2, in addition"
     title = f"At {count(table[x].max())} {x} the dense exchange takes {said(end['dense all-reduce'])} a rank and step"
-    title += f", GSM's counts {said(end[fixed])} more, and under DDP nothing"
-    titled(figure, title, 500, 3)
-    figure.update_layout(margin={"l": 88})
+    title += f", GSM's counts {said(end['GSM under FSDP2, in addition'])} more, and under DDP nothing"
     others = {"weights": "ranks", "ranks": "weights"}[x]
-    figure.update_xaxes(title_text=f"{x} (log), at {count(table[others].iloc[0])} {others}", **WIDE)
+    at = f"{x} (log), at {count(table[others].iloc[0])} {others}"
+    titled(figure, title, at, 500, 3, **WIDE).update_layout(margin={"l": 88})
     unit = "bytes that a rank sends in a step" if what == "bytes" else "seconds a step, for the exchange alone"
-    figure.update_yaxes(title_text=f"{unit} (log)", **WIDE)
-    return figure
+    return figure.update_yaxes(title_text=f"{unit} (log)", **WIDE)
 
 
 def accuracy(table: pd.DataFrame) -> go.Figure:
@@ -178,22 +167,16 @@ def accuracy(table: pd.DataFrame) -> go.Figure:
         data = np.column_stack([at["low"], at["high"], share, at.index])
         hover = f"top %{{customdata[3]:g}}Q, {text}: %{{y:.2f}}% (%{{customdata[0]:.2f}} to %{{customdata[1]:.2f}})"
         hover += "<br>%{customdata[2]:.1f}% of the dense bytes"
-        bars = error_bars(at["mean"], at["low"], at["high"])
-        style = line(i, name=f"local top kQ, {text}", error_y=bars, customdata=data)
+        style = line(i, name=f"local top kQ, {text}", error_y=error_bars(at), customdata=data)
         figure.add_trace(scatter(at.index * 1.03**i, at["mean"], hover, style))  # apart, so that bars show
         level = 100 * dense[column].mean()
         style = line(i + 2, name=f"dense exchange, {text}")
         figure.add_trace(scatter(ends, [level, level], f"dense exchange, {text}: %{{y:.2f}}%", style))
-    titled(figure, title, 464, 2)
     sample = 100 / table["tested"].iloc[0]
     x = f"k: each of {_ranks(table)} sends its top kQ (log); one test sample is {sample:.2g} points"
-    figure.update_xaxes(title_text=x, type="log", **ticks(sparse["factor"].unique()))
+    titled(figure, title, x, 464, 2, type="log", **ticks(sparse["factor"].unique()))
     shown = 100 * table[["live", "cut"]].to_numpy()
-    figure.update_yaxes(title_text="test accuracy, %", range=[shown.min() - 1, min(100.5, shown.max() + 1)])
-    return figure
-
-
-# -- words -------------------------------------------------------------------------------------------------------------
+    return figure.update_yaxes(title_text="test accuracy, %", range=[shown.min() - 1, min(100.5, shown.max() + 1)])
 
 
 def _of_layer(table: pd.DataFrame, layer: str) -> pd.DataFrame:
@@ -213,7 +196,3 @@ def _ranks(table: pd.DataFrame) -> str:
 
 def _times_q(factor: float) -> str:
     return "Q" if factor == 1 else f"{factor:g}Q"
-
-
-def _bits(n: int) -> str:
-    return "1 bit" if n == 1 else f"{n} bits"

@@ -6,14 +6,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from gsm_lab import checks
-from gsm_lab.figures.frame import FEW_TICKS, band, drawn, scatter
-from gsm_lab.figures.style import line
+from gsm_lab.figures.style import FEW_TICKS, band, drawn, line, scatter
 from gsm_lab.studies.aggregation import COLUMNS, bands
 
 __all__ = ["COLUMNS", "accuracies", "bands", "distance", "loss", "turnover"]
 
 _AT = ("seed", "step", "epoch")
-_EPOCH = "epoch since the gate closed"
 
 
 def accuracies(table: pd.DataFrame, height: int = 420) -> go.Figure:
@@ -75,5 +73,5 @@ def _banded(
         data = pd.DataFrame({"low": low, "high": high, "seeds": rows["seeds"]})
         style = line(i, customdata=data, name=name)
         figure.add_trace(scatter(rows["epoch"], mean, f"{hover}<br>epoch %{{x:.1f}}", style))
-    figure = drawn(figure, title, _EPOCH, y, height)
+    figure = drawn(figure, title, "epoch since the gate closed", y, height)
     return figure.update_yaxes(FEW_TICKS) if logy else figure

@@ -12,8 +12,7 @@ import plotly.graph_objects as go
 
 from gsm_lab import checks
 from gsm_lab.checks import kind, text
-from gsm_lab.figures.frame import drawn, error_bars, round_numbers, scatter, ticks
-from gsm_lab.figures.style import line
+from gsm_lab.figures.style import drawn, error_bars, line, round_numbers, scatter, ticks
 from gsm_lab.studies.aggregation import mean_and_range
 
 _SHARES = ("share", "woken_share", "near_zero_share", "reactivated", "woken", "near_zero")
@@ -32,9 +31,8 @@ def shares(table: pd.DataFrame, name: str = "", height: int = 420) -> go.Figure:
     checks.table("table", table, ("epoch", "steps", *_SHARES))
     text("name", name)
     figure = go.Figure()
-    kinds = {"re-activated": "share", "woken": "woken_share", "once under 1e-3": "near_zero_share"}
-    for i, (what, column) in enumerate(kinds.items()):
-        count = {"share": "reactivated"}.get(column, column.removesuffix("_share"))
+    kinds = zip(("re-activated", "woken", "once under 1e-3"), _SHARES[:3], _SHARES[3:], strict=True)
+    for i, (what, column, count) in enumerate(kinds):
         hover = f"{what}: %{{customdata[0]:,.1f}} weights a step, %{{y:.3g}}% of the passive ones"
         hover += "<br>epoch %{x:.1f}, mean of %{customdata[1]} steps"
         per_step = pd.DataFrame({"count": table[count] / table["steps"], "steps": table["steps"]})
@@ -54,8 +52,7 @@ def compared(tables: Mapping[object, pd.DataFrame], what: str = "momentum", heig
         what: the labels are.
         height: in pixels.
     """
-    _several(tables, "epoch", "share", "reactivated", "pool")
-    text("what", what)
+    _several(tables, what, "epoch", "share", "reactivated", "pool")
     figure, mean = go.Figure(), {}
     for i, (label, table) in enumerate(tables.items()):
         mean[label] = 100 * table["reactivated"].sum() / table["pool"].sum()
@@ -80,16 +77,15 @@ def survival(tables: Mapping[object, pd.DataFrame], what: str = "momentum", heig
         what: the labels are.
         height: in pixels.
     """
-    _several(tables, "steps", "longer")
-    text("what", what)
+    _several(tables, what, "steps", "longer")
     figure = go.Figure()
     for i, (label, table) in enumerate(tables.items()):
         hover = f"{what} {label}: %{{y:.3g}}% of passive stretches last longer than %{{x:,}} steps"
         style = line(i, name=f"{what} {label}")
         figure.add_trace(scatter(table["steps"], 100 * table["longer"], hover, style))
     table = next(iter(tables.values()))
-    once, end = 100 * (1 - table["longer"].iloc[0]), 100 * table["longer"].iloc[-1]
-    title = f"{once:.0f}% of passive stretches end after {_steps(table['steps'].iloc[0])}, "
+    once, end, n = 100 * (1 - table["longer"].iloc[0]), 100 * table["longer"].iloc[-1], table["steps"].iloc[0]
+    title = f"{once:.0f}% of passive stretches end after {'one step' if n == 1 else f'{n:,} steps'}, "
     title += f"{end:.0f}% not within the run"
     first = next(iter(tables))
     if len(tables) > 1 and first != "all":
@@ -163,39 +159,30 @@ def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
         runs = table[table["variant"] == variant]
         if runs.empty:
             continue
-        change = 100 * (runs[accuracy] - runs["seed"].map(plain[accuracy]))
-        change = mean_and_range(change, runs["after"])
+        change = mean_and_range(100 * (runs[accuracy] - runs["seed"].map(plain[accuracy])), runs["after"])
         hover = f"{what[variant]}, from epoch %{{customdata[3]:g}} on<br>accuracy {accuracies[accuracy]}: %{{y:+.2f}}"
         hover += " points, mean of %{customdata[2]:.0f} seeds (%{customdata[0]:+.2f} to %{customdata[1]:+.2f})"
-        style = line(i, error_y=error_bars(change["mean"], change["low"], change["high"]))
+        style = line(i, name=f"{names[variant]}, {accuracies[accuracy]}", error_y=error_bars(change))
         style["customdata"] = change[["low", "high", "seeds"]].assign(after=change.index)
-        style["name"] = f"{names[variant]}, {accuracies[accuracy]}"
         x = change.index * 1.03**i  # set apart a little, or the bars from least to most cover each other
         figure.add_trace(scatter(x, change["mean"], hover, style))
         if accuracy == "live":
-            found[variant] = _span(change["mean"])
+            low, high = (f"{m + 0.0:+.1f}" for m in (change["mean"].min(), change["mean"].max()))
+            found[variant] = low if low == high else f"{low} to {high}"
     figure.add_hline(y=0, line={"color": "#888888", "width": 1}, annotation_text="plain run")
     verbs = {"frozen": "freezing the active set", "forbidden": "forbidding the woken to come back"}
-    title = ", ".join(f"{verbs[variant]} {span}" for variant, span in found.items())
-    title = f"Accuracy changes by these points: {title}"
+    title = "Accuracy changes by these points: "
+    title += ", ".join(f"{verbs[variant]} {span}" for variant, span in found.items())
     x = f"from this epoch on they may not (log); one test sample is {100 / table['tested'].iloc[0]:.2g} points"
     figure = drawn(figure, title, x, "accuracy, change in points", height)
     return figure.update_xaxes(type="log", **ticks(table["after"].dropna().unique()))
 
 
-def _several(tables: Any, *columns: str) -> None:
-    """Raises TypeError or ValueError where `tables` is no mapping of tables that have rows and these columns."""
+def _several(tables: Any, what: Any, *columns: str) -> None:
+    """Raises TypeError or ValueError unless `tables` maps labels to tables with these columns, and `what` is text."""
     kind("tables", tables, Mapping, "a mapping of labels to tables")
     if not len(tables):
         raise ValueError("tables must have at least one row, got none")
     for label, one in tables.items():
         checks.table(f"tables[{label!r}]", one, columns)
-
-
-def _span(values: pd.Series) -> str:
-    low, high = (f"{m + 0.0:+.1f}" for m in (values.min(), values.max()))
-    return low if low == high else f"{low} to {high}"
-
-
-def _steps(n: int) -> str:
-    return "one step" if n == 1 else f"{n:,} steps"
+    text("what", what)

@@ -10,8 +10,7 @@ import plotly.graph_objects as go
 
 from gsm_lab import checks
 from gsm_lab.checks import number, shown, text
-from gsm_lab.figures.frame import drawn, error_bars, scatter, ticks
-from gsm_lab.figures.style import line
+from gsm_lab.figures.style import drawn, error_bars, line, scatter, ticks
 from gsm_lab.studies.aggregation import METHODS, summary
 
 __all__ = ["against_published", "budgets", "pixels", "ranked", "summary"]
@@ -35,8 +34,7 @@ def budgets(table: pd.DataFrame, model: str = "lenet300", height: int = 460) -> 
         of = of.sort_values("compression")
         hover = f"{label} at %{{x:g}}×: %{{y:.2f}}%, %{{customdata[0]:.2f}} to %{{customdata[1]:.2f}} over "
         hover += "%{customdata[2]} seeds"
-        style = line(i, name=label, error_y=error_bars(of["cut"], of["low"], of["high"]))
-        style["customdata"] = of[["low", "high", "runs"]]
+        style = line(i, name=label, error_y=error_bars(of, "cut"), customdata=of[["low", "high", "runs"]])
         figure.add_trace(scatter(of["compression"], of["cut"], hover, style))
     hardest = rows[rows["compression"] == rows["compression"].max()].sort_values("cut")
     best, worst = hardest.iloc[-1], hardest.iloc[0]
@@ -70,7 +68,7 @@ def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60
         hover = f"%{{x}}: %{{y:.2f}}% {name}, mean of %{{customdata}} seeds"
         style = line(i, mode="markers", name=name, customdata=rows["runs"])
         if column == "cut":
-            style["error_y"] = error_bars(rows["cut"], rows["low"], rows["high"])
+            style["error_y"] = error_bars(rows, "cut")
         figure.add_trace(scatter(rows["label"], rows[column], hover, style))
     dense = rows["base"].mean()
     note = f"dense network, {dense:.2f}%"
@@ -152,7 +150,7 @@ def against_published(table: pd.DataFrame, height: int = 460) -> go.Figure:
     names = [f"{r.label}<br>{r.model}, {r.compression:g}×" for r in rows.itertuples()]
     figure = go.Figure()
     hover = "%{x}: %{y:.2f}%, %{customdata[0]:.2f} to %{customdata[1]:.2f} over %{customdata[2]} seeds"
-    style = line(0, mode="markers", name="here", error_y=error_bars(rows["cut"], rows["low"], rows["high"]))
+    style = line(0, mode="markers", name="here", error_y=error_bars(rows, "cut"))
     style["customdata"] = rows[["low", "high", "runs"]]
     figure.add_trace(scatter(names, rows["cut"], hover, style))
     style = line(1, mode="markers", name="published")

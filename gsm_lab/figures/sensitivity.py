@@ -7,8 +7,7 @@ import plotly.graph_objects as go
 
 from gsm_lab import checks
 from gsm_lab.checks import number
-from gsm_lab.figures.frame import drawn, error_bars, round_numbers, scatter, ticks
-from gsm_lab.figures.style import line
+from gsm_lab.figures.style import drawn, error_bars, line, round_numbers, scatter, ticks
 from gsm_lab.studies.aggregation import mean_and_range
 
 
@@ -25,8 +24,7 @@ def densities(table: pd.DataFrame, height: int = 420) -> go.Figure:
     hover += "<br>%{customdata[2]:.3g} to %{customdata[3]:.3g}% by seed"
     data = pd.concat([table[["weights", "kept"]], share[["low", "high"]]], axis=1)
     figure = go.Figure()
-    bars = error_bars(share["density"], share["low"], share["high"])
-    style = line(0, mode="markers", name="GSM", error_y=bars, customdata=data)
+    style = line(0, mode="markers", name="GSM", error_y=error_bars(share, "density"), customdata=data)
     figure.add_trace(scatter(table["layer"], share["density"], hover, style))
     whole = 100 * table["kept"].sum() / table["weights"].sum()
     hover = f"whole network: {whole:.3g}% stay"
@@ -58,8 +56,7 @@ def alone(table: pd.DataFrame, finetune: float = 0, height: int = 420) -> go.Fig
         left = 100 * (1 - lost.index)
         hover = f"{layer} with %{{x:.3g}}% of its weights: %{{y:+.2f}} points"
         hover += "<br>%{customdata[0]:+.2f} to %{customdata[1]:+.2f} by seed"
-        bars = error_bars(lost["mean"], lost["low"], lost["high"])
-        style = line(i, name=str(layer), error_y=bars, customdata=lost[["low", "high"]])
+        style = line(i, name=str(layer), error_y=error_bars(lost), customdata=lost[["low", "high"]])
         figure.add_trace(scatter(left, lost["mean"], hover, style))
         worst[layer] = lost["mean"].iloc[-1]
     ratio = part["ratio"].max()

@@ -8,13 +8,11 @@ import plotly.graph_objects as go
 
 from gsm_lab import checks
 from gsm_lab.checks import one_of, text
-from gsm_lab.figures import frame
-from gsm_lab.figures.frame import FEW_TICKS, drawn
-from gsm_lab.figures.style import COLOURS, SYMBOLS, line
+from gsm_lab.figures.style import COLOURS, FEW_TICKS, SYMBOLS, drawn, line
+from gsm_lab.figures.style import scatter as trace
 from gsm_lab.studies.aggregation import ESTIMATES
 
 _EXACT = 1e-9  # relative errors below this are drawn here: float64 knows no better
-_POWERS = ["1", "10", "100", "1,000", "10,000", "100,000"]
 
 
 def scatter(table: pd.DataFrame, estimate: str = "|g w|", height: int = 460) -> go.Figure:
@@ -30,18 +28,14 @@ def scatter(table: pd.DataFrame, estimate: str = "|g w|", height: int = 460) -> 
     shown = (size >= table.attrs["floor"]) & (guess > 0)
     figure = go.Figure()
     span = [min(size[shown].min(), guess[shown].min()), max(size[shown].max(), guess[shown].max())]
-    hover = "%{customdata[0]} [%{customdata[1]}], rank %{customdata[2]:,}<br>true change %{x:.2e}, estimate %{y:.2e}"
+    said = "%{customdata[0]} [%{customdata[1]}], rank %{customdata[2]:,}<br>true change %{x:.2e}, estimate %{y:.2e}"
     for i, region in enumerate(dict.fromkeys(table["region"])):
         rows = shown & (table["region"] == region)
         if rows.any():
-            marker = {"symbol": SYMBOLS[i], "size": 8, "color": COLOURS[i], "opacity": 0.75}
-            figure.add_trace(
-                go.Scatter(
-                    x=size[rows], y=guess[rows], name=region, mode="markers", marker=marker,
-                    customdata=table.loc[rows, ["layer", "index", "rank"]],
-                    hovertemplate=f"{hover}<extra>{region}</extra>",
-                )
-            )  # fmt: skip
+            style = {"name": region, "mode": "markers", "customdata": table.loc[rows, ["layer", "index", "rank"]]}
+            style["marker"] = {"symbol": SYMBOLS[i], "size": 8, "color": COLOURS[i], "opacity": 0.75}
+            hover = f"{said}<extra>{region}</extra>"
+            figure.add_trace(go.Scatter(x=size[rows], y=guess[rows], hovertemplate=hover, **style))
     diagonal = {"color": "#444444", "dash": "dot", "width": 1.5}
     figure.add_trace(go.Scatter(x=span, y=span, name="exact", mode="lines", line=diagonal, hoverinfo="skip"))
     median = ((guess - size).abs() / size)[shown].median()
@@ -74,11 +68,10 @@ def errors(agreement: pd.DataFrame, across: str = "region", note: str = "", heig
         data = rows[["rank_correlation", "below_floor", "weights"]]
         style = line(ESTIMATES.index(estimate), name=estimate, customdata=data)
         y = rows["relative_error"].clip(lower=_EXACT)
-        figure.add_trace(frame.scatter(rows[across].astype(str), y, hover, style))
+        figure.add_trace(trace(rows[across].astype(str), y, hover, style))
     medians = agreement.groupby("estimate")["relative_error"].median()
     best, worst = medians.idxmin(), medians.idxmax()
-    where = f" {note}" if note else ""
-    title = f"{_said(best)} is {_off(medians[best])}, {worst} {_off(medians[worst])}{where}"
+    title = f"{_said(best)} is {_off(medians[best])}, {worst} {_off(medians[worst])}{' ' + note if note else ''}"
     return drawn(figure, title, across, "median relative error", height).update_yaxes(FEW_TICKS)
 
 
@@ -94,7 +87,7 @@ def set_errors(table: pd.DataFrame, kind: str = "top", note: str = "", height: i
         if error.notna().any():
             hover = f"{estimate}<br>%{{x:,}} weights: true %{{customdata[0]:.3g}}, estimated %{{customdata[1]:.3g}}, "
             style = line(i, name=estimate, customdata=rows[["true", estimate]])
-            figure.add_trace(frame.scatter(rows["size"], error.clip(lower=_EXACT), hover + "error %{y:.2g}", style))
+            figure.add_trace(trace(rows["size"], error.clip(lower=_EXACT), hover + "error %{y:.2g}", style))
     last = rows.loc[rows["size"].idxmax()]
     title = f"{last['size']:,} weights ({kind}) set to zero change the loss by {last['true']:.2g}; "
     title += f"first order is {_off(last['error of first order'])}{' ' + note if note else ''}"
@@ -107,7 +100,7 @@ def rank_map(counts: pd.DataFrame, height: int = 480) -> go.Figure:
     _numbers(counts, "counts")
     total = counts.to_numpy().sum()
     near = sum(np.trace(counts.to_numpy(), offset) for offset in (-1, 0, 1)) / total
-    bar = {"title": {"text": "weights"}, "tickvals": [0, 1, 2, 3, 4, 5], "ticktext": _POWERS}
+    bar = {"title": {"text": "weights"}, "tickvals": list(range(6)), "ticktext": [f"{10**e:,}" for e in range(6)]}
     hover = "rank by |g w| about %{x:,.0f}, true rank about %{y:,.0f}: %{customdata:,} weights<extra></extra>"
     heat = go.Heatmap(
         x=counts.columns, y=counts.index, z=np.log10(counts.where(counts > 0)), customdata=counts, colorscale="Greys",

@@ -12,19 +12,16 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gsm_lab.checks import number, one_of, whole
-from gsm_lab.figures.decay import falls, speed
-from gsm_lab.figures.frame import DOTS, NARROW, WIDE, by_run, name, only_run, scatter, titled
-from gsm_lab.figures.style import line
+from gsm_lab.figures.style import DOTS, NARROW, WIDE, by_run, line, name, only_run, scatter, titled
 from gsm_lab.knobs import LOSSLESS
 from gsm_lab.studies.aggregation import first_lossless
-from gsm_lab.wording import layer_name
-
-__all__ = ["PATHS_SHOWN", "cut_gap", "density", "falls", "near_zero", "paths", "sets", "speed"]
+from gsm_lab.wording import layer_name, times
 
 PATHS_SHOWN = 12  # of a kind; more cannot be told apart
 _POINTS = 200  # of a path
-_KINDS = {"kept": "kept in the end", "switched": "active at times", "passive": "never active"}
-_STYLES = {"kept": 0, "switched": 4, "passive": 2}  # dark ones, that stand out from the grey band
+_MEASURED = 12  # markers a line
+# what a kind is called, and its line: dark ones, that stand out from the grey band
+_KINDS = {"kept": ("kept in the end", 0), "switched": ("active at times", 4), "passive": ("never active", 2)}
 
 
 def near_zero(table: pd.DataFrame) -> go.Figure:
@@ -35,9 +32,8 @@ def near_zero(table: pd.DataFrame) -> go.Figure:
     runs = by_run(table, "step", "under_1e-3", "under_1e-4", "target")
     ends = ", ".join(f"{100 * rows['under_1e-4'].iloc[-1]:.1f}% ({name(label)})" for label, rows in runs)
     title = f"Under 1e-4 at the end: {ends}; {100 * runs[-1][1]['target'].iloc[-1]:.1f}% have to go"
-    figure = make_subplots(
-        rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=("|w| < 1e-3", "|w| < 1e-4")
-    )
+    titles = ("|w| < 1e-3", "|w| < 1e-4")
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=titles)
     for col, bound in enumerate(("1e-3", "1e-4"), 1):
         for i, (label, rows) in enumerate(runs):
             step, first = rows["step"], {"showlegend": col == 1 and not i}
@@ -52,10 +48,7 @@ def near_zero(table: pd.DataFrame) -> go.Figure:
         goal = {"mode": "lines", "line": DOTS, "name": "1 − 1/C", "legendgroup": "goal", "showlegend": col == 1}
         rows = runs[0][1]
         figure.add_trace(scatter(rows["step"], 100 * rows["target"], "%{y:.2f}% = 1 − 1/C have to go", goal), 1, col)
-    titled(figure, title, 440)
-    figure.update_xaxes(title_text="step")
-    figure.update_yaxes(title_text="share of all weights, %", range=[0, 102], col=1)
-    return figure
+    return titled(figure, title, "step", 440).update_yaxes(title_text="share of all weights, %", range=[0, 102], col=1)
 
 
 def cut_gap(table: pd.DataFrame, tolerance: float = LOSSLESS) -> go.Figure:
@@ -80,11 +73,9 @@ def cut_gap(table: pd.DataFrame, tolerance: float = LOSSLESS) -> go.Figure:
     points = 100 * tolerance
     figure.add_hrect(y0=-points, y1=points, fillcolor="#999999", opacity=0.3, line_width=0, row=1, col=1)
     title = f"A cut costs at most {points:g} {'point' if points == 1 else 'points'}: " + ", ".join(said)
-    titled(figure, title, 560)
-    figure.update_xaxes(title_text="step", row=2)
+    titled(figure, title, "step", 560, row=2)
     figure.update_yaxes(title_text="live − cut accuracy, points", row=1)
-    figure.update_yaxes(title_text="training loss (log)", **NARROW, row=2)
-    return figure
+    return figure.update_yaxes(title_text="training loss (log)", **NARROW, row=2)
 
 
 def density(table: pd.DataFrame) -> go.Figure:
@@ -100,10 +91,7 @@ def density(table: pd.DataFrame) -> go.Figure:
         hover = f"{who}, step %{{x}}: %{{customdata:,}} weights, %{{y:.3g}}% of the layer, would stay"
         style = {"name": f"{who} ({rows['weights'].iloc[0]:,} weights)", "customdata": rows["kept"], **line(i)}
         figure.add_trace(scatter(rows["step"], 100 * rows["density"], hover, style))
-    titled(figure, title, 420)
-    figure.update_xaxes(title_text="step")
-    figure.update_yaxes(title_text="kept by a cut, % of the layer (log)", **NARROW)
-    return figure
+    return titled(figure, title, "step", 420).update_yaxes(title_text="kept by a cut, % of the layer (log)", **NARROW)
 
 
 def paths(table: pd.DataFrame, layer: str | None = None, shown: int = PATHS_SHOWN) -> go.Figure:
@@ -121,11 +109,10 @@ def paths(table: pd.DataFrame, layer: str | None = None, shown: int = PATHS_SHOW
     if layer is not None:
         one_of("layer", layer, map(str, table["layer"].unique()))
         table = table[table["layer"] == layer]
-    figure = make_subplots(
-        rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=list(_KINDS.values())
-    )
+    titles = [called for called, _ in _KINDS.values()]
+    figure = make_subplots(rows=1, cols=3, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles)
     counts, asleep = {}, 0.0
-    for i, kind in enumerate(_KINDS):
+    for i, (kind, (called, of)) in enumerate(_KINDS.items()):
         rows = table[(table["kind"] == kind).to_numpy()]
         each = rows["weight"].unique()
         counts[kind] = len(each)
@@ -133,22 +120,19 @@ def paths(table: pd.DataFrame, layer: str | None = None, shown: int = PATHS_SHOW
             asleep = float((rows.groupby("weight")["magnitude"].last() < 1e-3).mean())
         each = each[np.unique(np.linspace(0, len(each) - 1, min(shown, len(each))).astype(int))]
         x, y, active, told = _joined(rows[rows["weight"].isin(each)])
-        hover, style = "%{customdata} at step %{x}: |w| = %{y:.3g}", line(_STYLES[kind], customdata=told)
+        hover, style = "%{customdata} at step %{x}: |w| = %{y:.3g}", line(of, customdata=told)
         if kind != "passive":  # the band lies behind the line
             band = {"mode": "lines", "line": {"color": "#DADADA", "width": 9, "dash": "solid"}, "customdata": told,
                     "name": "active", "legendgroup": "active", "showlegend": kind == "switched"}  # fmt: skip
             figure.add_trace(scatter(x, np.where(active, y, np.nan), hover + ", active", band), 1, i + 1)
         style["line"]["width"] = 1.3
         style["marker"] |= {"maxdisplayed": 30, "size": 6}
-        figure.add_trace(scatter(x, y, hover, {**style, "name": _KINDS[kind]}), 1, i + 1)
+        figure.add_trace(scatter(x, y, hover, {**style, "name": called}), 1, i + 1)
     title = f"Of {sum(counts.values())} weights{f' of {layer_name(layer)}' if layer else ''}, {counts['kept']} are kept"
     if counts["switched"]:
         title += f"; of {counts['switched']} active only at times, {100 * asleep:.0f}% end under 1e-3"
-    titled(figure, title, 480)
-    figure.update_xaxes(title_text="step")
-    figure.update_yaxes(**WIDE)
-    figure.update_yaxes(title_text="|w| (log)", col=1)
-    return figure
+    titled(figure, title, "step", 480).update_yaxes(**WIDE)
+    return figure.update_yaxes(title_text="|w| (log)", col=1)
 
 
 def sets(table: pd.DataFrame) -> go.Figure:
@@ -173,25 +157,92 @@ def sets(table: pd.DataFrame) -> go.Figure:
     for i, (column, col, factor, text, hover) in enumerate(lines):
         style = {"name": text, **line(i)}
         figure.add_trace(scatter(table["step"], factor * table[column], f"step %{{x}}: {hover}", style), 1, col)
-    titled(figure, title, 460, 2)
-    figure.update_xaxes(title_text="step")
+    titled(figure, title, "step", 460, 2)
     figure.update_yaxes(title_text="share, %", range=[0, 102], col=1)
     figure.update_yaxes(title_text="weights / Q", rangemode="tozero", col=2)
-    figure.update_yaxes(title_text="% of the norm of all weights", rangemode="tozero", col=3)
-    return figure
+    return figure.update_yaxes(title_text="% of the norm of all weights", rangemode="tozero", col=3)
+
+
+def falls(table: pd.DataFrame) -> go.Figure:
+    """|w| of weights that were never active, relative to the first step: measured, recurrence, closed form.
+
+    Takes `trajectories.falls(...)`, a line a run. The closed form is drawn once where runs share it.
+    """
+    figure, worst, ends, drawn = go.Figure(), 0.0, [], []
+    for i, (label, rows) in enumerate(by_run(table, "step", "measured", "exact", "closed_form")):
+        style, who = line(i), name(label)
+        exact, measured, closed = (rows[column].to_numpy() for column in ("exact", "measured", "closed_form"))
+        envelope = np.maximum.accumulate(exact[::-1])[::-1]  # where a weight swings, errors are relative to the swing
+        worst = max(worst, float((np.abs(exact - measured) / np.maximum(envelope, 1e-30)).max()))
+        off = closed[-1] / max(measured[-1], 1e-38)
+        ends.append(f"{times(max(off, 1 / off))} ({who.removeprefix('momentum ')})")
+        hover = f"{who}, step %{{x}}: %{{y:.3g}} of the first |w|, "
+        lines = {**style, "mode": "lines", "marker": None, "name": f"{who}, recurrence"}
+        figure.add_trace(scatter(rows["step"], exact, hover + "by the recurrence", lines))
+        few = slice(i * max(1, len(rows) // _MEASURED) // 3, None, max(1, len(rows) // _MEASURED))
+        dots = {"mode": "markers", "marker": {"symbol": style["marker"]["symbol"], "size": 10,
+                "color": style["marker"]["color"]}, "name": f"{who}, measured"}  # fmt: skip
+        figure.add_trace(scatter(rows["step"].iloc[few], measured[few], hover + "median measured", dots))
+        if not any(len(closed) == len(other) and np.allclose(closed, other, rtol=1e-3) for other in drawn):
+            hover = "step %{x}: %{y:.3g} by exp(−Σ αη/(1 − β))"
+            dotted = {"mode": "lines", "line": DOTS, "name": "closed form", "showlegend": not drawn}
+            figure.add_trace(scatter(rows["step"], closed, hover, dotted))
+            drawn.append(closed)
+    title = f"Passive weights follow the recurrence to {100 * worst:.1g}%; the closed form ends off by "
+    title += ", ".join(ends)
+    return titled(figure, title, "step", 504, 3).update_yaxes(title_text="|w| relative to the first step (log)", **WIDE)
+
+
+def speed(table: pd.DataFrame) -> go.Figure:
+    """Measured decay per step against lr * decay, both in units of the critical point. Takes `zero_out_speed(...)`.
+
+    In these units the exact roots of all momenta near 1 lie on one line; it is drawn for the median momentum.
+    """
+    by_run(table, "momentum", "product", "of_critical", "weights", "measured", "off_exact", "off_closed_form")
+    beta = float(np.percentile(table["momentum"], 50, method="nearest"))
+    fastest = -0.5 * np.log(beta)
+    x = np.geomspace(0.7 * table["of_critical"].min(), 1.4 * table["of_critical"].max(), 300)
+    product = x * (1 - np.sqrt(beta)) ** 2
+    p = 1 + beta - product
+    root = (p + np.sqrt(np.maximum(p**2 - 4 * beta, 0))) / 2
+    exact, closed = np.where(x < 1, -np.log(root), fastest) / fastest, product / (1 - beta) / fastest
+    figure, hover = go.Figure(), "αη %{x:.3g} of the critical: %{y:.3g} of the fastest decay"
+    for who, y, color, dash in ((f"exact root, β = {beta:g}", exact, "#000000", "solid"),
+                                ("closed form αη/(1 − β)", closed, "#666666", "dash")):  # fmt: skip
+        style = {"mode": "lines", "line": {"color": color, "dash": dash, "width": 2}, "name": who}
+        figure.add_trace(scatter(x, y, hover, style))
+    for i, (momentum, rows) in enumerate(table.groupby("momentum")):
+        columns = (np.log(2) / rows["measured"], 100 * rows["off_exact"], 100 * rows["off_closed_form"],
+                   rows["weights"], rows["product"])  # fmt: skip
+        hover = (
+            f"momentum {momentum:g}, αη = %{{customdata[4]:.2g}} (%{{x:.2g}} of the critical): half-life "
+            "%{customdata[0]:.4g} steps, median of %{customdata[3]:,} weights; the root is off by "
+            "%{customdata[1]:+.2f}%, the closed form by %{customdata[2]:+.1f}%"
+        )
+        marker = line(i)["marker"]  # open and of different sizes: they lie on top of each other
+        marker = {"symbol": f"{marker['symbol']}-open", "size": max(22 - 6 * i, 8), "color": marker["color"],
+                  "line": {"width": 2.5}}  # fmt: skip
+        style = {"mode": "markers", "marker": marker, "name": f"momentum {momentum:g}, measured"}
+        share = rows["measured"] / (-0.5 * np.log(momentum))
+        figure.add_trace(scatter(rows["of_critical"], share, hover, {**style, "customdata": np.stack(columns, axis=1)}))
+    title = f"Measured and exact speed differ by at most {100 * table['off_exact'].abs().max():.2g}%"
+    if x[0] < 1 < x[-1]:
+        title += "; past the critical αη, more decay does not help"
+        figure.add_vline(x=1, line={"color": "#777777", "dash": "2px,3px", "width": 1.5})
+        figure.add_annotation(x=np.log10(1.05), y=0.02, yref="paper", xanchor="left", yanchor="bottom", showarrow=False,
+                              text="above: weights swing through zero", font={"size": 12})  # fmt: skip
+    titled(figure, title, "αη relative to the critical (1 − √β)² (log)", 480, 2, **NARROW)
+    return figure.update_yaxes(title_text="decay per step relative to ½ ln 1/β (log)", **NARROW)
 
 
 def _joined(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Weights one after the other, a gap between: step, |w| (a gap where 0, not on a log axis), active, what it is."""
-    parts: list[tuple[np.ndarray, ...]] = []
+    parts = [(np.empty(0), np.empty(0), np.empty(0, bool), np.empty(0, object))]
     for weight, own in rows.groupby("weight", sort=False):
         every = max(1, len(own) // _POINTS)
         step, w = own["step"].to_numpy(np.float64)[::every], own["magnitude"].to_numpy(np.float64)[::every]
-        starts = np.arange(0, len(own), every)
-        active = np.maximum.reduceat(own["active"].to_numpy(), starts) > 0  # at any step up to the next point
+        active = np.maximum.reduceat(own["active"].to_numpy(), np.arange(0, len(own), every)) > 0  # until the next
         told = np.full(len(step) + 1, f"weight {weight:,} of {layer_name(str(own['layer'].iloc[0]))}", object)
         w = np.where(w > 0, w, np.nan)
         parts.append((np.append(step, np.nan), np.append(w, np.nan), np.append(active, False), told))
-    if not parts:
-        return np.empty(0), np.empty(0), np.empty(0, bool), np.empty(0, object)
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

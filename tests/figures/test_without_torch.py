@@ -27,4 +27,4 @@ def test_all_modules_of_figures_load_without_torch() -> None:
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     loaded = {name.removeprefix("gsm_lab.figures.") for name in found.stdout.split()}
-    assert {"dashboard", "frame", "rivals", "style", "taylor_view", "trajectories"} <= loaded
+    assert {"dashboard", "rivals", "style", "taylor_view", "trajectories"} <= loaded
