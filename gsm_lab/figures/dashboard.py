@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from gsm_lab.checks import kind, whole
 from gsm_lab.figures import taylor_view
-from gsm_lab.figures.style import COLOURS, finish, line
+from gsm_lab.figures.style import COLOURS, NARROW, finish, line
 from gsm_lab.knobs import KNOBS
 from gsm_lab.wording import layer_name
 
@@ -25,7 +25,7 @@ POINTS = 400  # a line; more cannot be seen, and makes a live figure slow
 LAYERS_SHOWN = 8
 MARKS_SHOWN = 12
 PANELS = ("loss and accuracy", "weights near zero", "re-activated per step", "density by layer")
-_CORNERS = ((1, 1), (1, 2), (2, 1), (2, 2))
+_LEGENDS = ("legend", "legend2", "legend3", "legend4")
 _LEFT, _WIDE = (0.0, 0.6), 0.4  # where the columns begin, and how wide they are, as share of the width
 _MARKED = tuple(name for name, knob in KNOBS.items() if knob.marked)
 _SHORT = {"compression": "C", "momentum": "β", "weight_decay": "η", "lr": "α", "smoothing": "s"}
@@ -41,22 +41,19 @@ def curves(history: History, points: int = POINTS) -> Curves:
     """
     points = whole("points", points)
     rows, evaluations = _history(history).steps.array(), history.evaluations.array()
-    weights = max(1, sum(history.layers.values()))
     last, mean = _stretches(len(rows), points)
-    step = rows["step"][last].astype(np.float32)
-    share = np.float32(100.0 / weights)
-    c = history.knob_values("compression", rows["step"][last]) if len(last) else np.empty(0)
-    lines: Curves = {
+    seen, _ = _stretches(len(evaluations), points)
+    step, at = rows["step"][last].astype(np.float32), evaluations["step"][seen].astype(np.float32)
+    share = np.float32(100.0 / max(1, sum(history.layers.values())))
+    lines: Curves = {  # in the order in which a dashboard holds them
         "loss": (step, mean(rows["loss"])),
+        "live accuracy": (at, 100 * evaluations["live_accuracy"][seen]),
+        "cut accuracy": (at, 100 * evaluations["cut_accuracy"][seen]),
         "under 1e-3": (step, rows["under_1e-3"][last].sum(axis=1) * share),
         "under 1e-4": (step, rows["under_1e-4"][last].sum(axis=1) * share),
-        "target": (step, 100.0 - 100.0 / c),
+        "target": (step, 100.0 - 100.0 / history.knob_values("compression", rows["step"][last])),
         "re-activated": (step, mean(rows["reactivated"].sum(axis=1))),
     }
-    seen, _ = _stretches(len(evaluations), points)
-    at = evaluations["step"][seen].astype(np.float32)
-    lines["live accuracy"] = (at, 100 * evaluations["live_accuracy"][seen])
-    lines["cut accuracy"] = (at, 100 * evaluations["cut_accuracy"][seen])
     for i, (name, size) in _shown_layers(history.layers):
         lines[f"layer {name}"] = (at, evaluations["kept"][seen][:, i] * np.float32(100.0 / size))
     return {name: (x, np.asarray(y, np.float32)) for name, (x, y) in lines.items()}
@@ -65,11 +62,11 @@ def curves(history: History, points: int = POINTS) -> Curves:
 def _stretches(count: int, points: int) -> tuple[np.ndarray, Any]:
     """Up to `points` stretches of equal length: the last row of each, and a function that averages over them."""
     length = max(1, -(-count // points))
-    last = np.minimum(np.arange(length - 1, count + length - 1, length), count - 1) if count else np.empty(0, int)
+    starts = np.arange(0, count, length)
+    last = np.minimum(starts + length, count) - 1
 
     def mean(column: np.ndarray) -> np.ndarray:
-        starts = np.arange(0, count, length)
-        return np.add.reduceat(column.astype(np.float64), starts) / np.diff([*starts, count]) if count else column
+        return np.add.reduceat(column.astype(np.float64), starts) / (last - starts + 1)
 
     return last, mean
 
@@ -119,8 +116,7 @@ def marks(history: History) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
         places[at] = [*same, text]
     shapes, labels = [], []
     for at, texts in list(places.items())[-MARKS_SHOWN:]:
-        for axis in ("", "2", "3", "4"):
-            y = {"": "y", "2": "y3", "3": "y4", "4": "y5"}[axis]
+        for axis, y in (("", "y"), ("2", "y3"), ("3", "y4"), ("4", "y5")):
             shapes.append(
                 {"type": "line", "xref": f"x{axis}", "yref": f"{y} domain", "x0": at, "x1": at, "y0": 0, "y1": 1,
                  "line": {"color": "#777777", "width": 1.5, "dash": "2px,3px"}}
@@ -148,27 +144,23 @@ def dashboard(history: History, height: int = 640, slots: int = 0, taylor: np.nd
     )  # fmt: skip
     lines = curves(history)
 
-    def add(name: str, corner: int, i: int, hover: str, legend: str, *, right: bool = False, **more: Any) -> None:
-        x, y = lines[name]
-        style = line(i) | more
-        trace = go.Scatter(
-            x=x, y=y, name=name, legend=legend, hovertemplate=f"step %{{x}}: {hover}<extra></extra>", **style
-        )
-        row, col = _CORNERS[corner]
-        figure.add_trace(trace, row=row, col=col, **({"secondary_y": right} if corner == 0 else {}))
+    def add(key: str, corner: int, i: int, hover: str, *, right: bool = False, **more: Any) -> None:
+        (x, y), (row, col) = lines[key], divmod(corner, 2)
+        style = {"name": key, "hovertemplate": f"step %{{x}}: {hover}<extra></extra>", **line(i), **more}
+        trace = go.Scatter(x=x, y=y, legend=_LEGENDS[corner], **style)
+        figure.add_trace(trace, row=row + 1, col=col + 1, secondary_y=right)
 
-    add("loss", 0, 0, "training loss %{y:.3g}", "legend", line={"color": COLOURS[0], "width": 1.5}, mode="lines")
-    add("live accuracy", 0, 1, "test accuracy %{y:.2f}% as it is", "legend", right=True)
-    add("cut accuracy", 0, 2, "test accuracy %{y:.2f}% if cut now", "legend", right=True)
-    add("under 1e-3", 1, 3, "%{y:.2f}% of weights with |w| < 1e-3", "legend2")
-    add("under 1e-4", 1, 4, "%{y:.2f}% of weights with |w| < 1e-4", "legend2")
+    add("loss", 0, 0, "training loss %{y:.3g}", line={"color": COLOURS[0], "width": 1.5}, mode="lines")
+    add("live accuracy", 0, 1, "test accuracy %{y:.2f}% as it is", right=True)
+    add("cut accuracy", 0, 2, "test accuracy %{y:.2f}% if cut now", right=True)
+    add("under 1e-3", 1, 3, "%{y:.2f}% of weights with |w| < 1e-3")
+    add("under 1e-4", 1, 4, "%{y:.2f}% of weights with |w| < 1e-4")
     grey = {"color": "#000000", "dash": "dot", "width": 1.5, "shape": "hv"}
-    add("target", 1, 2, "%{y:.2f}% = 1 − 1/C have to go", "legend2", mode="lines", line=grey)
-    add("re-activated", 2, 5, "%{y:,.0f} weights passive the step before", "legend3", mode="lines", fill="tozeroy",
+    add("target", 1, 2, "%{y:.2f}% = 1 − 1/C have to go", mode="lines", line=grey)
+    add("re-activated", 2, 5, "%{y:,.0f} weights passive the step before", mode="lines", fill="tozeroy",
         line={"color": "#444444", "width": 1.5}, fillcolor="rgba(120,120,120,0.3)")  # fmt: skip
     for i, (_, (name, _size)) in enumerate(_shown_layers(history.layers)):
-        add(f"layer {name}", 3, i, f"%{{y:.3g}}% of {layer_name(name)} would stay", "legend4")
-        figure.data[-1].name = layer_name(name)
+        add(f"layer {name}", 3, i, f"%{{y:.3g}}% of {layer_name(name)} would stay", name=layer_name(name))
     for i in range(len(_shown_layers(history.layers)), slots):
         figure.add_trace(go.Scatter(x=[], y=[], visible=False, legend="legend4", **line(i)), row=2, col=2)
     _axes(figure)
@@ -189,10 +181,8 @@ def update(figure: go.Figure, history: History, taylor: np.ndarray | None = None
     if len(figure.data) < len(lines):
         raise ValueError("figure must be a `dashboard` of this history, or one with enough slots")
     layers = [name for _, (name, _) in _shown_layers(history.layers)]
-    names = ["loss", "live accuracy", "cut accuracy", "under 1e-3", "under 1e-4", "target", "re-activated"]
-    names += [f"layer {name}" for name in layers]
-    for trace, name in zip(figure.data, names, strict=False):
-        trace.x, trace.y = lines[name]
+    for trace, (x, y) in zip(figure.data, lines.values(), strict=False):
+        trace.x, trace.y = x, y
     for i, trace in enumerate(t for t in figure.data[7:] if t.legend == "legend4"):
         trace.visible = i < len(layers)
         if i < len(layers):
@@ -222,23 +212,20 @@ def _axes(figure: go.Figure) -> None:
     figure.layout.xaxis.matches = None  # it is the one the others follow
     figure.update_xaxes(domain=[_LEFT[0], _LEFT[0] + _WIDE], col=1)  # secondary_y would leave a gap at the right
     figure.update_xaxes(domain=[_LEFT[1], _LEFT[1] + _WIDE], col=2)
-    log = {"type": "log", "dtick": "D2", "exponentformat": "power"}
     percent = {"range": [0, 101], "tickmode": "linear", "dtick": 20}
     # a loss that explodes shall leave the rest of its line readable
     clip = {"autorangeoptions": {"clipmax": 100}}
-    figure.update_yaxes(title_text="training loss (log)", **log, **clip, row=1, col=1, secondary_y=False)
+    figure.update_yaxes(title_text="training loss (log)", **NARROW, **clip, row=1, col=1, secondary_y=False)
     figure.update_yaxes(title_text="test accuracy, %", **percent, showgrid=False, row=1, col=1, secondary_y=True)
     figure.update_yaxes(title_text="share of all weights, %", **percent, row=1, col=2)
     figure.update_yaxes(title_text="weights per step", rangemode="tozero", row=2, col=1)
-    figure.update_yaxes(title_text="weights kept by the cut, % (log)", **log, row=2, col=2)
+    figure.update_yaxes(title_text="weights kept by the cut, % (log)", **NARROW, row=2, col=2)
     figure.update_yaxes(title_font_size=14, title_standoff=8)  # the labels of two axes share the gap between columns
     place = {"orientation": "h", "yanchor": "bottom", "xanchor": "left"}
     place |= {"font": {"size": 12}, "bgcolor": "rgba(0,0,0,0)"}
-    for corner, legend in enumerate(("legend", "legend2", "legend3", "legend4")):
-        row, col = divmod(corner, 2)
-        figure.update_layout({legend: {"x": _LEFT[col], "y": (1.0, 0.4)[row], **place}})
     figure.update_layout(showlegend=True)
     figure.data[6].showlegend = False  # alone in its plot, whose axis says it
     for corner, title in enumerate(figure.layout.annotations[:4]):
         row, col = divmod(corner, 2)
         title.update(x=_LEFT[col], y=(1.055, 0.455)[row], xanchor="left", yanchor="bottom", font={"size": 15})
+        figure.update_layout({_LEGENDS[corner]: {"x": _LEFT[col], "y": (1.0, 0.4)[row], **place}})

@@ -32,12 +32,14 @@ _ERRORS = (("step, g·Δw", "error_first", 1), ("step, with curvature", "error_s
 def curves(probes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """The six lines, (x in steps, y) in float32: the changes of the last probes, the errors (medians) in percent."""
     recent = probes[-RECENT:]
-    lines = [(recent["step"].astype(np.float32), _finite(recent[field])) for _, field, _ in _CHANGES]
+    x, changes = recent["step"].astype(np.float32), (recent[field] for _, field, _ in _CHANGES)
+    lines = [(x, np.where(np.isfinite(y), y, np.nan).astype(np.float32)) for y in changes]
     last = np.arange(len(probes) - 1, -1, -max(1, -(-len(probes) // POINTS)))[::-1]
     at = probes["step"][last].astype(np.float32)
     for _, field, _ in _ERRORS:
         before = np.concatenate([np.full(WINDOW, np.nan, np.float32), probes[field]])
-        lines.append((at, _positive(100 * medians(sliding_window_view(before, WINDOW)[last + 1]))))
+        y = 100 * medians(sliding_window_view(before, WINDOW)[last + 1])
+        lines.append((at, np.where(y > 0, y, np.nan).astype(np.float32)))
     return lines
 
 
@@ -105,11 +107,9 @@ def add(figure: go.Figure, probes: np.ndarray) -> go.Figure:
         left = i < len(_CHANGES)
         style = line(of)
         style["marker"] |= {"maxdisplayed": 0, "size": 6 if i else 9} if left else {}  # the truth shows behind
-        figure.add_trace(
-            go.Scatter(x=x, y=y, name=name, legend=LEGENDS[not left], xaxis="x5" if left else "x6",
-                       yaxis="y6" if left else "y7", hovertemplate=f"step %{{x}}: {hover[i]}<extra></extra>",
-                       **style)
-        )  # fmt: skip
+        style |= {"name": name, "legend": LEGENDS[not left], "hovertemplate": f"step %{{x}}: {hover[i]}<extra></extra>"}
+        axes = {"xaxis": "x5", "yaxis": "y6"} if left else {"xaxis": "x6", "yaxis": "y7"}
+        figure.add_trace(go.Scatter(x=x, y=y, **axes, **style))
     return figure
 
 
@@ -121,14 +121,6 @@ def update(figure: go.Figure, probes: np.ndarray) -> list[dict[str, Any]]:
             trace.x, trace.y = x, y
     mine = [note.to_plotly_json() for note in figure.layout.annotations if note.xref == "paper"][4:]
     return [{**note, "text": text} for note, text in zip(mine, titles(probes), strict=True)]
-
-
-def _finite(y: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(y), y, np.nan).astype(np.float32)
-
-
-def _positive(y: np.ndarray) -> np.ndarray:
-    return np.where(y > 0, y, np.nan).astype(np.float32)
 
 
 def _signed(x: float) -> str:
