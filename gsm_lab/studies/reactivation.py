@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from gsm_lab.checks import kind, shown, whole
-from gsm_lab.studies.codes import NEAR_ZERO, length_bins
 from gsm_lab.studies.control_runs import controls, watch
 from gsm_lab.studies.recording import Recorder, survivors
+from gsm_lab.studies.scan import NEAR_ZERO, length_bins
 from gsm_lab.wording import layer_name
 
 __all__ = ["Recorder", "controls", "kept", "per_layer", "per_momentum", "per_step", "survival", "watch"]

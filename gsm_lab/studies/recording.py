@@ -1,8 +1,8 @@
 """What is recorded while a run trains, after each of its gated steps.
 
 `Recorder` records what each weight goes through while the gate opens and shuts on it, in less than 14 bytes a weight.
-`Attached` is what the recorders of `paths` and `active_sets` share. A recorder is attached to a run by making it, is
-not saved with the run, and ends with a reset of the run.
+`Attached` is what the recorders of `paths` share. A recorder is attached to a run by making it, is not saved with the
+run, and ends with a reset of the run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from gsm_lab.checks import kind, whole
 from gsm_lab.optim.groups import flat_mask, keep_masks
-from gsm_lab.studies import codes, scan
+from gsm_lab.studies import scan
 from gsm_lab.training.history import Rows
 from gsm_lab.training.run import Run
 from gsm_lab.wording import layer_name
@@ -30,7 +30,7 @@ class Recorder:
         every: how many steps share a row of `sums`; doubles when the table is full.
         sums: int64 [rows, 4, layers], sums over these steps of: the pool, weights passive one step earlier; those of
             them that were re-activated; of these the woken; and those that had been near zero while passive.
-        ended: int64 [layers, bins], how many passive stretches a re-activation ended, by length (`codes.length_bins`).
+        ended: int64 [layers, bins], how many passive stretches a re-activation ended, by length (`scan.length_bins`).
 
     Raises:
         TypeError: `run` is not a Run.
@@ -54,13 +54,13 @@ class Recorder:
         # For each weight the step it was last active at, unless it is now, and its longest stretch: read in one go.
         self._pair = np.zeros((n, 2), np.int32)
         self._pair[:, 0] = self.first
-        self._least = np.full(n, codes.NEVER, np.uint16)
+        self._least = np.full(n, scan.NEVER, np.uint16)
         self._reactivations = np.zeros(n, np.uint16)
         self._mask: np.ndarray | None = None
         self._active = np.zeros(layers, np.int64)
         self.every = 1
         self.sums = np.zeros((max(64, min(1024, n // (64 * layers) // 2 * 2)), 4, layers), np.int64)
-        self.ended = np.zeros((layers, codes.BINS), np.int64)
+        self.ended = np.zeros((layers, scan.BINS), np.int64)
         run.recorders.append(self)
 
     # -- per weight ------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Recorder:
         Rounded down by less than 0.2% (a 512th), but never past 1e-3 or 1e-4: what is below these is told exactly.
         What is under 5.4e-20 comes as 0, and from 1.85e19 on as inf.
         """
-        return codes.sizes(self._least)
+        return scan.sizes(self._least)
 
     @property
     def reactivations(self) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 from numba import carray, njit
 
 from gsm_lab.optim.fused.llvm import bits, fetch, floats, zeros_below
-from gsm_lab.studies.codes import ABOVE, BELOW, CUT, LOWEST, NEAR, NEARER, NEVER, SHIFT
+from gsm_lab.studies.scan import ABOVE, BELOW, CUT, LOWEST, NEAR, NEARER, NEVER, SHIFT
 
 BLOCK = 1 << 13  # weights that are looked at together: what is read twice is still in the nearest cache
 AHEAD = 12  # words
@@ -14,7 +14,7 @@ AHEAD = 12  # words
 
 @njit("void(uint16[::1], float32[::1], uint8[::1])", cache=True, nogil=True)
 def lower(least, weights, active):  # noqa: ANN001, ANN201
-    """Lower least to the codes of weights (see `studies.codes`) where these are lower, and not active, in place."""
+    """Lower least to the codes of weights (see `scan`) where these are lower, and not active, in place."""
     for i in range(weights.size):
         size = bits(abs(weights[i]))
         # numba adds and shifts in 64 bits; made 32 again at once, a vector holds twice as many

@@ -11,10 +11,9 @@ from torch import nn
 
 from gsm_lab import Dataset, Run
 from gsm_lab.optim.fused import loader
-from gsm_lab.studies import codes as coding
 from gsm_lab.studies import reactivation, scan
-from gsm_lab.studies.codes import length_bin, length_bins
 from gsm_lab.studies.recording import Recorder
+from gsm_lab.studies.scan import length_bin, length_bins
 from tests.runs import tiny
 
 PASSES = ["compiled", "numpy"]
@@ -98,7 +97,7 @@ def rounded(found: np.ndarray, exact: np.ndarray) -> None:
 
 def lowered(weights: np.ndarray, passes: str) -> np.ndarray:
     """The codes that passive weights leave, float32 [n] -> uint16 [n]."""
-    codes = np.full(weights.size, coding.NEVER, np.uint16)
+    codes = np.full(weights.size, scan.NEVER, np.uint16)
     if passes == "numpy":
         scan.lower(codes, weights)
     else:
@@ -195,7 +194,7 @@ def test_both_passes_equal_the_obvious(n: int, seed: int, density: float, flips:
     before = rng.random(n) < density
     active = before ^ (rng.random(n) < flips)
     weights, least = rng.normal(size=(2, n)).astype(np.float32)
-    least = coding.codes(least)
+    least = scan.codes(least)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "CHUNK", 64)
         on, off = scan.moved(active, before)
@@ -203,7 +202,7 @@ def test_both_passes_equal_the_obvious(n: int, seed: int, density: float, flips:
         np.testing.assert_array_equal(off, np.flatnonzero(before & ~active))
         lower = least.copy()
         scan.lower(lower, weights)
-        np.testing.assert_array_equal(lower, np.minimum(least, coding.codes(weights)))
+        np.testing.assert_array_equal(lower, np.minimum(least, scan.codes(weights)))
     if loader.compiled(scan.COMPILED) is None:
         return
     left, right = [], []
@@ -213,7 +212,7 @@ def test_both_passes_equal_the_obvious(n: int, seed: int, density: float, flips:
             bounds = np.array([0, n // 3, n // 3, n])  # one layer is empty
             pair = np.stack([np.full(n, 3, np.int32), np.arange(n, dtype=np.int32) % 9], axis=1)
             found += [pair, least.copy(), np.arange(n).astype(np.uint16) + np.uint16(65530 - n // 2)]
-            found += [np.zeros((3, coding.BINS), np.int64), np.zeros((4, 3), np.int64)]
+            found += [np.zeros((3, scan.BINS), np.int64), np.zeros((4, 3), np.int64)]
             found.append(np.add.reduceat(np.append(before, False), bounds[:-1], dtype=np.int64))
             found[-1][1] = 0
             layers = [np.ascontiguousarray(weights[a:b]) for a, b in itertools.pairwise(bounds)]
@@ -225,24 +224,24 @@ def test_both_passes_equal_the_obvious(n: int, seed: int, density: float, flips:
 
 def test_codes_order_as_sizes_do_and_both_limits_begin_one(passes: str) -> None:
     # the 999 float32 on either side of where the rule changes (limits, ends, powers of two), and three a code
-    near = [0, 1e-3, 1e-4, *coding.sizes(np.uint16([1, coding.NEVER - 1])), 2.0**64, 1, 2, 2**-11, 2**-13, 2**-126]
+    near = [0, 1e-3, 1e-4, *scan.sizes(np.uint16([1, scan.NEVER - 1])), 2.0**64, 1, 2, 2**-11, 2**-13, 2**-126]
     near = np.float32([*near, np.finfo(np.float32).max]).view(np.int32)[:, None] + np.arange(-999, 1000)
     infinity = int(np.float32(np.inf).view(np.int32))
     bits = np.unique(np.r_[near.ravel(), np.arange(0, infinity, 4999), infinity].clip(0, infinity))
     sizes = bits.astype(np.int32).view(np.float32)
     codes = lowered(sizes, passes)
-    assert (codes[1:] >= codes[:-1]).all() and codes[0] == 0 and codes[-1] == coding.NEVER
-    np.testing.assert_array_equal(np.unique(codes), np.arange(coding.NEVER + 1))
-    for limit, least in ((1e-3, coding.NEAR), (1e-4, coding.codes(np.float32([1e-4]))[0])):
+    assert (codes[1:] >= codes[:-1]).all() and codes[0] == 0 and codes[-1] == scan.NEVER
+    np.testing.assert_array_equal(np.unique(codes), np.arange(scan.NEVER + 1))
+    for limit, least in ((1e-3, scan.NEAR), (1e-4, scan.codes(np.float32([1e-4]))[0])):
         np.testing.assert_array_equal(codes < least, sizes < np.float32(limit))
     np.testing.assert_array_equal(lowered(-sizes, passes), codes)
-    kept = (codes > 0) & (codes < coding.NEVER)
-    assert (sizes[codes == 0] < 5.5e-20).all() and (sizes[codes == coding.NEVER] > 1.8e19).all()
-    rounded(coding.sizes(codes)[kept], sizes[kept])
-    every = np.arange(coding.NEVER + 1).astype(np.uint16)
-    np.testing.assert_array_equal(lowered(coding.sizes(every), passes), every)
-    assert coding.sizes(every)[[0, -1]].tolist() == [0, np.inf]
-    assert {np.float32(1e-3), np.float32(1e-4)} < set(coding.sizes(every))
+    kept = (codes > 0) & (codes < scan.NEVER)
+    assert (sizes[codes == 0] < 5.5e-20).all() and (sizes[codes == scan.NEVER] > 1.8e19).all()
+    rounded(scan.sizes(codes)[kept], sizes[kept])
+    every = np.arange(scan.NEVER + 1).astype(np.uint16)
+    np.testing.assert_array_equal(lowered(scan.sizes(every), passes), every)
+    assert scan.sizes(every)[[0, -1]].tolist() == [0, np.inf]
+    assert {np.float32(1e-3), np.float32(1e-4)} < set(scan.sizes(every))
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=60))  # NaN, infinities and denormals, too
@@ -251,11 +250,11 @@ def test_both_passes_give_any_float_its_code(weights: list[float]) -> None:
     codes = lowered(weights, "numpy")
     if loader.compiled(scan.COMPILED):
         np.testing.assert_array_equal(lowered(weights, "compiled"), codes)
-    assert (codes[np.isnan(weights)] == coding.NEVER).all()
+    assert (codes[np.isnan(weights)] == scan.NEVER).all()
     order = np.abs(weights).argsort(kind="stable")  # NaN comes last
     assert (np.diff(codes[order].astype(int)) >= 0).all()
-    usual = (codes > 0) & (codes < coding.NEVER)
-    rounded(coding.sizes(codes)[usual], np.abs(weights)[usual])
+    usual = (codes > 0) & (codes < scan.NEVER)
+    rounded(scan.sizes(codes)[usual], np.abs(weights)[usual])
 
 
 def test_bins_hold_what_they_say() -> None:
