@@ -1,4 +1,4 @@
-"""The paths of some weights: their values at every step, and those of a weight that would have stayed passive."""
+"""Recorders of single weights: the paths of some of them, and how the set of the active ones settles."""
 
 from __future__ import annotations
 
@@ -80,23 +80,21 @@ class Paths(Attached):
         of = np.searchsorted(np.cumsum(list(self._history.layers.values())), self.chosen, side="right")
         kind = np.where(survivors(self.run)[self.chosen], 0, np.where(self._times > 0, 1, 2))
         rows = self._rows.array()
-        step = rows["step"].astype(np.int64)
-        shown = np.flatnonzero(of == names.index(layer)) if layer is not None else np.arange(len(of))
-        w = rows["w"][:, shown].T
-        begin = step[0] - 1  # the steps before the first recorded one
-        active = np.diff(rows["times"][:, shown], axis=0, prepend=0) / np.diff(step, prepend=begin)[:, None]
+        step, w = rows["step"].astype(np.int64), rows["w"].T
+        active = np.diff(rows["times"], axis=0, prepend=0) / np.diff(step, prepend=step[0] - 1)[:, None]
         each = len(step)
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {
-                "weight": np.repeat(self.chosen[shown], each),
-                "layer": pd.Categorical.from_codes(np.repeat(of[shown], each), names),
-                "kind": pd.Categorical.from_codes(np.repeat(kind[shown], each), KINDS),
-                "step": np.tile(step, len(shown)),
+                "weight": np.repeat(self.chosen, each),
+                "layer": pd.Categorical.from_codes(np.repeat(of, each), names),
+                "kind": pd.Categorical.from_codes(np.repeat(kind, each), KINDS),
+                "step": np.tile(step, len(kind)),
                 "w": w.reshape(-1),
                 "magnitude": np.abs(w).reshape(-1),
                 "active": active.T.reshape(-1),
             }
         )
+        return table if layer is None else table[table["layer"] == layer].reset_index(drop=True)
 
     def falls(self) -> pd.DataFrame:
         """How far weights that were never active have fallen, beside the recurrence and the closed form.
@@ -167,3 +165,83 @@ def predicted(run: Run, steps: int) -> tuple[np.ndarray, np.ndarray]:
         w -= a * z
         exact[k] = w
     return exact, np.exp(-np.cumsum(lr * decay / (1.0 - momentum)))
+
+
+class ActiveSets(Attached):
+    """Which weights are active, and which a cut would keep, every `every` steps.
+
+    Where the records take more than `limit` bytes, every second one is dropped, and so on.
+
+    Args:
+        run: to attach to, before its first gated step.
+        every: steps from one record to the next; by default an epoch.
+        limit: bytes.
+    """
+
+    def __init__(self, run: Run, every: int | None = None, limit: int = 32_000_000) -> None:
+        every = None if every is None else whole("every", every, valid="a whole number of steps")
+        limit = whole("limit", limit)
+        super().__init__(run)
+        self.every = every or run.epoch_steps
+        count = run.opt.weights
+        bits = (-(-count // 8),)
+        fields = [("step", np.int32), ("asked", np.int32), ("removed", np.float32), ("contested", np.float32)]
+        self._rows = Rows(np.dtype([*fields, ("active", np.uint8, bits), ("kept", np.uint8, bits)]), limit)
+        self.first = np.zeros(count, np.int32)  # step in which a weight was first active; 0: never
+        self._ever = np.zeros(count, bool)  # active at some step so far
+        self._since = np.zeros(count, bool)  # and at some step since the last record
+
+    def __call__(self, step: int, active: np.ndarray, weights: list[np.ndarray]) -> None:
+        """Record a step; called by the run."""
+        self.first[np.flatnonzero(active > self._ever)] = step
+        self._ever |= active
+        self._since |= active
+        if step % self.every:
+            return
+        kept = survivors(self.run)
+        w = np.concatenate([w.reshape(-1) for w in weights])
+        total = float(np.linalg.norm(w)) or 1.0
+        removed, contested = (float(np.linalg.norm(w[who])) / total for who in (~kept, self._since & ~kept))
+        asked = np.count_nonzero(self._since)
+        self._rows.append((step, asked, removed, contested, np.packbits(active), np.packbits(kept)))
+        self._since[:] = False
+
+    def frame(self) -> pd.DataFrame:
+        """One row a record; shares 0..1 of the final Q, the weights that would stay if the run were cut now.
+
+        Columns: step; active (share of the final Q that was active in that step), ever (share that had been active
+        by then), kept (share that a cut at that step would have kept); asked (distinct weights active in the `every`
+        steps up to this one, over Q: 1 where all batches agree); removed (norm of what a cut would have removed over
+        the norm of all weights: the distance between live and cut model); contested (the part of that norm in
+        weights that had been active in those `every` steps: what the batches still ask for, and would not get).
+
+        Raises ValueError before the first record, and after a reset of the run.
+        """
+        self._check(self._rows)
+        final, rows = survivors(self.run), self._rows.array()
+        q = max(1, np.count_nonzero(final))
+        bits = np.packbits(final)
+        shares = {k: [np.unpackbits(row & bits).sum() / q for row in rows[k]] for k in ("active", "kept")}
+        joined = np.sort(self.first[final & (self.first > 0)])
+        ever = np.searchsorted(joined, rows["step"], side="right") / q
+        return pd.DataFrame(
+            {
+                "step": rows["step"].astype(np.int64), "active": shares["active"], "ever": ever, "kept": shares["kept"],
+                "asked": rows["asked"] / q, "removed": rows["removed"].astype(np.float64),
+                "contested": rows["contested"].astype(np.float64),
+            }
+        )  # fmt: skip
+
+    def joining(self) -> pd.Series:
+        """When the weights of the final Q were first active.
+
+        Returns:
+            weights (the final Q), never (how many of them have never been active), half, nine_tenths, last: the step
+            by which half, 90% and all of the others had been active; NaN where there are none.
+        """
+        self._check(self._rows)
+        first = self.first[survivors(self.run)]
+        joined = first[first > 0]
+        when = np.quantile(joined, (0.5, 0.9, 1.0), method="inverted_cdf") if len(joined) else (np.nan,) * 3
+        names = ["weights", "never", "half", "nine_tenths", "last"]
+        return pd.Series([len(first), len(first) - len(joined), *when], names)

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from gsm_lab.checks import kind, shown, whole
-from gsm_lab.studies.control_runs import controls, watch
+from gsm_lab.checks import kind, several, shown, whole
 from gsm_lab.studies.recording import Recorder, survivors
+from gsm_lab.studies.runs import controls, watch
 from gsm_lab.studies.scan import NEAR_ZERO, length_bins
 from gsm_lab.wording import layer_name
 
@@ -56,8 +56,8 @@ def per_step(recorder: Recorder, layer: str = "all", rows: int = 60) -> pd.DataF
     step = recorder.first + 1 + ends
     table = pd.DataFrame({"step": step, "epoch": step / recorder.run.epoch_steps, "steps": np.diff(ends, prepend=0)})
     table[list(_COUNTS)] = sums
-    for count, share in (("reactivated", "share"), ("woken", "woken_share"), ("near_zero", "near_zero_share")):
-        table[share] = table[count] / table["pool"].where(table["pool"] > 0)
+    shares = table[list(_COUNTS[1:])].div(table["pool"].where(table["pool"] > 0), axis=0)
+    table[["share", "woken_share", "near_zero_share"]] = shares
     return table
 
 
@@ -145,10 +145,8 @@ def per_momentum(recorders: Mapping[float, Recorder]) -> pd.DataFrame:
     Raises ValueError: no runs, or one that has no two steps.
     """
     kind("recorders", recorders, Mapping, "a mapping of recorders by momentum, as `watch` returns it")
-    for one in recorders.values():
-        kind("recorders", one, Recorder, "a mapping of recorders")
-    if not recorders:
-        raise ValueError("recorders must hold at least one run that `watch` returned, got none")
+    for momentum in several("recorders", recorders, "run that `watch` returned"):
+        kind("recorders", recorders[momentum], Recorder, "a mapping of recorders")
     rows = []
     for momentum, recorder in recorders.items():
         total = per_layer(recorder).iloc[-1].drop("layer").to_dict()
@@ -157,11 +155,7 @@ def per_momentum(recorders: Mapping[float, Recorder]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# -- what they share ---------------------------------------------------------------------------------------------------
-
-
 def _layer(recorder: Recorder, layer: str) -> list[int]:
-    """The places of the layers meant."""
     names = list(_recorder(recorder).layers)
     if isinstance(layer, str) and layer == "all":
         return list(range(len(names)))

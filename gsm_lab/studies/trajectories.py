@@ -6,13 +6,11 @@
     trajectories.cut_gap(runs)             # and near_zero, lossless_from, density; paths[0.9].frame(), .falls()
 
 Tables of several runs begin with a column `run`, the key under which a run was given. Everything works with any model
-and data a `Run` takes. How a single weight decays: `gsm_lab.studies.decay`, and in a run `gsm_lab.studies.speed`;
-recorders: `gsm_lab.studies.paths` and `active_sets`.
+and data a `Run` takes. How a single weight decays: `gsm_lab.studies.decay`; recorders: `paths`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterator, Mapping
 
 import numpy as np
@@ -20,12 +18,11 @@ import pandas as pd
 
 from gsm_lab.checks import flag, kind, number, one_of, shown
 from gsm_lab.knobs import LOSSLESS
-from gsm_lab.studies.active_sets import ActiveSets
 from gsm_lab.studies.aggregation import first_lossless
-from gsm_lab.studies.decay import closed_form_rate, critical, decay_rate, passive, settling_steps
-from gsm_lab.studies.paths import KINDS, Paths, predicted
+from gsm_lab.studies.decay import closed_form_rate, critical, decay_rate, passive, settling_steps, zero_out_speed
+from gsm_lab.studies.paths import KINDS, ActiveSets, Paths, predicted
 from gsm_lab.studies.runs import MOMENTA, per_momentum
-from gsm_lab.studies.speed import zero_out_speed
+from gsm_lab.training.callbacks import Progress
 from gsm_lab.training.history import History
 from gsm_lab.training.loop import advance
 from gsm_lab.training.run import Run
@@ -49,19 +46,16 @@ def train(runs: Run | Mapping[Hashable, Run], epochs: float | None = None, progr
         ValueError: no runs, or `epochs` is not a finite number >= 0.
         FloatingPointError: from a run that diverges; a note says which.
     """
-    from tqdm.auto import tqdm
-
-    hidden, pairs = not flag("progress", progress), list(_each(runs))
+    progress, pairs = flag("progress", progress), list(_each(runs))
     for _, run in pairs:
         kind("runs", run, Run, "a Run or a mapping of these")
     steps = [max(0, r.planned - r.steps) if epochs is None else r.steps_of(epochs) for _, r in pairs]
-    total = sum(steps) + sum(run.dense_left for _, run in pairs)
-    with tqdm(total=total, unit="step", disable=hidden) as bar:
+    with Progress(sum(steps) + sum(run.dense_left for _, run in pairs), progress) as progress:
         for (label, run), n in zip(pairs, steps, strict=True):
-            bar.set_description(str(label))
+            progress.bar.set_description(str(label))
             try:
                 if n or run.dense_left:
-                    advance(run, run.steps + n, [lambda run, done: bar.update(done)])
+                    advance(run, run.steps + n, [progress])
                 run.train(epochs=0, progress=False)  # evaluates, unless the last step has
             except FloatingPointError as error:
                 error.add_note(f"in run {label!r}")
@@ -86,7 +80,9 @@ def near_zero(runs: Runs, paths: Paths | Mapping[Hashable, Paths] | None = None)
     """
     tables = []
     for label, run in _each(runs):
-        history = _trained(label, run)
+        history = _history(run)
+        if not len(history.steps.array()):
+            raise ValueError(f"run {label!r} has taken no gated step yet; call run.step(n) or run.train() first")
         frame, count = history.frame(), sum(history.layers.values())
         last = _rows_shown(len(frame))
         turnover = np.add.reduceat((frame["reactivated"] / frame["active"].clip(1)).to_numpy(), [0, *last[:-1] + 1])
@@ -96,7 +92,10 @@ def near_zero(runs: Runs, paths: Paths | Mapping[Hashable, Paths] | None = None)
             turnover=turnover / np.diff(last, prepend=-1),
         )
         if paths is not None:
-            expected = _of(paths, label, run).expected_near_zero(table["step"].to_numpy()).drop(columns="step")
+            own = paths.get(label) if isinstance(paths, Mapping) else paths
+            if not isinstance(own, Paths) or own.run is not run:
+                raise ValueError(f"paths must hold the recorder of run {label!r}, got {shown(own)} there")
+            expected = own.expected_near_zero(table["step"].to_numpy()).drop(columns="step")
             table = table.reset_index(drop=True).join(expected)
         tables.append(_labelled(label, table))
     return pd.concat(tables, ignore_index=True)
@@ -139,7 +138,7 @@ def lossless_from(runs: Runs, tolerance: float = LOSSLESS) -> pd.DataFrame:
     rows = []
     for label, table in cut_gap(runs).groupby("run", sort=False):
         first, end = first_lossless(table, tolerance), table.iloc[-1]
-        step = float(table["step"].iloc[first]) if first < len(table) else math.nan
+        step = float(table["step"].iloc[first]) if first < len(table) else np.nan
         share = step / end["step"] if end["step"] else 0.0
         rows.append({"run": label, "step": step, "share": share, **end[["gap", "live", "cut"]]})
     return pd.DataFrame(rows)
@@ -179,9 +178,6 @@ def falls(paths: Mapping[Hashable, Paths]) -> pd.DataFrame:
     return pd.concat([_labelled(label, one.falls()) for label, one in paths.items()], ignore_index=True)
 
 
-# -- one run or several ------------------------------------------------------------------------------------------------
-
-
 def _each(runs: Runs) -> Iterator[tuple[Hashable, Run | History]]:
     """Labels and runs; a single one goes by its momentum, or as "run"."""
     if isinstance(runs, Mapping):
@@ -201,25 +197,11 @@ def _history(run: Run | History) -> History:
     return run.history if isinstance(run, Run) else run
 
 
-def _trained(label: Hashable, run: Run | History) -> History:
-    history = _history(run)
-    if not len(history.steps.array()):
-        raise ValueError(f"run {label!r} has taken no gated step yet; call run.step(n) or run.train() first")
-    return history
-
-
 def _evaluated(label: Hashable, run: Run | History) -> pd.DataFrame:
     table = _history(run).evaluation_frame()
     if not len(table):
         raise ValueError(f"run {label!r} has no evaluations yet; call run.step(n) or run.train() first")
     return table
-
-
-def _of(paths: Paths | Mapping[Hashable, Paths], label: Hashable, run: Run | History) -> Paths:
-    found = paths.get(label) if isinstance(paths, Mapping) else paths
-    if not isinstance(found, Paths) or found.run is not run:
-        raise ValueError(f"paths must hold the recorder of run {label!r}, got {shown(found)} there")
-    return found
 
 
 def _labelled(label: Hashable, table: pd.DataFrame) -> pd.DataFrame:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gsm_lab.studies import reactivation
-from gsm_lab.studies.control_runs import _Gatekeeper
 from gsm_lab.studies.recording import Recorder
+from gsm_lab.studies.runs import _Gatekeeper
 from tests.runs import mine, net, tiny
 from tests.studies.test_recording import Log, fed, naive
 
