@@ -59,8 +59,7 @@ def loss_changes(problem: Problem, layer: str, progress: bool = True) -> Tensor:
 
 
 def _one_by_one(problem: Problem, layer: str, bar: tqdm) -> Tensor:
-    names = list(problem.weights)
-    first = sum(problem.sizes[: names.index(layer)])
+    first = sum(problem.sizes[: list(problem.weights).index(layer)])
     weight = problem.weights[layer]
     changes = torch.empty(weight.numel(), dtype=weight.dtype)
     for part in torch.arange(weight.numel()).split(64):
@@ -69,15 +68,12 @@ def _one_by_one(problem: Problem, layer: str, bar: tqdm) -> Tensor:
     return changes.view(weight.shape)
 
 
-# -- the structure -----------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class _Chain:
     """A fully-connected layer, what acts on its units, the next one, and the rest of the network.
 
     inputs [n, fan-in] and outputs z [n, units] of the layer; `between` from [m, units] to [m, units]; `matrix` and
-    `after`, the next layer's weights and outputs [n, units of it], None where the layer is the last; `rest` from the
+    `after`, the next layer's weights (None where the layer is the last) and outputs [n, units of it]; `rest` from the
     outputs of the next layer (or of this one) [m, ...] to those of the network. shares [n]: what the loss makes of the
     losses of single samples.
     """
@@ -85,15 +81,15 @@ class _Chain:
     weight: Tensor
     inputs: Tensor
     outputs: Tensor
-    between: Callable[[Tensor], Tensor] | None
+    between: Callable[[Tensor], Tensor]
     matrix: Tensor | None
     after: Tensor
     rest: Callable[[Tensor], Tensor]
     shares: Tensor
 
 
-class _Reached(Exception):
-    pass
+class _Reached(NoSuchStructure):
+    """A pass has come to where it was to end."""
 
 
 def _with_output(problem: Problem, module: nn.Module, z: Tensor) -> Tensor:
@@ -104,17 +100,15 @@ def _with_output(problem: Problem, module: nn.Module, z: Tensor) -> Tensor:
 
 def _between(problem: Problem, module: nn.Module, following: nn.Module, z: Tensor) -> Tensor:
     """What arrives at `following` when `module` gives out `z`."""
-    arrived: list[Tensor] = []
 
     def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        arrived.append(inputs[0])
-        raise _Reached
+        raise _Reached(inputs[0])
 
     with hooked(module.register_forward_hook(lambda *_: z), following.register_forward_pre_hook(stop)):
         try:
             _of_one(problem)
-        except _Reached:
-            return arrived[0]
+        except _Reached as reached:
+            return reached.args[0]
     raise NoSuchStructure
 
 
@@ -131,23 +125,20 @@ def _chain(problem: Problem, layer: str) -> _Chain | None:
         return None
     try:
         expected = problem.answer()
-        inputs, outputs = passed(problem, module)
-        if inputs.ndim != 2 or len(inputs) != len(problem.x) or not used_once(problem, layer, module):
-            return None
+        inputs, outputs = used_once(problem, layer, module)
         parts = shares(problem.loss, expected, problem.y)
         if parts is None or not _losses_hold(problem, expected, parts):
             return None
         following = _following(problem, module, list(linear.values()))
         if following is None:
-            end, after, between = module, outputs, None
+            end, after, matrix, between = module, outputs, None, lambda z: z
         else:
-            end, after = following, passed(problem, following)[1]
+            end, after, matrix = following, passed(problem, following)[1], following.weight
             between = partial(_between, problem, module, following)
-        matrix = None if following is None else following.weight
         rest = partial(_with_output, problem, end)
         chain = _Chain(module.weight, inputs, outputs, between, matrix, after, rest, parts)
         return chain if _holds(chain, expected) else None
-    except (_Reached, NoSuchStructure, TypeError, AttributeError, RuntimeError, ValueError, LookupError):
+    except (NoSuchStructure, TypeError, AttributeError, RuntimeError, ValueError, LookupError):
         return None  # the network does not take what a chain would
 
 
@@ -177,7 +168,7 @@ def _holds(chain: _Chain, expected: Tensor) -> bool:
     some = torch.randint(n, (n + n // 2 + 1,), generator=random).to(expected.device)
     if not close(chain.rest(chain.after.clone()), expected) or not _by_rows(chain.rest, chain.after, some, random):
         return False
-    if chain.between is None or chain.matrix is None:
+    if chain.matrix is None:
         return True
     noise = torch.randn(chain.outputs.shape, generator=random).to(chain.outputs)
     units = (torch.rand(chain.outputs.shape[1], generator=random) < 0.5).to(chain.outputs.device)
@@ -195,20 +186,16 @@ def _by_rows(function: Callable[[Tensor], Tensor], rows: Tensor, some: Tensor, r
     return close(chosen, every[some]) and close(function(moved[:1].clone()), every[:1])
 
 
-# -- the evaluation ----------------------------------------------------------------------------------------------------
-
-
 def _by_units(problem: Problem, chain: _Chain, bar: tqdm) -> Tensor:
     n, even = len(problem.x), bool((chain.shares == 1 / len(problem.x)).all())
     units, fan_in = chain.weight.shape
     base = _sample_losses(problem, chain.rest(chain.after.clone()), torch.arange(n))
-    plain = chain.between(chain.outputs.clone()) if chain.between else chain.outputs
+    plain = chain.between(chain.outputs.clone())
     total = torch.zeros_like(chain.weight)
     for columns in torch.arange(fan_in).split(max(1, _NUMBERS // (n * units))):
         # all units at once, each without its weight from input j: [columns, n, units]
         without = chain.inputs[:, columns].T[:, :, None] * chain.weight[:, columns].T[:, None, :]
-        z = (chain.outputs - without).reshape(-1, units)
-        moved = (chain.between(z) if chain.between else z).view(without.shape) - plain
+        moved = chain.between((chain.outputs - without).reshape(-1, units)).view(without.shape) - plain
         for unit, by in enumerate(moved.permute(2, 0, 1).contiguous()):
             column, sample = by.nonzero(as_tuple=True)
             if not len(sample):
