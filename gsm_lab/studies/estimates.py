@@ -8,19 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from gsm_lab import checks
 from gsm_lab.checks import flag, integer, is_number, number, several, shown, whole
 from gsm_lab.optim import budget
 from gsm_lab.studies.aggregation import ESTIMATES
 from gsm_lab.studies.problem import Problem
-from gsm_lab.studies.ranking import table_of
 from gsm_lab.studies.structure import diagonal
 from gsm_lab.studies.verification import check, some, worst
 
 REGIONS = ("top", "around Q", "middle", "bottom", "random")
-
-# -- single weights ----------------------------------------------------------------------------------------------------
 
 
 def singles(problem: Problem, per_region: int = 100, compression: float = 60, seed: int = 0) -> pd.DataFrame:
@@ -62,36 +60,24 @@ def singles(problem: Problem, per_region: int = 100, compression: float = 60, se
     for region, (first, last) in ranks.items():
         among = np.arange(first, min(last, n))
         drawn += [(region, rank) for rank in sorted(random.choice(among, min(per_region, len(among)), replace=False))]
-    indices = order[[rank for _, rank in drawn]].tolist()
-    places = [problem.place(i) for i in indices]
+    regions, rank = zip(*drawn, strict=True)
+    indices = order[list(rank)].tolist()
+    layers, index = zip(*map(problem.place, indices), strict=True)
     w, g = w[indices], g[indices]
     half, k = w.square() / 2, len(indices)
     fisher = _or_nothing("Fisher", lambda: problem.squared_gradients[indices], k).to(w)
     bent = _or_nothing("first + diagonal", lambda: problem.hessian_diagonal(indices), k).to(w)
-    true, second = problem.changes_without(indices), half * bent
-    table = table_of(
-        problem,
-        {
-            "region": [region for region, _ in drawn],
-            "layer": [layer for layer, _ in places],
-            "index": [index for _, index in places],
-            "rank": [rank for _, rank in drawn],
-            "weight": w,
-            "gradient": g,
-            "true": true,
-            "first order": -g * w,
-            "|g w|": (g * w).abs(),
-            "Fisher": half * fisher,
-            "first + diagonal": -g * w + second,
-        },
-    )
+    first, true, second = -g * w, problem.changes_without(indices), half * bent
+    where = {"region": regions, "layer": layers, "index": index, "rank": rank, "weight": w, "gradient": g, "true": true}
+    found = {"first order": first, "|g w|": first.abs(), "Fisher": half * fisher, "first + diagonal": first + second}
+    table = table_of(problem, where | found)
     few = some(range(len(indices)))
     at = [indices[k] for k in few]
-    table.attrs["check"] = check(problem, at, first=(-g * w)[few], true=true[few], second=second[few])
+    table.attrs["check"] = check(problem, at, first=first[few], true=true[few], second=second[few])
     return table
 
 
-def _or_nothing(column: str, found: Callable[[], torch.Tensor], size: int) -> torch.Tensor:
+def _or_nothing(column: str, found: Callable[[], Tensor], size: int) -> Tensor:
     """A column, or NaN [size], and a warning why, where there is no such thing for this model and loss."""
     try:
         return found()
@@ -128,9 +114,6 @@ def agreement(table: pd.DataFrame, by: str | Sequence[str] = "region") -> pd.Dat
             correlation = group[estimate].abs().rank().corr(size.rank())
             rows.append((*key, estimate, len(group), int((size < floor).sum()), errors.median(), correlation))
     return pd.DataFrame(rows, columns=[*by, "estimate", "weights", "below_floor", "relative_error", "rank_correlation"])
-
-
-# -- sets of weights ---------------------------------------------------------------------------------------------------
 
 
 def sets(
@@ -188,19 +171,12 @@ def sets(
         delta = torch.zeros_like(w)
         delta[members] = -w[members]
         first = float(g @ delta)
-        rows.append(
-            {
-                "kind": kind,
-                "size": len(members),
-                "share": len(members) / n,
-                "true": problem.change(delta),
-                "first order": first,
-                "|g w|": float((g * delta).abs().sum()),
-                "Fisher": float(fisher @ delta.square()) / 2,
-                "first + diagonal": np.nan if curvature is None else first + float(curvature @ delta.square()) / 2,
-                "second order": first + float(delta @ problem.hessian_vector(delta)) / 2 if twice else np.nan,
-            }
-        )
+        row = {"kind": kind, "size": len(members), "share": len(members) / n, "true": problem.change(delta)}
+        row |= {"first order": first, "|g w|": float((g * delta).abs().sum())}
+        row["Fisher"] = float(fisher @ delta.square()) / 2
+        row["first + diagonal"] = np.nan if curvature is None else first + float(curvature @ delta.square()) / 2
+        row["second order"] = first + float(delta @ problem.hessian_vector(delta)) / 2 if twice else np.nan
+        rows.append(row)
     table = table_of(problem, rows)
     found = [bent] if curvature is None else [bent, curvature[at]]
     half, slopes = w[at].square() / 2, -(g * w)[at]
@@ -209,4 +185,13 @@ def sets(
         truth = table["true"].abs() if estimate == "|g w|" else table["true"]
         error = (table[estimate] - truth).abs() / table["true"].abs()
         table[f"error of {estimate}"] = error.where(table["true"].abs() >= problem.floor)
+    return table
+
+
+def table_of(problem: Problem, columns: dict | list[dict]) -> pd.DataFrame:
+    """A table from columns or rows, tensors as numbers, with the problem's floor in `attrs`."""
+    if isinstance(columns, dict):
+        columns = {k: v.detach().double().cpu().numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}
+    table = pd.DataFrame(columns)
+    table.attrs["floor"] = problem.floor
     return table
