@@ -16,8 +16,7 @@ from gsm_lab.models import prunable
 from gsm_lab.optim import param_groups
 from gsm_lab.optim.layers import kernels
 from gsm_lab.optim.picks import Picks
-from gsm_lab.studies.precision import Raised, copies_in
-from gsm_lab.studies.refusals import check_kinds, first_loss, refuse_hidden_weights
+from gsm_lab.studies.inputs import Raised, check_kinds, copies_in, first_loss, refuse_hidden_weights
 from gsm_lab.training.derivatives import (
     Loss,
     differentiable_twice,
@@ -144,14 +143,12 @@ class Problem:
     def of(self, replaced: dict[str, Tensor]) -> Tensor:
         """The loss as a differentiable function of the tensors that replace the model's."""
         with self.computing():
-            return self._loss(answer_with(self.model, replaced, self.x, self.output) if replaced else self.answer())
+            found = answer_with(self.model, replaced, self.x, self.output) if replaced else self.answer()
+            return self.loss(found, self.y).reshape(())
 
     def answer(self) -> Any:
         """What the model answers on the batch: what the loss takes."""
         return answer(self.model, self.x, self.output)
-
-    def _loss(self, found: Any) -> Tensor:
-        return self.loss(found, self.y).reshape(())
 
     # -- flat vectors over all prunable weights, in the order of the layers ------------------------------------------
 
@@ -193,15 +190,13 @@ class Problem:
         To check `gradient` by.
         """
         with holding(self.model, values or {}), leaves(self.model, self.weights) as tensors:
-            for p in tensors:
-                p.grad = None
+            nn.Module.zero_grad(self.model)
             with self.computing(as_written=True):
-                value = self._loss(self.answer())
+                value = self.loss(self.answer(), self.y).reshape(())
                 if value.requires_grad:
                     value.backward()
             found = joined(torch.zeros_like(p) if p.grad is None else p.grad for p in tensors).detach()
-            for p in tensors:
-                p.grad = None
+            nn.Module.zero_grad(self.model)
         return found
 
     def hessian_vector(self, vectors: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gsm_lab.checks import flag, whole
+from gsm_lab.checks import flag, kind, whole
 from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.verification import check, some
 from gsm_lab.training.derivatives import products_with
@@ -39,7 +39,8 @@ class Before:
         run: with its gate closed (`run.pretrain()` sees to that).
 
     Attributes:
-        problem: a float64 copy of the model, with that batch. step: the number of the step that is about to be done.
+        problem: a float64 copy of the model, with that batch; value: its loss L(w). step: the number of the step that
+        is about to be done.
 
     Raises:
         ValueError: the loss of that batch is not finite.
@@ -49,6 +50,7 @@ class Before:
         self.run, self.step = run, run.steps + 1
         with self.repeatable():
             self.problem = Problem(run, *run.batches.batch(run.dense_steps + run.steps))
+        self.value = self.problem.value
         self.parameters = dict(self.problem.model.named_parameters())
 
     @contextlib.contextmanager
@@ -67,11 +69,6 @@ class Before:
         """L(w + dw) - L(w)."""
         with self.repeatable():
             return self.problem.loss_at({name: p + dw[name] for name, p in self.parameters.items()}) - self.value
-
-    @property
-    def value(self) -> float:
-        """L(w)."""
-        return self.problem.value
 
     def predicted(self, dw: dict[str, Tensor], second_order: bool = True) -> tuple[float, float]:
         """g.dw, and g.dw + dw'H dw / 2 (NaN without `second_order`)."""
@@ -156,8 +153,7 @@ def steps(run: Run, n: int, second_order: bool = True) -> pd.DataFrame:
         FloatingPointError: from the step, as in `Run.step`.
         ArithmeticError: the check failed; nothing was trained.
     """
-    if not isinstance(run, Run):
-        raise TypeError(f"run must be a Run, got {type(run).__name__}")
+    kind("run", run, Run, "a Run")
     n, second_order = whole("n", n, valid="a whole number of steps"), flag("second_order", second_order)
     orders = ORDERS if second_order else ORDERS[:1]
     with run.lock:

@@ -60,19 +60,13 @@ def check(
     brute = torch.tensor(brute, dtype=torch.float64)
     size = float(torch.stack([brute.abs(), (plain * w).abs().double()]).max()) if len(w) else 0.0
     apart = _apart(first, -plain * w) if true is None else max(_apart(first, -plain * w), _apart(true, brute))
-    found = {
-        "weights": len(w),
-        "difference": apart,
-        "tolerance": 10 * problem.floor + _relative("difference", problem) * size,
-    }
+    found = {"weights": len(w), "difference": apart, "tolerance": _allowed("difference", problem, size)}
     bent, allowed = math.nan, math.nan
     if second is not None and problem.dtype is torch.float64 and bool(torch.isfinite(second).all()):
-        differences = [
-            _bent(problem, i, float(second[k])) for k, i in enumerate(indices) if _smooth(problem, i, float(plain[k]))
-        ]
-        bent = max(differences, default=math.nan)
+        smooth = [k for k, i in enumerate(indices) if _smooth(problem, i, float(plain[k]))]
+        bent = max((_bent(problem, indices[k], float(second[k])) for k in smooth), default=math.nan)
         size = max(size, float(second.abs().max())) if len(w) else size
-        allowed = 10 * problem.floor + _relative("curvature_difference", problem) * size
+        allowed = _allowed("curvature_difference", problem, size)
     found |= {"curvature_difference": bent, "curvature_tolerance": allowed}
     for what in ("", "curvature_"):
         if found[f"{what}difference"] > found[f"{what}tolerance"]:
@@ -94,8 +88,8 @@ def worst(checks: Sequence[dict[str, float]]) -> dict[str, float]:
     return found
 
 
-def _relative(what: str, problem: Problem) -> float:
-    return max(_RELATIVE[what], 1e3 * torch.finfo(problem.dtype).eps)
+def _allowed(what: str, problem: Problem, size: float) -> float:
+    return 10 * problem.floor + max(_RELATIVE[what], 1e3 * torch.finfo(problem.dtype).eps) * size
 
 
 def _apart(found: Tensor, plain: Tensor) -> float:

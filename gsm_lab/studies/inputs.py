@@ -1,27 +1,28 @@
-"""The models, batches and losses that a `Problem` refuses, before it computes anything of them."""
+"""What a `Problem` takes: the models, batches and losses that it refuses, and one precision for those it does not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
-from gsm_lab.checks import shown
+from gsm_lab.checks import kind, shown
+from gsm_lab.models import copied
 from gsm_lab.training.derivatives import Loss, named
 
+_CASTS = ("float", "half", "bfloat16")
 _ABOUT_PRECISION = ("dtype", "scalar type", "Double", "Float", "BFloat16")  # in what PyTorch says of two of them
 
 
 def check_kinds(model: Any, x: Any, y: Any, loss: Any, dtype: Any, output: Any) -> None:
     """Raises TypeError or ValueError for an argument of `Problem` that is of another kind."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module or a Run, got {type(model).__name__}")
+    kind("model", model, nn.Module, "an nn.Module or a Run")
     for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor of one row a sample, got {type(value).__name__}")
+        kind(name, value, Tensor, "a tensor of one row a sample")
     if x.ndim == 0 or y.ndim == 0 or len(x) == 0 or len(x) != len(y):
         sizes = [len(t) if t.ndim else "none" for t in (x, y)]
         raise ValueError(f"x and y must hold as many inputs as labels, and some, got {sizes[0]} and {sizes[1]}")
@@ -90,3 +91,52 @@ def refuse_hidden_weights(model: nn.Module, loss: Loss, value: Tensor) -> None:
                 "itself: leave such a penalty out (weight_decay is one), or make the loss a module that has the model"
             )
         nodes += [n for n, _ in node.next_functions if n is not None]
+
+
+def copies_in(dtype: torch.dtype, model: nn.Module, loss: Loss) -> tuple[nn.Module, Loss]:
+    """Copies in `dtype`, no parameter of which asks for a gradient: of the model, and of the loss if it is a module."""
+    model, of_module = copied(model, loss if isinstance(loss, nn.Module) else None)
+    device = next(model.parameters()).device
+    model.to(dtype).requires_grad_(False)
+    return model, loss if of_module is None else of_module.to(device, dtype).requires_grad_(False)
+
+
+class Raised(TorchFunctionMode):
+    """Inside, floating-point numbers of less precision than `dtype` become `dtype`, as the model itself has.
+
+    Such numbers come from a model that casts by itself (`.float()`, `softmax(dtype=torch.float32)`, bfloat16 inside) or
+    makes constants, and from what a loss holds (class weights). They would lose the digits that the study is about.
+
+    Attributes:
+        used: whether any number was changed so far; if none was, the model computes the same without this mode.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype, self.bits, self.used = dtype, torch.finfo(dtype).bits, False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in ("__get__", "__set__", "__delete__"):  # an attribute such as `.dtype` or `.grad`
+            return func(*args, **kwargs)
+        if name in _CASTS and len(args) == 1 and isinstance(args[0], Tensor):
+            if torch.finfo(getattr(torch, name)).bits >= self.bits:
+                return func(*args, **kwargs)
+            self.used = True
+            return args[0].to(self.dtype, **kwargs)
+        in_place = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name.startswith("__i")
+        written, args = (args[:1], args[1:]) if in_place else ((), args)
+        out = {"out": kwargs.pop("out")} if "out" in kwargs else {}
+        args, kwargs = tree_map(self._raised, (args, kwargs))
+        found = func(*written, *args, **kwargs, **out)
+        return found if in_place or out else tree_map(self._raised, found)
+
+    def _raised(self, value: Any) -> Any:
+        """A tensor in at least this precision; a dtype likewise; anything else as it is."""
+        dtype = value.dtype if isinstance(value, Tensor) else value
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or torch.finfo(dtype).bits >= self.bits:
+            return value
+        self.used = True
+        return self.dtype if value is dtype else value.to(self.dtype)
