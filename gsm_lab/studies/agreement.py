@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from gsm_lab.checks import integer, kind, several
-from gsm_lab.optim.selection import chosen, top_q
 from gsm_lab.studies.parallel_runs import RankGradients, factors_in
+from gsm_lab.studies.sparse_exchange import top
 
 STAGES = ("early", "middle", "late")  # thirds of the run
 
@@ -39,17 +39,16 @@ def agreement(looks: Sequence[RankGradients], factors: Sequence[float] = (1, 2, 
     factors = factors_in(factors)
     rows = []
     for look in _some(looks):
-        wanted = _top(look.weights * look.averaged, look.nonzeros)
+        wanted = top(look.weights * look.averaged, look.nonzeros)
         same = look.same and bool((wanted == look.active).all())
         for factor in factors:
             q = min(wanted.size, max(1, int(factor * look.nonzeros)))
-            local = np.stack([_top(look.weights * gradient, q) for gradient in look.local])
+            local = np.stack([top(look.weights * gradient, q) for gradient in look.local])
             arrived = np.where(local, look.local, 0).mean(axis=0, dtype=np.float32)
-            taken = _top(look.weights * arrived, look.nonzeros)
+            taken = top(look.weights * arrived, look.nonzeros)
             for layer, part in _layers(look):
-                row = {**_place(look), "ranks": len(local), "layer": layer, "weights": part.stop - part.start}
-                row |= {"wanted": int(wanted[part].sum()), "factor": factor}
-                row |= _overlaps(wanted[part], local[:, part])
+                row = {**_place(look), "layer": layer, "weights": part.stop - part.start}
+                row |= {"wanted": int(wanted[part].sum()), "factor": factor, **_overlaps(wanted[part], local[:, part])}
                 rows.append(row | {"chosen": _share(taken[part], wanted[part]), "same": same})
     return pd.DataFrame(rows)
 
@@ -76,21 +75,15 @@ def quantised(looks: Sequence[RankGradients], bits: Sequence[int] = (8, 6, 4, 2,
     bits = [integer("bits", b, 1, 16) for b in several("bits", bits)]
     random, rows = np.random.default_rng(integer("seed", seed, 0)), []
     for look in _some(looks):
-        wanted, largest = (_top(x, look.nonzeros) for x in (look.weights * look.averaged, look.weights))
+        wanted, largest = (top(x, look.nonzeros) for x in (look.weights * look.averaged, look.weights))
         for b in bits:
             mean = np.zeros_like(look.averaged)
             for gradient, (_, part) in itertools.product(look.local, list(_layers(look))[:-1]):
                 mean[part] += _rounded(gradient[part], b, random) / len(look.local)
-            got = _top(look.weights * mean, look.nonzeros)
-            row = {**_place(look), "ranks": len(look.local), "bits": b, "recall": _share(got, wanted)}
+            got = top(look.weights * mean, look.nonzeros)
+            row = {**_place(look), "bits": b, "recall": _share(got, wanted)}
             rows.append(row | {"by_size": _share(largest, got), "exact_by_size": _share(largest, wanted)})
     return pd.DataFrame(rows)
-
-
-def _top(values: np.ndarray, q: int) -> np.ndarray:
-    """The q greatest |values|, ties to the lower position: bool [N]."""
-    metric = np.abs(values)
-    return np.ones(metric.size, bool) if q >= metric.size else chosen(metric, top_q(metric, q))
 
 
 def _overlaps(wanted: np.ndarray, local: np.ndarray) -> dict[str, float]:
@@ -132,13 +125,11 @@ def _layers(look: RankGradients) -> Iterator[tuple[str, slice]]:
 
 def _place(look: RankGradients) -> dict[str, float | str]:
     third = min(len(STAGES) - 1, (look.step - 1) * len(STAGES) // look.planned)
-    return {"step": look.step, "epoch": look.epoch, "stage": STAGES[third]}
+    return {"step": look.step, "epoch": look.epoch, "stage": STAGES[third], "ranks": len(look.local)}
 
 
 def _some(looks: Sequence[RankGradients]) -> Sequence[RankGradients]:
     kind("looks", looks, list | tuple, "a list of looks, as `local_gradients` returns it")
     for look in looks:
         kind("looks", look, RankGradients, "a list of looks")
-    if not len(looks):
-        raise ValueError("looks must hold at least one look that `local_gradients` returned, got none")
-    return looks
+    return several("looks", looks, "look that `local_gradients` returned")

@@ -105,11 +105,9 @@ class _Alone(Rival):
 
 def _measured(run: Run, layer: str | None, ratio: float, epochs: float) -> tuple[float, float]:
     """Loss and accuracy on the held-out data of a copy of the dense network, one layer of it pruned, fine-tuned."""
-    model = copied(run.model)[0]
-    own = run.settings
-    settings = {"batch_size": own.batch_size, "seed": own.seed, "lr": own.pretrain_lr / 10, "hold": 1.0}
-    settings |= {"weight_decay": own.pretrain_decay, "momentum": 0.9, "pretrain": 0}
-    settings |= exactly(model, run.history.layers)
+    model, own = copied(run.model)[0], run.settings
+    settings = exactly(model, run.history.layers) | {"batch_size": own.batch_size, "seed": own.seed, "hold": 1.0}
+    settings |= {"lr": own.pretrain_lr / 10, "weight_decay": own.pretrain_decay, "momentum": 0.9, "pretrain": 0}
     settings |= {"compression": 1, "evaluate_every": 10**9}
     tuned = Run(model, run.data, loss=run.loss, output=run.output, method=_Alone(), **settings)
     tuned.method.keep(tuned, _mask(tuned, layer, ratio))
@@ -119,15 +117,12 @@ def _measured(run: Run, layer: str | None, ratio: float, epochs: float) -> tuple
 
 def _mask(run: Run, layer: str | None, ratio: float) -> Tensor:
     """True but at the smallest |w| of one layer, a share `ratio` of it: bool [N]."""
-    masks = []
-    for name in run.history.layers:
-        p = run.model.get_parameter(name)
-        mask = torch.ones(p.numel(), dtype=torch.bool, device=p.device)
-        if name == layer:
-            order = p.detach().abs().reshape(-1).argsort(stable=True)
-            mask[order[: round(ratio * len(order))]] = False
-        masks.append(mask)
-    return torch.cat(masks)
+    weights = dict(zip(run.history.layers, run.tensors, strict=True))
+    masks = {name: torch.ones_like(w.detach().reshape(-1), dtype=torch.bool) for name, w in weights.items()}
+    if layer is not None:
+        order = weights[layer].detach().abs().reshape(-1).argsort(stable=True)
+        masks[layer][order[: round(ratio * len(order))]] = False
+    return torch.cat(list(masks.values()))
 
 
 @torch.no_grad()

@@ -119,9 +119,8 @@ def with_hook(
     total = len(seeds) * (1 + len(factors)) * (first.dense_left + first.planned)
     arguments = {"settings": dict(settings), "factors": factors, "seeds": seeds}
     found = on_ranks(_exchanges, ranks, arguments, imports=_IMPORTS, total=total, timeout=timeout, progress=progress)
-    digests = [[row["digest"] for row in rows] for rows in found]
-    for rank, its in enumerate(digests):
-        if its != digests[0]:
+    for rank, rows in enumerate(found):
+        if [row["digest"] for row in rows] != [row["digest"] for row in found[0]]:
             raise RuntimeError(f"rank {rank} ended with another model than rank 0")
     table = pd.DataFrame(found[0]).drop(columns="digest")
     dense = table[np.isinf(table["factor"])].set_index("seed")
@@ -174,14 +173,10 @@ def _quiet(settings: Mapping[str, Any], **more: Any) -> tuple[Run, Exchange]:
 def _looks(report: Callable[[int], None], settings: Mapping[str, Any], steps: list[int]) -> list[RankGradients]:
     """The looks, on rank 0; none on the others."""
     (run, exchange), looks = _quiet(settings), []
-    world = run.placement.world
-
-    def told(run: Parts, done: int) -> None:
-        report(done)
-
-    advance(run, 0, [told])
+    world, told = run.placement.world, [lambda _, done: report(done)]
+    advance(run, 0, told)
     for step in steps:
-        advance(run, step - 1, [told])
+        advance(run, step - 1, told)
         exchange.listen = True
         weights = _flat(run.tensors)
         run.step()
@@ -204,15 +199,15 @@ def _exchanges(
     report: Callable[[int], None], settings: Mapping[str, Any], factors: list[float], seeds: list[int]
 ) -> list[dict[str, Any]]:
     """A row for each seed and factor, the same on every rank."""
-    rows = []
+    rows, told = [], [lambda _, done: report(done)]
     for seed in seeds:
         for factor in (math.inf, *factors):
             run, exchange = _quiet(settings, seed=seed)
-            advance(run, 0, [lambda run, done: report(done)])
+            advance(run, 0, told)
             n, ranks = run.opt.weights, run.placement.size
             exchange.gathered = exchange.reduced = 0
             exchange.sent = None if math.isinf(factor) else min(n, max(1, int(factor * run.nonzeros)))
-            advance(run, run.planned, [lambda run, done: report(done)])
+            advance(run, run.planned, told)
             # over a ring: each part goes to all but one, and what is reduced goes round twice
             sent = exchange.gathered * (ranks - 1) + exchange.reduced * 2 * (ranks - 1) / ranks
             digest = hashlib.sha256(_flat(list(run.model.parameters())).tobytes()).hexdigest()

@@ -141,18 +141,14 @@ def agreement(answer: pd.DataFrame, truth: pd.DataFrame, resamples: int = 2000, 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:
     """Kendall's tau of two sequences [n]: concordant minus discordant pairs over all pairs; a tie is neither."""
-    a, b = _sequence("a", a), _sequence("b", b)
+    for name, values in (("a", a), ("b", b)):
+        if not (isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iuf" and len(values) > 1):
+            raise TypeError(f"{name} must be an array [n] of two numbers or more, got {shown(values)}")
     if len(a) != len(b):
         raise ValueError(f"a and b must be of one length, got {len(a)} and {len(b)}")
     above = np.triu_indices(len(a), 1)
     signs = np.sign(np.subtract.outer(a, a)[above]) * np.sign(np.subtract.outer(b, b)[above])
     return float(signs.mean())
-
-
-def _sequence(name: str, values: Any) -> np.ndarray:
-    if not (isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iuf" and len(values) > 1):
-        raise TypeError(f"{name} must be an array [n] of two numbers or more, got {shown(values)}")
-    return values
 
 
 def _redrawn(table: np.ndarray, draws: np.random.Generator) -> np.ndarray:

@@ -56,12 +56,15 @@ class Exchange:
         return mean
 
 
+def top(values: np.ndarray, q: int) -> np.ndarray:
+    """The q greatest |values|, ties to the lower position: bool [N]."""
+    metric = np.abs(values)
+    return np.ones(metric.size, bool) if q >= metric.size else chosen(metric, top_q(metric, q))
+
+
 def local_top(weights: Tensor, gradient: Tensor, q: int) -> Tensor:
     """Which weights a rank holds to be the top q of |gradient * weight|, ties to the lower: int64, at most [q]."""
-    metric = (weights * gradient).abs().numpy()
-    if q >= metric.size:
-        return torch.arange(metric.size)
-    return torch.from_numpy(np.flatnonzero(chosen(metric, top_q(metric, q))))
+    return torch.from_numpy(np.flatnonzero(top((weights * gradient).numpy(), q)))
 
 
 def exchange_hook(state: Exchange, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
