@@ -58,7 +58,7 @@ class GSM(Gated, torch.optim.SGD):
     `p.grad` is never written to. A parameter whose `grad` is None takes no part in a step but counts towards N.
 
     Weights, gradients and momenta may lie in memory in any way: the order is that of their indices, row by row. (With
-    `fused=True` torch's own SGD moves wrong entries on a CPU where they lie differently: see `strides`. Here, not.)
+    `fused=True` torch's own SGD moves wrong entries on a CPU where they lie differently: see `sgd`. Here, not.)
     Where tensors in the groups are exchanged for others, the gate goes on as that of an optimizer made of these; those
     of a lazy module compete from its first batch on. Of a sparse gradient, entries that are not there have T = 0.
 
