@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 from weakref import WeakMethod
@@ -39,7 +38,7 @@ class Gated(torch.optim.Optimizer):
     @property
     def weights(self) -> int:
         """N, the number of prunable weights; those of a lazy module count from its first batch on."""
-        return self._gate_of_these_sizes().count
+        return self._gate().count
 
     @property
     def nonzeros(self) -> int:
@@ -117,10 +116,14 @@ class Gated(torch.optim.Optimizer):
         """The gate over what competes now: the tensors of two or more dimensions in prunable groups, once each.
 
         It is made anew where the tensors in the groups are others than they were (a parameter group was added, somebody
-        exchanged parameters), and where one of a lazy module has got its values.
+        exchanged parameters, or gave one data of another size), and where one of a lazy module has got its values.
         """
         key = [[*map(id, g["params"]), g["prunable"]] for g in self.param_groups]
-        if key != self._gate_key or (self._lazy and not all(map(is_lazy, self._lazy))):
+        if (
+            key != self._gate_key
+            or [p.numel() for p in self._gate_now.weights] != self._gate_now.sizes
+            or (self._lazy and not all(map(is_lazy, self._lazy)))
+        ):
             self._gather()
             self._gate_key = key
         return self._gate_now
@@ -130,15 +133,10 @@ class Gated(torch.optim.Optimizer):
         competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
         self._lazy = [p for p in all_of_them if is_lazy(p)]  # nobody knows yet how many dimensions they will have
         kind = ShardedGate if any(map(is_distributed, all_of_them)) else Gate
-        self._gate_now = kind([*competing], [p for p in all_of_them if p not in competing], weakly(self._name))
+        name = WeakMethod(self._name)  # held by what this holds, a bound method would keep both for ever
+        others = [p for p in all_of_them if p not in competing]
+        self._gate_now = kind([*competing], others, lambda p: name()(p))
         self._asked: list[tuple[Any, ...]] = []  # so that the next step finds out anew what it is to do
-
-    def _gate_of_these_sizes(self) -> Gate | ShardedGate:
-        """The gate, which is made anew where somebody gave a tensor data of another size."""
-        gate = self._gate()
-        if [p.numel() for p in gate.weights] != gate.sizes:
-            self._gather()
-        return self._gate_now
 
     def _name(self, p: Tensor) -> str:
         """What the parameter is called, from `names` (or torch's `param_names`), else by its place."""
@@ -187,7 +185,7 @@ class Gated(torch.optim.Optimizer):
 
     def _budget_of(self, own: dict[str, Any]) -> int:
         """Q; raises ValueError for a budget that is out of range, or where the gate cannot rank what competes."""
-        asked, gate = {name: own[name] for name in ("compression", "nonzeros")}, self._gate_of_these_sizes()
+        asked, gate = {name: own[name] for name in ("compression", "nonzeros")}, self._gate()
         if self._lazy and asked["nonzeros"] is not None:  # N is not known yet
             return min(gate.count, budget(sys.maxsize, **asked))
         q = budget(gate.count, **asked)
@@ -251,9 +249,3 @@ class Gated(torch.optim.Optimizer):
         # fused SGD asks GradScaler for the scaled gradients; the gate must see, and check, the true ones
         self._step_supports_amp_scaling = False
         self._ready = True
-
-
-def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A bound method that does not keep its object: held by what the object holds, it would keep both for ever."""
-    held = WeakMethod(method)
-    return lambda *arguments: held()(*arguments)

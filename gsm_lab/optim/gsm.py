@@ -106,8 +106,6 @@ class GSM(Gated, torch.optim.SGD):
                 loss = closure()
         gate = self._prepared()
         if self._try_step is None or not self._try_step(self, gate, self._budget):
-            if gate is not self._gate_of_these_sizes():
-                gate = self._prepared()
             gated = gate.close(self._budget, self._own_now, self.state, self._writes, self.defaults["differentiable"])
             with gate.lent(self, gated):
                 sgd_step(self)
