@@ -51,10 +51,10 @@ class Watch:
         if not closed or not all("momentum_buffer" in optimizer.state.get(p, ()) for p in gate.weights):
             return False  # in the first step, SGD would leave a momentum behind even if it leaves the step out
         refuse_capture()
-        gated = gate.close_on_device(q)
+        gate.choose_on_device(q)
         optimizer.found_inf = self.bad([p.grad for p in tensors])
         try:
-            with gate.lent(optimizer, gated):
+            with gate.lent(optimizer, gate.passing()):
                 sgd_step(optimizer)
         finally:
             del optimizer.found_inf

@@ -46,11 +46,6 @@ class Choice:
         """Set the result of a choice: the threshold, and who passed, bool [size], or how to find out."""
         self.threshold, self._mask = threshold, mask
 
-    def restore(self, candidates: Tensor | None, threshold: float, active: Tensor) -> None:
-        """Say of the last choice, and of who may pass, what another gate over equal tensors says."""
-        self.candidates = candidates
-        self.passed(threshold, active)
-
     def active(self) -> Tensor:
         """Who passed at the last step: bool [size], on the CPU; all False before the first."""
         return self._active().cpu()
@@ -103,16 +98,15 @@ class Gate(Choice):
             self._refuse_non_finite(p)
         averages = self._averages(own["smoothing"], state) if own["smoothing"] else None
         if q == self.count:
-            gated = [(p, p.grad.clone()) for p in self.weights if writes and p.grad is not None]
-            finite = False
+            gated, finite = [], False
             self.open()
         else:
             gated, finite = self._choose(q, averages, in_place=not (writes or differentiable))
         if not finite:  # where the gradients are finite, T overflowed float32: it ranks first, as it should
             for p in self.weights:
                 self._refuse_non_finite(p)
-        if differentiable and q < self.count:
-            with torch.enable_grad():
+        if gated is None:
+            with torch.set_grad_enabled(differentiable):
                 gated = self.passing()
         if writes:
             there = {p for p, _ in gated}
@@ -121,16 +115,17 @@ class Gate(Choice):
             ]
         return gated
 
-    def _choose(self, q: int, averages: list[Tensor] | None, in_place: bool) -> tuple[GatedGradients, bool]:
-        """The gated gradients, and whether all T are finite."""
+    def _choose(self, q: int, averages: list[Tensor] | None, in_place: bool) -> tuple[GatedGradients | None, bool]:
+        """The gated gradients, where one pass turns T into them, and whether all T are finite."""
         if not self.weights[0].is_cpu:
-            return self.close_on_device(q, averages), bool(torch.isfinite(self._buffer.max()))
+            self.choose_on_device(q, averages)
+            return None, bool(torch.isfinite(self._buffer.max()))
         plain = self._measure(averages)
         metric = self._buffer.numpy()
         top = top_q(metric, q)
         if not (in_place and plain and top.finite) or top.ties_left_out or averages is not None:
             self.passed(top.threshold, torch.from_numpy(chosen(metric, top)))
-            return self.passing(), top.finite
+            return None, top.finite
         # One pass turns the buffer from T into the gated gradient. The kernel passes what is greater than a number, and
         # "greater than the next number below the threshold" is "at least the threshold".
         below = float(np.nextafter(np.float32(top.threshold), np.float32(0.0)))
@@ -139,11 +134,10 @@ class Gate(Choice):
         self.passed(top.threshold, self._buffer.bool)  # a T that passed is positive, so its gradient is not zero
         return gated, True
 
-    def close_on_device(self, q: int, averages: list[Tensor] | None = None) -> GatedGradients:
-        """`close` without waiting for the device; what is not finite passes first, and is for others to find."""
+    def choose_on_device(self, q: int, averages: list[Tensor] | None = None) -> None:
+        """The choice without waiting for the device; what is not finite passes first, and is for others to find."""
         self._measure(averages)
         self.passed(*top_q_on_device(self._buffer, q))
-        return self.passing()
 
     def passing(self) -> GatedGradients:
         """The gradients of the last choice that pass, and zeros, in new memory: of each tensor that has a gradient."""

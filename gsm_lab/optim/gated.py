@@ -240,7 +240,8 @@ class Gated(torch.optim.Optimizer):
         self._start_fresh()
         self._gate()  # now: Lightning's wrapper, whose methods are ours, would otherwise come first and make its own
         if gate is not None:
-            self._gate_now.restore(**gate)
+            self._gate_now.candidates = gate["candidates"]
+            self._gate_now.passed(gate["threshold"], gate["active"])
 
     def _start_fresh(self) -> None:
         self._gate_key: list[list[Any]] | None = None
