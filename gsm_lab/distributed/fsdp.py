@@ -70,7 +70,7 @@ class FSDP(Parallel):
         param_groups(model, **picks)  # refuses one without prunable weights, before that is changed
         if not isinstance(model, FSDPModule):
             device = next(model.parameters()).device.type
-            mesh = init_device_mesh(device, (self.world.size,))
+            mesh = init_device_mesh(device, (self.size,))
             _shard(model, lambda m: fully_shard(m, mesh=mesh))
             fully_shard(model, mesh=mesh)
         return model

@@ -68,16 +68,7 @@ class Parallel(Single):
     def __init__(self) -> None:
         self.world = World()
         self.world.add(self)
-
-    @property
-    def rank(self) -> int:
-        """Of this process."""
-        return self.world.rank
-
-    @property
-    def size(self) -> int:
-        """How many processes there are."""
-        return self.world.size
+        self.rank, self.size = self.world.rank, self.world.size
 
     # -- putting a run together --------------------------------------------------------------------------------------
 
@@ -96,9 +87,9 @@ class Parallel(Single):
         """Raises ValueError where ranks differ in what they were given, or have nothing to do in a batch."""
         its = {"method": run.method.name, "parallel": type(self).__name__, "data": data.digest}
         self.world.must_agree(asdict(settings) | options | its)
-        if settings.batch_size < self.world.size:
+        if settings.batch_size < self.size:
             raise ValueError(
-                f"batch_size must be at least the number of ranks, {self.world.size}, got {settings.batch_size}: "
+                f"batch_size must be at least the number of ranks, {self.size}, got {settings.batch_size}: "
                 "each rank takes a share of every batch"
             )
         self.must_allow(settings)
@@ -110,13 +101,13 @@ class Parallel(Single):
     def tried(self, run: Parts, model: nn.Module, data: datasets.Dataset, batch_size: int) -> float | None:
         """As in one process; the loss must be a mean over samples, too."""
         above = super().tried(run, model, data, batch_size)
-        if self.world.size > 1:
+        if self.size > 1:
             must_be_a_mean(model, data, run.loss, run.output)
         return above
 
     def place(self, model: nn.Module, named: bool, picks: dict[str, Picks]) -> nn.Module:
         """On a GPU a rank, where there are as many and the model is one of gsm_lab's; else where it is."""
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world.size))
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         if named and torch.cuda.device_count() >= ranks_here:
             torch.cuda.set_device(self.world.local)
             model = model.cuda()
@@ -143,20 +134,20 @@ class Parallel(Single):
 
     def rows(self, batches: datasets.Batches, step: int) -> tuple[Tensor, Tensor, float]:
         """Every size-th row of a batch."""
-        rows = batches.indices(step)[self.world.rank :: self.world.size]
+        rows = batches.indices(step)[self.rank :: self.size]
         data = batches.dataset
-        weight = len(rows) * self.world.size / batches.batch_size
+        weight = len(rows) * self.size / batches.batch_size
         return data.train_x.index_select(0, rows), data.train_y.index_select(0, rows), weight
 
     @contextlib.contextmanager
     def random_numbers(self) -> Iterator[None]:
         """Every rank draws one number from the common stream, and goes its own way from there until the block ends."""
-        if self.world.size == 1:  # as in one process
+        if self.size == 1:  # as in one process
             yield
             return
         seed = int(torch.randint(2**31, ()))
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed + self.world.rank)
+            torch.default_generator.manual_seed(seed + self.rank)
             yield
 
     def mean(self, run: Parts, loss: float) -> float:
@@ -168,14 +159,14 @@ class Parallel(Single):
         kept = [s.detach().double().cpu() for s in self._statistics]
         total = self.world.total(torch.cat([numbers, *kept]))
         loss, stop, marks, squares = total[:4].tolist()
-        if marks**2 != squares * self.world.size:  # equality holds where all marks are equal, and nowhere else
+        if marks**2 != squares * self.size:  # equality holds where all marks are equal, and nowhere else
             self.world.must_agree(live)
         if stop:  # for the same reason, to all of them
             self._agreed.append(max(self.world.exchange(self._asked[0] if self._asked else 0)))
         with torch.no_grad():
             for mine, mean in zip(self._statistics, total[4:].split([s.numel() for s in kept]), strict=True):
-                mine.copy_(mean / self.world.size)
-        return loss / self.world.size
+                mine.copy_(mean / self.size)
+        return loss / self.size
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[list[int]]:
@@ -194,7 +185,7 @@ class Parallel(Single):
     def count(self, right: Callable[[Tensor, Tensor], int], x: Tensor, y: Tensor) -> int:
         """Each rank looks at every size-th row."""
         with lost_ranks():
-            rows = slice(self.world.rank, None, self.world.size)
+            rows = slice(self.rank, None, self.size)
             return int(self.world.total(torch.tensor(right(x[rows], y[rows]))))
 
     def together(self) -> contextlib.AbstractContextManager[Any]:
@@ -205,7 +196,7 @@ class Parallel(Single):
     def by_first_rank(self) -> Iterator[bool]:
         """True on rank 0; the others wait for it, and raise `gsm_lab.distributed.world.Elsewhere` where it raises."""
         with lost_ranks(), self.world.together():
-            yield self.world.rank == 0
+            yield self.rank == 0
 
     def first_rank_says(self, flag: bool) -> bool:
         """`flag` as it is on rank 0."""
@@ -249,7 +240,7 @@ class DDP(Parallel):
         was resumed, if that pass were a step of the run.
         """
         buffers = [(buffer, buffer.clone()) for buffer in run.model.buffers()]
-        x, y = (t[: self.world.size * 2] for t in (run.data.train_x, run.data.train_y))
+        x, y = (t[: self.size * 2] for t in (run.data.train_x, run.data.train_y))
         with torch.random.fork_rng(devices=[]):
             run.wake()
             run.loss(answer(self.forward, x, run.output), y).backward()

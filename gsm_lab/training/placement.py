@@ -126,9 +126,6 @@ class Single:
         """The run in this process alone, given the folder in which it was just saved: to look at what came out."""
         return run
 
-    def share(self, tensors: dict[str, Any]) -> None:
-        """Initial tensors of a model that was given become those of rank 0."""
-
     def exchanged(self, count: int) -> None:
         """Raises RuntimeError where parameters, so many, were exchanged for others that cannot be trained here."""
 
