@@ -84,26 +84,20 @@ def held_back(received: list[int], numbers: Sequence[int] = (signal.SIGINT,), mo
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[list[int]]:
+def interruptible(most: float = math.inf) -> Iterator[list[int]]:
     """An interrupt goes into the list that is yielded, for steps to end at, and is raised when the block is over."""
     received: list[int] = []
-    with held_back(received):
+    with held_back(received, most=most):
         yield received
     if received:
         raise interrupt(received[0])
 
 
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> contextlib.AbstractContextManager[object]:
     """What is short and should not be left half done: an interrupt is raised when it is over. The third one breaks it.
 
     Inside a block that holds interrupts back that one decides what becomes of them.
     """
     if _holders and _in_main_thread():
-        yield
-        return
-    received: list[int] = []
-    with held_back(received, most=_BREAKS_A_SAVE - 1):
-        yield
-    if received:
-        raise interrupt(received[0])
+        return contextlib.nullcontext()
+    return interruptible(_BREAKS_A_SAVE - 1)

@@ -54,16 +54,12 @@ class Training(Shared):
 
     def _take_in_what_was_exchanged(self) -> None:
         """Train what stands in the place of a parameter that was exchanged. Raises RuntimeError where it cannot be."""
-        new = self._anatomy.exchanged()
-        if new is not None:
+        if (new := self._anatomy.exchanged()) is not None:
             if new:
-                self._take_in(new)
+                self.placement.exchanged(len(new))
+                self.method.exchanged(self, new)
+                self.tensors = [new.get(p, p) for p in self.tensors]
             self._anatomy.look()
-
-    def _take_in(self, new: dict[nn.Parameter, nn.Parameter]) -> None:
-        self.placement.exchanged(len(new))
-        self.method.exchanged(self, new)
-        self.tensors = [new.get(p, p) for p in self.tensors]
 
     def _beyond_mending(self) -> str:
         """What is to be said where weights have grown so far that a lower learning rate does not help any more."""

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -162,14 +162,10 @@ def _openmp() -> ctypes.CDLL | None:
 def _queued() -> dict[str, float]:
     """Seconds that each thread of this process has queued for a processor, by its id; none where nobody tells."""
     found = {}
-    try:
+    with suppress(OSError):
         for task in _TASKS.iterdir():
-            try:
+            with suppress(OSError, ValueError, IndexError):  # it has ended
                 found[task.name] = int((task / "schedstat").read_text().split()[1]) / 1e9
-            except (OSError, ValueError, IndexError):  # it has ended
-                continue
-    except OSError:
-        pass
     return found
 
 
