@@ -47,7 +47,7 @@ TABLE = (
     Entry("ticket, by magnitude", "tickets", "lenet300", 10.0, None, {}, "magnitude"),
 )
 REPRODUCE = ["reproduce", "faults", "--data", "digits", "--seeds", "1", "--epochs", "1", "--out"]
-EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "fcntl.flock", "gsm.step", "gsm.fsync")
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "fcntl.flock", "gsm.step", "gsm.fsync")
 READY, FULL = "ready", errno.ENOSPC
 
 

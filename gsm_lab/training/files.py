@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import socket
 import tempfile
 import threading
@@ -56,23 +57,16 @@ def sha256(content: bytes) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that at any moment `path` holds either all of the old content or all of the new."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o666 & ~_umask())
         os.replace(part, path)
     except BaseException:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    now = os.umask(0o022)
-    os.umask(now)
-    return now
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
@@ -80,7 +74,7 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
 
     Only for the one process that writes them: another one's may still be under way.
     """
-    parts = re.compile(rf"\.({'|'.join(map(re.escape, (_PROBE, *names)))})\.\w{{8}}")  # as mkstemp has them
+    parts = re.compile(rf"\.({'|'.join(map(re.escape, (_PROBE, *names)))})\.\w{{8}}")  # and what it appends
     for path in folder.iterdir():
         if parts.fullmatch(path.name):
             with contextlib.suppress(OSError):
