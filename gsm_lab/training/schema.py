@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from types import NoneType
 from typing import Any
 
 import torch
@@ -64,8 +65,11 @@ def must_describe_a_run(plain: dict[str, Any]) -> None:
         settings.checked(known)
 
 
-def must_fit(run: Parts, tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> None:
-    """Raises ValueError naming the first tensor that is missing, unknown, or of another shape or type than in `run`."""
+def must_fit(run: Parts, tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The tensors by what they belong to, and by name.
+
+    Raises ValueError naming the first that is missing, unknown, or of another shape or type than in `run`.
+    """
     parts: dict[str, dict[str, Tensor]] = {room: {} for room in ROOMS}
     for name, tensor in tensors.items():
         room, _, rest = name.partition("/")
@@ -91,6 +95,7 @@ def must_fit(run: Parts, tensors: Mapping[str, Tensor], plain: dict[str, Any]) -
     except (KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"random/run is not the state of a generator ({type(error).__name__})") from None
     _history(run, parts["history"], plain["history"])
+    return parts
 
 
 def _history(run: Parts, arrays: dict[str, Tensor], plain: dict[str, Any]) -> None:
@@ -127,16 +132,11 @@ def _share(x: Any) -> bool:
     return x is None or (isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 1)
 
 
-def _is_dict(x: Any) -> bool:
-    return isinstance(x, dict)
+def _of(*kinds: type) -> Callable[[Any], bool]:
+    return lambda x: isinstance(x, kinds)
 
 
-def _text(x: Any) -> bool:
-    return isinstance(x, str)
-
-
-def _text_or_none(x: Any) -> bool:
-    return x is None or isinstance(x, str)
+_is_dict, _text, _text_or_none = _of(dict), _of(str), _of(str, NoneType)
 
 
 def _knobs(x: Any) -> bool:
@@ -168,7 +168,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dense_steps": (_count, "a whole number >= 0"),
     "base": (_share, "a share from 0 to 1, or null"),
     "magnitude": (_share, "a share from 0 to 1, or null"),
-    "shorn": (lambda x: isinstance(x, bool), "true or false"),
+    "shorn": (_of(bool), "true or false"),
     "extra": (_is_dict, "what modules keep beside their tensors, by name"),
     "beside": (_is_dict, "checksums by file"),
 }

@@ -144,11 +144,7 @@ def restore(run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any],
             f"{where} has another model: its prunable layers are {plain['history']['layers']}, "
             f"the given one has {run.history.layers}"
         )
-    as_expected(where, schema.must_fit, run, tensors, plain)
-    part: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        room, rest = name.split("/", 1)
-        part.setdefault(room, {})[rest] = tensor
+    part = as_expected(where, schema.must_fit, run, tensors, plain)
     try:
         fill(run.model, part["model"] | plain.get("extra", {}))
     except (RuntimeError, KeyError, TypeError) as error:  # also what set_extra_state says
@@ -159,7 +155,7 @@ def restore(run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any],
     run.given = {name: value for name, value in plain["given"].items() if name not in run.method.ignores}
     if run.initial is not None:
         # Of a named model that was given as a module there is none: then that module's own.
-        run.initial = run.initial | part.get("initial", {})
+        run.initial = run.initial | part["initial"]
     try:
         run.method.restore(run, part.get(run.method.room, {}), plain)
     except ValueError as error:
@@ -170,7 +166,7 @@ def restore(run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any],
     run.apply_settings()
     params = [p for group in run.opt.param_groups for p in group["params"]]
     for room, name in _BUFFERS.items():
-        for i, buffer in sorted(part.get(room, {}).items(), key=lambda item: int(item[0])):
+        for i, buffer in sorted(part[room].items(), key=lambda item: int(item[0])):
             p = params[int(i)]
             run.opt.state[p][name] = torch.empty_like(p).copy_(part_of(buffer, p))
     arrays = {name: t.numpy() for name, t in part["history"].items()}
