@@ -19,9 +19,8 @@ from gsm_lab.training.checkpoint import BESIDE, DERIVED, FILE, KEPT, WEIGHTS, re
 from gsm_lab.training.files import must_be_writable, remove_leftovers, writing
 from gsm_lab.training.interrupts import status
 from gsm_lab.training.loop import advance
-from gsm_lab.training.model_state import whole_state
 from gsm_lab.training.run import Run
-from gsm_lab.training.state import readable
+from gsm_lab.training.state import readable, whole_state
 
 SAVE_EVERY = 60.0  # seconds of training
 UNSAVED = 1  # the exit status where the run is trained and cannot be written

@@ -24,9 +24,9 @@ from gsm_lab.optim.picks import Picks
 from gsm_lab.optim.ranks.group import local
 from gsm_lab.optim.ranks.shards import placed_as
 from gsm_lab.training.history import History
-from gsm_lab.training.model_state import part_of
 from gsm_lab.training.parts import Parts
 from gsm_lab.training.run import Run
+from gsm_lab.training.state import part_of
 
 _UNIT = 1_000_000  # parameters; smaller modules are gathered together with what they are part of
 

@@ -16,8 +16,8 @@ from gsm_lab.knobs import KNOBS
 from gsm_lab.paper.csv_store import SHELF
 from gsm_lab.training import tensor_files
 from gsm_lab.training.files import sha256, write_atomically
-from gsm_lab.training.model_state import fill, whole_state
 from gsm_lab.training.run import Run
+from gsm_lab.training.state import fill, whole_state
 
 
 def keep(run: Run, folder: Path, seconds: float) -> None:

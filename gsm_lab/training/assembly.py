@@ -15,7 +15,7 @@ from gsm_lab.optim import GSM, param_groups
 from gsm_lab.training import fitting
 from gsm_lab.training.anatomy import Anatomy
 from gsm_lab.training.choices import resolved
-from gsm_lab.training.model_state import fill
+from gsm_lab.training.state import fill
 from gsm_lab.training.step import Training
 
 

@@ -27,11 +27,10 @@ from gsm_lab.training.evaluation import accuracy, cut_tensors, evaluate_now
 from gsm_lab.training.interrupts import uninterrupted
 from gsm_lab.training.loop import advance, repeat
 from gsm_lab.training.method import GSMMethod, Method
-from gsm_lab.training.model_state import whole_state
 from gsm_lab.training.outputs import Output
 from gsm_lab.training.parts import MOST_STEPS, Loss
 from gsm_lab.training.placement import Single
-from gsm_lab.training.state import arguments_of, readable, restore, state_of
+from gsm_lab.training.state import arguments_of, readable, restore, state_of, whole_state
 from gsm_lab.training.step import Training
 
 
