@@ -19,9 +19,8 @@ from gsm_lab import knobs as settings
 from gsm_lab.checks import flag, kind, path, shown
 from gsm_lab.optim.picks import Picks, listed
 from gsm_lab.training import checkpoint, fitting
-from gsm_lab.training.assembly import put_together
+from gsm_lab.training.assembly import checked, put_together, refuse_ignored
 from gsm_lab.training.callbacks import Progress
-from gsm_lab.training.choices import checked, refuse_ignored
 from gsm_lab.training.early import too_early
 from gsm_lab.training.evaluation import accuracy, cut_tensors, evaluate_now
 from gsm_lab.training.interrupts import uninterrupted
