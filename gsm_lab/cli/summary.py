@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gsm_lab.optim import keep_masks
-from gsm_lab.training.early import too_early
+from gsm_lab.training.evaluation import too_early
 from gsm_lab.training.run import Run
 from gsm_lab.wording import number, percent
 

@@ -1,20 +1,25 @@
-"""What a run's model scores on the test set, as it is and as if it were cut."""
+"""What a run's model scores on the test set, as it is and as if it were cut, and whether it was cut too early."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
+from gsm_lab.knobs import LOSSLESS, half_life, oscillates
 from gsm_lab.optim import keep_masks
 from gsm_lab.optim.ranks.group import local
 from gsm_lab.training.fitting import evaluating
 from gsm_lab.training.outputs import answer_with, predicted
-from gsm_lab.training.shared import Shared
+from gsm_lab.training.parts import Parts
+from gsm_lab.wording import percent
 
 _AT_ONCE = 2000  # samples; bounds memory
+FEW = 3  # half-lives: after fewer, passive weights have not decayed far enough to be cut
 
 
-def accuracy(run: Shared, replaced: dict[str, Tensor]) -> float:
+def accuracy(run: Parts, replaced: dict[str, Tensor]) -> float:
     """The share of the test set that is classified rightly, 0..1, with these tensors in place of the model's own."""
     x, y = run.data.test_x, run.data.test_y
     drawn = torch.random.fork_rng(devices=[], enabled=run.draws)
@@ -29,7 +34,7 @@ def accuracy(run: Shared, replaced: dict[str, Tensor]) -> float:
         return sum(run.placement.count(right, a, b) for a, b in parts) / len(y)
 
 
-def cut_tensors(run: Shared) -> tuple[dict[str, Tensor], list[int]]:
+def cut_tensors(run: Parts) -> tuple[dict[str, Tensor], list[int]]:
     """The prunable tensors by name as a cut would leave them now, and how many weights stay in each (on this rank)."""
     masks = keep_masks(run.model, nonzeros=run.nonzeros, optimizer=run.opt)
     replaced = {name: run.model.get_parameter(name) * mask for name, mask in masks.items()}
@@ -37,10 +42,39 @@ def cut_tensors(run: Shared) -> tuple[dict[str, Tensor], list[int]]:
 
 
 @torch.no_grad()
-def evaluate_now(run: Shared) -> None:
+def evaluate_now(run: Parts) -> None:
     """Put both accuracies into the history; before the first step they are those of the dense model."""
     replaced, kept = cut_tensors(run)
     live, as_cut = accuracy(run, {}), accuracy(run, replaced)
     if run.steps == 0:
         run.base, run.magnitude = live, as_cut
     run.history.evaluated(run.steps, live, as_cut, kept)
+
+
+def too_early(run: Parts) -> str:
+    """Why `run` seems to have had too few steps for a cut without loss, in words; "" where nothing says so.
+
+    Judged by the latest evaluation: either the cut costs accuracy, and there were fewer than `FEW` half-lives of gated
+    steps, or it leaves less accuracy than a cut of the dense network by magnitude. Nothing is said of rivals, in which
+    weights need not decay.
+    """
+    with run.lock:
+        evaluations = run.history.evaluations.array()
+        if run.method.name != "gsm" or run.base is None or not run.steps or not len(evaluations):
+            return ""
+        live, cut = float(evaluations["live_accuracy"][-1]), float(evaluations["cut_accuracy"][-1])
+        settings = [run.settings.lr, run.settings.momentum, run.settings.weight_decay]
+        steps, moved = run.steps, any(e["knob"] == "compression" and e["step"] for e in run.history.events)
+    life = half_life(*settings)
+    # what a cut may cost and still be worth no warning: the tolerance, or a standard error, if that is more
+    least = max(LOSSLESS, math.sqrt(live * (1 - live) / len(run.data.test_y)))
+    said = []
+    if cut < live - least and steps < FEW * life and not oscillates(*settings):
+        lives = "never halve (no decay)" if math.isinf(life) else f"halve in {life:,.0f}"
+        said.append(f"there were {steps:,} gated steps, and passive weights {lives}")
+    if run.magnitude is not None and cut < run.magnitude - least and not moved:
+        said.append(
+            f"the cut leaves {percent(cut)}, less than the {percent(run.magnitude)} of the dense network cut by "
+            "magnitude"
+        )
+    return "; ".join(said) and f"{'; '.join(said)}: train for more epochs, or with more weight decay or momentum"

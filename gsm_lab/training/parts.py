@@ -37,6 +37,8 @@ class Parts:
     lock: Turns
     settings: Settings
     options: dict[str, Any]
+    method: Any  # a `method.Method`, and a `placement.Single`: they are given all that is here
+    placement: Any
     source_model: str | nn.Module
     source_data: str | datasets.Dataset
     data: datasets.Dataset

@@ -21,8 +21,7 @@ from gsm_lab.optim.picks import Picks, listed
 from gsm_lab.training import checkpoint, fitting
 from gsm_lab.training.assembly import checked, put_together, refuse_ignored
 from gsm_lab.training.callbacks import Progress
-from gsm_lab.training.early import too_early
-from gsm_lab.training.evaluation import accuracy, cut_tensors, evaluate_now
+from gsm_lab.training.evaluation import accuracy, cut_tensors, evaluate_now, too_early
 from gsm_lab.training.interrupts import uninterrupted
 from gsm_lab.training.loop import advance, repeat
 from gsm_lab.training.method import GSMMethod, Method
@@ -143,7 +142,7 @@ class Run(Training):
 
         Shows a progress bar with rate and time left unless `progress` is False. An interrupt (Ctrl-C, or a notebook's
         stop button) ends it between two steps with KeyboardInterrupt; the run can be saved, or go on. Warns, once in a
-        run, where what has been reached shows that it was too early to cut (see `early.too_early`).
+        run, where what has been reached shows that it was too early to cut (see `evaluation.too_early`).
         """
         shown = flag("progress", progress) and self.placement.rank == 0
         steps = max(0, self.planned - self.steps) if epochs is None else self.steps_of(epochs)

@@ -1,39 +1,52 @@
-"""`Training`: what the steps of a run do, dense and gated."""
+"""`Training`: what the steps of a run do, dense and gated, and what keeps it whole where several threads step it."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gsm_lab.models import computed
 from gsm_lab.optim.ranks.group import local
 from gsm_lab.training import schedule, threads
+from gsm_lab.training.anatomy import Anatomy
 from gsm_lab.training.evaluation import evaluate_now
 from gsm_lab.training.method import Method
 from gsm_lab.training.outputs import answer
-from gsm_lab.training.shared import Shared
+from gsm_lab.training.parts import Parts
+from gsm_lab.training.placement import Single
+from gsm_lab.turns import turn
 
 _BEYOND = 1e6  # |w| that no lower learning rate brings back
 
 
-class Training(Shared):
-    """The base of `Run`, which puts it together.
+class Training(Parts):
+    """The base of `Run`, which puts it together: its steps, whose turn it is to do them, and copies of a whole step.
 
     Attributes:
         method, placement: what decides who stays, and where it happens.
+        lock: whoever steps, reads or changes the run has it meanwhile; see `gsm_lab.turns`.
         draws: whether a step may draw random numbers; random_state: of the run's own stream of them.
         threads: that PyTorch computed the last step with, None where there was none in this process; waiting:
             "spinning" or "asleep", how these wait for each other, where it is gsm_lab that chooses.
     """
 
+    lock = turn
     method: Method
+    placement: Single
     draws: bool
     threads: int | None
     waiting: str | None = None
     random_state: Tensor
     _resting: list[nn.Module]  # modules that stay in evaluation mode
+    _anatomy: Anatomy
+    _stepping = False  # whether a step is being done, by the thread that has the lock
+    _player: weakref.ref[Any] | None = None  # who plays it, see `gsm_lab.notebook.player`
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -150,3 +163,44 @@ class Training(Shared):
         finally:
             self.random_state = torch.get_rng_state()
             torch.set_rng_state(outside)
+
+    # -- turns, and copies -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """The lock, for what must find a whole step. Raises RuntimeError in the middle of one, as in a recorder."""
+        with self.lock:
+            if self._stepping:
+                raise RuntimeError("this cannot be done in the middle of a step, as by a recorder: do it between steps")
+            yield
+
+    def _take_turn(self) -> None:
+        """About to be stepped by this thread: a player that plays it pauses, as for steps of its own.
+
+        Raises RuntimeError in the middle of a step.
+        """
+        player = self._player() if self._player is not None else None
+        if player is not None and not player.is_this_thread:
+            player.pause_with("the run is stepped from elsewhere")
+        with self.between_steps():
+            pass
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Training:
+        with self.between_steps():
+            new = object.__new__(type(self))
+            memo[id(self)] = new
+            memo.update(computed(*vars(self).values()) | memo)  # what has been copied already stays that copy
+            new.__setstate__(copy.deepcopy(self._kept_state(), memo))
+            return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self.between_steps():  # of which it must be a whole; pickle takes its time after this
+            return copy.deepcopy(self._kept_state(), computed(*vars(self).values()) | {id(self): self})
+
+    def _kept_state(self) -> dict[str, Any]:
+        self.placement.must_be_copyable()
+        return {name: value for name, value in vars(self).items() if name not in ("_player", "_anatomy")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _player=None)
+        self._anatomy = Anatomy(self.model)
