@@ -14,11 +14,10 @@ from gsm_lab.models import copied
 from gsm_lab.optim import cut
 from gsm_lab.optim.groups import exactly
 from gsm_lab.training import checkpoint, tensor_files
-from gsm_lab.training.callbacks import Progress, Regularly
 from gsm_lab.training.checkpoint import BESIDE, DERIVED, FILE, KEPT, WEIGHTS, read
 from gsm_lab.training.files import must_be_writable, remove_leftovers, writing
 from gsm_lab.training.interrupts import status
-from gsm_lab.training.loop import advance
+from gsm_lab.training.loop import Progress, Regularly, advance
 from gsm_lab.training.run import Run
 from gsm_lab.training.state import readable, whole_state
 

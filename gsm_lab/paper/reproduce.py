@@ -28,10 +28,9 @@ from gsm_lab.methods import tickets
 from gsm_lab.methods.base import OF_THE_GATE
 from gsm_lab.paper import csv_store, dense_epochs
 from gsm_lab.paper.entries import Entry, entries
-from gsm_lab.training.callbacks import Progress, Regularly
 from gsm_lab.training.checkpoint import FILE, CheckpointError, note_of
 from gsm_lab.training.files import must_be_writable
-from gsm_lab.training.loop import advance
+from gsm_lab.training.loop import Progress, Regularly, advance
 from gsm_lab.training.run import Run
 
 SAVE_EVERY = 60.0  # seconds of training

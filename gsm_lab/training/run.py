@@ -20,10 +20,9 @@ from gsm_lab.checks import flag, kind, path, shown
 from gsm_lab.optim.picks import Picks, listed
 from gsm_lab.training import checkpoint, fitting
 from gsm_lab.training.assembly import checked, put_together, refuse_ignored
-from gsm_lab.training.callbacks import Progress
 from gsm_lab.training.evaluation import accuracy, cut_tensors, evaluate_now, too_early
 from gsm_lab.training.interrupts import uninterrupted
-from gsm_lab.training.loop import advance, repeat
+from gsm_lab.training.loop import Progress, advance, repeat
 from gsm_lab.training.method import GSMMethod, Method
 from gsm_lab.training.outputs import Output
 from gsm_lab.training.parts import MOST_STEPS, Loss

@@ -7,8 +7,7 @@ import pytest
 
 from gsm_lab import Run
 from gsm_lab.training import loop
-from gsm_lab.training.callbacks import Progress, Regularly
-from gsm_lab.training.loop import advance, portion
+from gsm_lab.training.loop import Progress, Regularly, advance, portion
 from tests.runs import differs, everything, tiny
 
 
@@ -81,7 +80,7 @@ def test_what_a_callback_raises_ends_it() -> None:
 
 def test_regularly_is_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now, done = [0.0], []
-    monkeypatch.setattr("gsm_lab.training.callbacks.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gsm_lab.training.loop.time.monotonic", lambda: now[0])
     save = Regularly(60.0, lambda: done.append(now[0]))
     for now[0] in (0.0, 59.0, 61.0, 100.0, 121.0, 200.0):
         save(tiny(), 1)
