@@ -24,7 +24,7 @@ def test_imports_run_down_the_rooms() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("training/schedule.py", "import gsm_lab.methods.dns", "imports run down the rooms"),
+        ("training/parts.py", "import gsm_lab.methods.dns", "imports run down the rooms"),
         ("training/history.py", "import gsm_lab.training.run", "no two modules import each other"),
         ("optim/gsm.py", "import pandas", "the optimizer needs torch and numpy alone"),
         ("figures/style.py", "import torch", "figures draw tables, with no torch of their own"),

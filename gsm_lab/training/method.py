@@ -25,7 +25,6 @@ from gsm_lab.knobs import Knob
 from gsm_lab.optim import budget, cut, keep_masks
 from gsm_lab.optim.groups import clear, flat_mask
 from gsm_lab.optim.ranks.group import is_distributed
-from gsm_lab.training import schedule
 from gsm_lab.training.parts import Parts
 
 _CUT_AGAIN = 0.99  # of the weights, on a ramp: to cut at every step would cost as much as the step
@@ -146,7 +145,7 @@ class GSMMethod(Method):
         """Put the ramp's C in force; freeze the active set, or let it go, where the settings say so."""
         if run.settings.ramp and not self.was_cut:
             run.opt.compression = run.compression
-        frozen = self.was_cut or schedule.reached(run.settings.freeze, run.steps, run.planned)
+        frozen = self.was_cut or run.reached(run.settings.freeze)
         if frozen != self.frozen:
             run.opt.candidates = _largest(run, run.nonzeros)[1] if frozen else None
             self.frozen = frozen
@@ -159,7 +158,7 @@ class GSMMethod(Method):
         Where the active set is to be frozen, it is cut to the full C. This happens at the end of a step: so nothing has
         changed where the step was refused, by whatever rank.
         """
-        if not self.was_cut and not schedule.reached(run.settings.cut_at, run.steps, run.planned):
+        if not self.was_cut and not run.reached(run.settings.cut_at):
             return
         q = self._stays(run)
         if self.was_cut and q == self.kept:
@@ -172,7 +171,7 @@ class GSMMethod(Method):
 
     def _stays(self, run: Parts) -> int:
         """How many weights a cut leaves, and one that was made before: fewer as soon as another percent has to go."""
-        frozen = schedule.reached(run.settings.freeze, run.steps, run.planned)
+        frozen = run.reached(run.settings.freeze)
         q = run.nonzeros if frozen else budget(run.opt.weights, compression=run.compression)
         if not self.was_cut:
             return q

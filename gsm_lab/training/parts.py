@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,13 @@ from gsm_lab import data as datasets
 from gsm_lab.checks import number, shown
 from gsm_lab.knobs import Settings
 from gsm_lab.optim import GSM, budget
-from gsm_lab.training import schedule
 from gsm_lab.training.history import History
 from gsm_lab.training.outputs import Output
 from gsm_lab.turns import Turns
 
 MOST_STEPS = 2**31 - 1  # that a history counts
+RAMP_FROM = 4.0  # where a ramp of the compression begins
+FLOOR = 0.01  # of the learning rate, where the cosine ends and stays: training past the planned end still trains
 Loss = Callable[[Any, Tensor], Tensor]
 Recorder = Callable[[int, np.ndarray, list[np.ndarray]], None]
 
@@ -93,13 +95,23 @@ class Parts:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next gated step."""
-        return schedule.lr(self.settings, self.steps, self.planned)
+        """Learning rate of the next gated step: full for the share `hold` of the plan, then a cosine down to 1%."""
+        held = self.settings.hold * self.planned
+        if self.steps <= held or self.settings.hold >= 1:
+            return self.settings.lr
+        return self.settings.lr * cosine((self.steps - held) / (self.planned - held))
 
     @property
     def compression(self) -> float:
-        """C of the next gated step: the setting, or on the way there during its ramp. (What is cut stays cut.)"""
-        return schedule.compression(self.settings, self.steps, self.planned)
+        """C of the next gated step: the setting, or by equal factors on the way there. (What is cut stays cut.)"""
+        full, ramp = self.settings.compression, self.settings.ramp * self.planned
+        if self.steps >= ramp or full <= RAMP_FROM:
+            return full
+        return RAMP_FROM * (full / RAMP_FROM) ** (self.steps / ramp)
+
+    def reached(self, share: float) -> bool:
+        """Whether the gated steps so far are that share of the plan; never where the share is 1."""
+        return share < 1 and self.steps >= share * self.planned
 
     def steps_of(self, epochs: float) -> int:
         """How many steps so many epochs are. Raises TypeError, ValueError for what is none, or too many."""
@@ -122,3 +134,8 @@ class Parts:
         """A flat tensor [N] as views in the shapes of the prunable tensors."""
         pieces = flat.split([p.numel() for p in self.tensors])
         return [piece.view(p.shape) for piece, p in zip(pieces, self.tensors, strict=True)]
+
+
+def cosine(share: float) -> float:
+    """From 1 at 0 to `FLOOR` at 1, and `FLOOR` from there on."""
+    return FLOOR + (1.0 - FLOOR) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from gsm_lab.models import computed
 from gsm_lab.optim.ranks.group import local
-from gsm_lab.training import schedule, threads
+from gsm_lab.training import threads
 from gsm_lab.training.anatomy import Anatomy
 from gsm_lab.training.evaluation import evaluate_now
 from gsm_lab.training.method import Method
 from gsm_lab.training.outputs import answer
-from gsm_lab.training.parts import Parts
+from gsm_lab.training.parts import Parts, cosine
 from gsm_lab.training.placement import Single
 from gsm_lab.turns import turn
 
@@ -110,7 +110,7 @@ class Training(Parts):
             return
         total = self.settings.pretrain * self.epoch_steps
         for group in self.opt.param_groups:
-            group["lr"] = self.settings.pretrain_lr * schedule.cosine(self.dense_steps / total)
+            group["lr"] = self.settings.pretrain_lr * cosine(self.dense_steps / total)
         self._forward_backward(self.dense_steps)
         self.opt.step()
         self.dense_steps += 1
