@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -15,15 +16,22 @@ ROUNDINGS = [a | b | c for a in (0, 1) for b in (0, 2, 4) for c in (0, 8)]  # wh
 _AT_ONCE = 16  # numbers in a vector: what the widest registers hold; where they hold less, several take its place
 
 
-def _pointer(kind: Any, entry: ir.Type) -> Any:
+def _of_one(result: Any, argument: Any, build: Callable[[Any, Any], Any]) -> Any:
+    """What `build` makes of a builder and one argument; where that is None, it returns nothing."""
+
     @intrinsic
-    def pointer(_: Any, address: Any) -> Any:
+    def operation(_: Any, x: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.inttoptr(args[0], entry.as_pointer())
+            value = build(builder, args[0])
+            return context.get_dummy_value() if value is None else value
 
-        return types.CPointer(kind)(types.uint64), generate
+        return result(argument), generate
 
-    return pointer
+    return operation
+
+
+def _pointer(kind: Any, entry: ir.Type) -> Any:
+    return _of_one(types.CPointer(kind), types.uint64, lambda builder, x: builder.inttoptr(x, entry.as_pointer()))
 
 
 # the pointer that an address is
@@ -31,36 +39,11 @@ floats = _pointer(types.float32, ir.FloatType())
 int32s = _pointer(types.int32, ir.IntType(32))
 int64s = _pointer(types.int64, ir.IntType(64))
 uint64s = _pointer(types.uint64, ir.IntType(64))
-
-
-@intrinsic
-def bits(_: Any, x: Any) -> Any:
-    """The bits of a float32 as an int32."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.int32(types.float32), generate
-
-
-@intrinsic
-def ones(_: Any, x: Any) -> Any:
-    """How many bits of a uint64 are set."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ctpop(args[0])
-
-    return types.uint64(types.uint64), generate
-
-
-@intrinsic
-def zeros_below(_: Any, x: Any) -> Any:
-    """How many bits of a uint64 are zero below its lowest one; 64 where there is none."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.uint64(types.uint64), generate
+# the bits of a float32 as an int32
+bits = _of_one(types.int32, types.float32, lambda builder, x: builder.bitcast(x, ir.IntType(32)))
+# how many bits of a uint64 are set, and how many are zero below its lowest one (64 where there is none)
+ones = _of_one(types.uint64, types.uint64, lambda builder, x: builder.ctpop(x))
+zeros_below = _of_one(types.uint64, types.uint64, lambda builder, x: builder.cttz(x, ir.Constant(ir.IntType(1), 0)))
 
 
 @intrinsic
@@ -170,19 +153,13 @@ def _place(builder: Any, address: Any, skipped: Any, kind: Any) -> Any:
 
 
 def _fetch(writes: int) -> Any:
-    @intrinsic
-    def fetch(_: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-            number = ir.IntType(32)
-            kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
-            prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-            builder.call(prefetch, [pointer, number(writes), number(3), number(1)])
-            return context.get_dummy_value()
+    def build(builder: Any, address: Any) -> None:
+        pointer, number = builder.inttoptr(address, ir.IntType(8).as_pointer()), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(prefetch, [pointer, number(writes), number(3), number(1)])
 
-        return types.void(types.uint64), generate
-
-    return fetch
+    return _of_one(types.void, types.uint64, build)
 
 
 # ask for the cache line of an address that will be written to soon, or read
@@ -273,15 +250,12 @@ def move(
     return types.void(*addresses, types.int64, types.int32, *settings, types.int64), generate
 
 
-@intrinsic
-def called(_: Any, function: Any) -> Any:
-    """What the C function at an address returns, an int that needs no argument."""
+def _call(builder: Any, function: Any) -> Any:
+    kind = ir.FunctionType(ir.IntType(32), [])
+    return builder.sext(builder.call(builder.inttoptr(function, kind.as_pointer()), []), ir.IntType(64))
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), []), ir.IntType(64))
 
-    return types.int64(types.uint64), generate
+called = _of_one(types.int64, types.uint64, _call)  # what the C function at an address returns, an int; no argument
 
 
 @intrinsic
