@@ -13,13 +13,7 @@ from torch.nn.utils import parametrize
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
-)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 _NEVER = (nn.Embedding, nn.EmbeddingBag, *_NORMS)
 
 # What the parameter of a layer that PyTorch does not know is called where it is a kernel, and where it is none.

@@ -255,9 +255,7 @@ def update(table, begin, end, limit, upto, settings, rounding, active) -> None: 
     fills no vector, and the width of a vector. `active`: who passed, a bit for each entry, a word for each group.
     Begins with the last groups: the cache still has what was looked at last.
     """
-    group, flat = groups(table), np.int64(0)
-    for i in range(table.shape[0]):
-        flat += np.int64(table[i, _N])
+    group, flat = groups(table), np.int64(table[:, _N].sum())
     for t in range(table.shape[0]):
         i = table.shape[0] - 1 - t
         w, g, z = _tensor(table, i, _W), _tensor(table, i, _G), _tensor(table, i, _Z)
@@ -435,11 +433,7 @@ def step(plan) -> tuple[float, bool]:  # noqa: ANN001
     edge, kept, left_out, well = find(plan)
     if edge == 0 or not well or not finite(rest):
         return 0.0, False
-    upto = np.int64(0)
-    for i in range(competing):
-        upto += np.int64(among[i, _N])
-    if left_out > 0:
-        upto = after_equal(among, edge, kept)
+    upto = after_equal(among, edge, kept) if left_out > 0 else np.int64(among[:, _N].sum())
     none = np.empty(0, np.int64)
     _do(team, _UPDATE, among, edge, upto, active[:first], settings[:competing], rounding, none)
     _do(team, _UPDATE, rest, 0, 1 << 62, active[first:], settings[competing:], rounding, none)  # all reach 0
