@@ -192,7 +192,10 @@ def _competing(
     """The tensors to cut by name: those that compete in the optimizer, in its order, else those of the model."""
     if optimizer is None:
         return _prunable(model, include, exclude), None
-    gsm = gsm_in(optimizer)
+    gsm = optimizer
+    while not isinstance(gsm, Gated):  # one that is wrapped, as attribute `optimizer`
+        if not isinstance(gsm := getattr(gsm, "optimizer", None), torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a GSM, or wrap one as its attribute optimizer, got {optimizer!r}")
     if include is not None or exclude is not None:
         raise ValueError("include and exclude must not be given with an optimizer: its groups say what competes")
     names = {id(p): name for name, p in _module(model).named_parameters()}
@@ -207,15 +210,6 @@ def _competing(
         raise ValueError("optimizer has no prunable weights: no group with prunable=True has tensors of two dimensions")
     _refuse_computed(_computed(model), {id(p) for p in weights})
     return {names[id(p)]: p for p in weights}, gsm
-
-
-def gsm_in(optimizer: object) -> Gated:
-    """The `GSM` itself, or the one that is wrapped, as attribute `optimizer`. Raises TypeError where there is none."""
-    inner = optimizer
-    while not isinstance(inner, Gated):
-        if not isinstance(inner := getattr(inner, "optimizer", None), torch.optim.Optimizer):
-            raise TypeError(f"optimizer must be a GSM, or wrap one as its attribute optimizer, got {optimizer!r}")
-    return inner
 
 
 @torch.no_grad()

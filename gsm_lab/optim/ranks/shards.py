@@ -182,7 +182,8 @@ def _part(x: Tensor, first: int, leader: int, name: Callable[[Tensor], str]) -> 
             f"({dist.get_rank()}), and be sharded or replicated in every mesh dimension"
         )
     ways = list(zip(placements, coordinates, mesh.shape, strict=True))
-    indices = tuple(_indices(size, [way for way in ways if _cuts(way[0], d)]) for d, size in enumerate(x.shape))
+    cuts = [[way for way in ways if getattr(way[0], "dim", None) == d] for d in range(x.ndim)]
+    indices = tuple(map(_indices, x.shape, cuts))
     if tuple(map(len, indices)) != tuple(shape):
         raise ValueError(
             f"{name(x)}, of shape {tuple(x.shape)} and placed as {tuple(placements)} on {mesh}, has a part of shape "
@@ -190,10 +191,6 @@ def _part(x: Tensor, first: int, leader: int, name: Callable[[Tensor], str]) -> 
         )
     copy = any(p.is_replicate() and coordinate for p, coordinate, _ in ways)
     return Part(x, shape, first, indices, not copy and leader in _members(mesh))
-
-
-def _cuts(placement: object, dimension: int) -> bool:
-    return getattr(placement, "dim", None) == dimension
 
 
 def _indices(size: int, ways: list[tuple[object, int, int]]) -> Tensor:
