@@ -24,7 +24,7 @@ class Rows:
     def __init__(self, dtype: np.dtype, limit: int) -> None:
         self.most = max(2, limit // dtype.itemsize // 2 * 2)  # even, or the row after a thinning stands off the grid
         self.every = 1
-        self._rows = np.zeros(min(1024, self.most), dtype)
+        self._rows = np.zeros(0, dtype)
         self._used = 0
         self._seen = 0
 
@@ -45,9 +45,8 @@ class Rows:
 
     def _make_room(self) -> None:
         if len(self._rows) < self.most:
-            grown = np.zeros(min(2 * len(self._rows), self.most), self._rows.dtype)
-            grown[: self._used] = self._rows
-            self._rows = grown
+            more = min(max(1024, len(self._rows)), self.most - len(self._rows))
+            self._rows = np.concatenate([self._rows, np.zeros(more, self._rows.dtype)])
             return
         kept = self._rows[: self._used : 2].copy()
         self._rows[: len(kept)] = kept
@@ -59,9 +58,7 @@ class Rows:
 
     def restore(self, rows: np.ndarray, every: int, seen: int) -> None:
         """Continue from a `state()`."""
-        room = min(self.most, max(1024, 1 << int(np.ceil(np.log2(max(len(rows), 1))))))
-        self._rows = np.zeros(max(room, len(rows)), self._rows.dtype)
-        self._rows[: len(rows)] = rows
+        self._rows = np.array(rows, self._rows.dtype)
         self._used, self.every, self._seen = len(rows), every, seen
 
 
