@@ -43,7 +43,7 @@ class Watch:
         if not on_accelerator(tensors):
             return False
         if (first := self.first()) is not None:
-            gate.shut()
+            gate.passed(0.0, False)
             raise FloatingPointError(
                 f"the gradient of {gate.name(tensors[first])} was not finite in an earlier step, which was left "
                 "out. Lower the learning rate, or look for a division by zero in the loss"

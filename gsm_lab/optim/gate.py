@@ -30,20 +30,13 @@ class Choice:
     def __init__(self, size: int) -> None:
         self.size = size
         self.candidates: Tensor | None = None
-        self.shut()
+        self.passed(0.0, False)
 
-    def shut(self) -> None:
-        """Nothing passed: how it is before the first step, and after one that was refused."""
-        n = self.size  # (what is asked later must not hold the gate: it would hold itself)
-        self.passed(0.0, lambda: torch.zeros(n, dtype=torch.bool))
+    def passed(self, threshold: float | Tensor, mask: bool | Tensor | Callable[[], Tensor]) -> None:
+        """Set the result of a choice: the threshold, and who passed: all or nobody, bool [size], or how to find out.
 
-    def open(self) -> None:
-        """Everything passed."""
-        n = self.size
-        self.passed(0.0, lambda: torch.ones(n, dtype=torch.bool))
-
-    def passed(self, threshold: float | Tensor, mask: Tensor | Callable[[], Tensor]) -> None:
-        """Set the result of a choice: the threshold, and who passed, bool [size], or how to find out."""
+        Nobody has before the first step, and after one that was refused.
+        """
         self.threshold, self._mask = threshold, mask
 
     def active(self) -> Tensor:
@@ -52,7 +45,9 @@ class Choice:
 
     def _active(self) -> Tensor:
         """The same, where it is."""
-        if not isinstance(self._mask, Tensor):
+        if isinstance(self._mask, bool):
+            self._mask = torch.full((self.size,), self._mask)
+        elif not isinstance(self._mask, Tensor):
             self._mask = self._mask()
         return self._mask
 
@@ -99,7 +94,7 @@ class Gate(Choice):
         averages = self._averages(own["smoothing"], state) if own["smoothing"] else None
         if q == self.count:
             gated, finite = [], False
-            self.open()
+            self.passed(0.0, True)
         else:
             gated, finite = self._choose(q, averages, in_place=not (writes or differentiable))
         if not finite:  # where the gradients are finite, T overflowed float32: it ranks first, as it should
@@ -187,7 +182,7 @@ class Gate(Choice):
 
     def _refuse_non_finite(self, p: Tensor) -> None:
         if p.grad is not None and (said := complaint(self.name, p, p.grad)):
-            self.shut()
+            self.passed(0.0, False)
             raise FloatingPointError(said)
 
 

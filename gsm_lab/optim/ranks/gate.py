@@ -72,13 +72,13 @@ class ShardedGate(Choice):
         try:
             top, mask = self._choose(q, grads, rest, setting, writes)
         except Exception:
-            self.shut()
+            self.passed(0.0, False)
             raise
         if writes:
             rest = [(p, grad.clone()) for p, grad in rest]
         there = [i for i, grad in enumerate(grads) if grad is not None]
         if top is None:
-            self.open()
+            self.passed(0.0, True)
             return [(self.weights[i], grads[i].clone() if writes else grads[i]) for i in there] + rest
         threshold = float(np.int32(top.bits).view(np.float32))
         if mask is not None:
