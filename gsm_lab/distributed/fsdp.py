@@ -23,6 +23,7 @@ from gsm_lab.optim import param_groups
 from gsm_lab.optim.picks import Picks
 from gsm_lab.optim.ranks.group import local
 from gsm_lab.optim.ranks.shards import placed_as
+from gsm_lab.training.derivatives import holding
 from gsm_lab.training.history import History
 from gsm_lab.training.parts import Parts
 from gsm_lab.training.run import Run
@@ -82,23 +83,11 @@ class FSDP(Parallel):
     @contextlib.contextmanager
     def replacing(self, model: nn.Module, replaced: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """FSDP2 gathers the parameters it knows: what replaces them takes their place while it is looked at."""
-        own = {name: local(model.get_parameter(name)) for name in replaced}
-        before = {name: part.clone() for name, part in own.items()}
-        self._model = model
         try:
-            for name, part in own.items():
-                part.copy_(local(replaced[name]))
-            yield {}
+            with holding(model, replaced):
+                yield {}
         finally:
-            for name, part in own.items():
-                part.copy_(before[name])
-
-    def count(self, right: Callable[[Tensor, Tensor], int], x: Tensor, y: Tensor) -> int:
-        """As with DDP; what was gathered for it is let go of."""
-        try:
-            return super().count(right, x, y)
-        finally:
-            _reshard(self._model)
+            _reshard(model)
 
     def alone(self, run: Parts, folder: Path) -> Run:
         """The run in this process alone. Raises TypeError for a model that was given: resume with a new one."""
