@@ -200,7 +200,7 @@ class Parallel(Single):
 
     def first_rank_says(self, flag: bool) -> bool:
         """`flag` as it is on rank 0."""
-        return self.world.first(flag)
+        return bool(self.world.total(torch.tensor(int(flag and self.rank == 0))))
 
     def must_agree(self, run: Parts) -> None:
         """Raises ValueError where the ranks have not resumed the same state of a run."""

@@ -109,10 +109,6 @@ class World:
             dist.all_reduce(numbers)
         return numbers
 
-    def first(self, flag: bool) -> bool:
-        """What rank 0 says."""
-        return bool(self.total(torch.tensor(int(flag and self.rank == 0))))
-
     def exchange(self, value: Any = None, failure: str | None = None) -> list[Any]:
         """The values of all ranks, by rank, as JSON has them.
 

@@ -7,7 +7,6 @@ import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 # What asks a program to end: the keyboard; a service manager, a batch queue or a container; a terminal that is closed.
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -22,12 +21,8 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-class _Holder(NamedTuple):
-    received: list[int]
-    most: float
-
-
-_holders: list[_Holder] = []  # of the main thread, which is where signals arrive; the innermost is the last
+# lists for signals, and how many each takes; of the main thread, which is where these arrive; the innermost is the last
+_holders: list[tuple[list[int], float]] = []
 
 
 def interrupt(number: int) -> KeyboardInterrupt:
@@ -41,9 +36,10 @@ def status(stop: KeyboardInterrupt) -> int:
 
 
 def _arrived(number: int, _: object) -> None:
-    if not _holders or len(_holders[-1].received) >= _holders[-1].most:
+    received, most = _holders[-1] if _holders else ([], 0)
+    if len(received) >= most:
         raise interrupt(number)
-    _holders[-1].received.append(number)
+    received.append(number)
 
 
 def _in_main_thread() -> bool:
@@ -76,7 +72,7 @@ def held_back(received: list[int], numbers: Sequence[int] = (signal.SIGINT,), mo
     with stops(numbers):
         # Put on after the handlers are in place and taken off before they go: an interrupt that comes in between is
         # raised. The other way round it could go into a list that nobody looks at any more.
-        _holders.append(_Holder(received, most))
+        _holders.append((received, most))
         try:
             yield
         finally:

@@ -45,11 +45,6 @@ def logits(answer: Any) -> Any:
     return getattr(answer, "logits", answer)
 
 
-def one_a_row(logits: Tensor) -> Tensor:
-    """Logits [n, 1], [n, 1, 1] or [n] as [n]."""
-    return logits.reshape(len(logits))
-
-
 def predicted(answer: Any, above: float | None = None) -> Tensor:
     """The class of each row of an answer, int64 [n]: the greatest of its logits [n, classes] (or [n, classes, 1]).
 
@@ -57,5 +52,5 @@ def predicted(answer: Any, above: float | None = None) -> Tensor:
     """
     found = logits(answer)
     if above is not None:
-        return (one_a_row(found) > above).long()
+        return (found.reshape(len(found)) > above).long()
     return (found if found.ndim == 2 else found.reshape(len(found), -1)).argmax(1)

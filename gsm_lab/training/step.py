@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gsm_lab.models import computed
 from gsm_lab.optim.ranks.group import local
@@ -42,7 +42,6 @@ class Training(Parts):
     draws: bool
     threads: int | None
     waiting: str | None = None
-    random_state: Tensor
     _resting: list[nn.Module]  # modules that stay in evaluation mode
     _anatomy: Anatomy
     _stepping = False  # whether a step is being done, by the thread that has the lock
