@@ -230,9 +230,8 @@ class Gated(torch.optim.Optimizer):
         gate = state.pop("gate", None)
         super().__setstate__(state)
         for group, own in zip_longest(self.param_groups, before, fillvalue={}):
-            for name in {"prunable", "names", *OWN} & own.keys():
-                group.setdefault(name, own[name])
-            for name, value in {"prunable": True, **OWN}.items():
+            stays = {name: own[name] for name in ("prunable", "names", *OWN) if name in own}
+            for name, value in {"prunable": True, **OWN, **stays}.items():
                 group.setdefault(name, value)
         self._own_now = {name: self.param_groups[0][name] for name in OWN}
         for group in self.param_groups:

@@ -65,10 +65,7 @@ def groups(table) -> int:  # noqa: ANN001
 @njit(inline="always")
 def _dropped(histogram):  # noqa: ANN001
     """How many of the 31 bits of a value are dropped by a histogram as long as this."""
-    dropped = 31
-    while histogram.size >> (31 - dropped) > 1:
-        dropped -= 1
-    return dropped
+    return 31 - np.int64(zeros_below(np.uint64(histogram.size)))
 
 
 @_kernel("void(uint64[:,::1], int64, int32[::1])")
