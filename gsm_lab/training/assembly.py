@@ -15,8 +15,8 @@ from gsm_lab.knobs import KNOBS, LIVE, Settings, resolve
 from gsm_lab.optim import GSM, param_groups
 from gsm_lab.recipes import recipe_of
 from gsm_lab.training import fitting
-from gsm_lab.training.anatomy import Anatomy
 from gsm_lab.training.method import Method
+from gsm_lab.training.parts import Anatomy
 from gsm_lab.training.state import fill
 from gsm_lab.training.step import Training
 

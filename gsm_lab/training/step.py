@@ -14,11 +14,10 @@ from torch import nn
 from gsm_lab.models import computed
 from gsm_lab.optim.ranks.group import local
 from gsm_lab.training import threads
-from gsm_lab.training.anatomy import Anatomy
 from gsm_lab.training.evaluation import evaluate_now
 from gsm_lab.training.method import Method
 from gsm_lab.training.outputs import answer
-from gsm_lab.training.parts import Parts, cosine
+from gsm_lab.training.parts import Anatomy, Parts, cosine
 from gsm_lab.training.placement import Single
 from gsm_lab.turns import turn
 
