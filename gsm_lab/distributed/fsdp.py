@@ -38,7 +38,6 @@ class FSDP(Parallel):
     `recorders` get this rank's part: `active` and `weights` of its rows. Of the methods, GSM can do with that.
     """
 
-    shards = True
     exchanges = True  # in the model's modules
 
     def must_suit(self, run: Parts, settings: Settings, options: dict[str, Any], data: datasets.Dataset) -> None:

@@ -50,7 +50,11 @@ class Watch:
             )
         if not closed or not all("momentum_buffer" in optimizer.state.get(p, ()) for p in gate.weights):
             return False  # in the first step, SGD would leave a momentum behind even if it leaves the step out
-        refuse_capture()
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "GSM.step cannot be captured in a CUDA graph: compression and learning rate would be frozen in it. "
+                "Capture forward and backward, and call step outside"
+            )
         gate.choose_on_device(q)
         optimizer.found_inf = self.bad([p.grad for p in tensors])
         try:
@@ -79,12 +83,3 @@ class Watch:
             return None
         flags, self._flags, self._event = self._flags, None, None
         return int(flags.to(torch.uint8).argmax()) if bool(flags.any()) else None
-
-
-def refuse_capture() -> None:
-    """Raise RuntimeError while a CUDA graph is being captured: Q and the knobs would stay what they are now in it."""
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "GSM.step cannot be captured in a CUDA graph: compression and learning rate would be frozen in it. Capture "
-            "forward and backward, and call step outside"
-        )

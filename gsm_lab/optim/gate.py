@@ -40,11 +40,7 @@ class Choice:
         self.threshold, self._mask = threshold, mask
 
     def active(self) -> Tensor:
-        """Who passed at the last step: bool [size], on the CPU; all False before the first."""
-        return self._active().cpu()
-
-    def _active(self) -> Tensor:
-        """The same, where it is."""
+        """Who passed at the last step: bool [size], on the CPU or where the weights are; all False before the first."""
         if isinstance(self._mask, bool):
             self._mask = torch.full((self.size,), self._mask)
         elif not isinstance(self._mask, Tensor):
@@ -152,7 +148,7 @@ class Gate(Choice):
 
     def mask(self, p: Tensor) -> Tensor:
         """`active` for one of the tensors: bool, of its shape, on its device. Raises ValueError for any other."""
-        for other, part in zip(self.weights, self._active().split(self.sizes), strict=True):
+        for other, part in zip(self.weights, self.active().split(self.sizes), strict=True):
             if other is p:
                 return part.view(p.shape).to(p.device)
         what = f"a tensor of shape {tuple(p.shape)}" if isinstance(p, Tensor) else f"a {type(p).__name__}"

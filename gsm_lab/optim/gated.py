@@ -92,7 +92,7 @@ class Gated(torch.optim.Optimizer):
 
         Of DTensors it has only this rank's parts.
         """
-        return self._gate().active()
+        return self._gate().active().cpu()
 
     @property
     def candidates(self) -> Tensor | None:
@@ -221,7 +221,7 @@ class Gated(torch.optim.Optimizer):
         """What a copy (`copy.deepcopy`, pickle) begins with; unlike `state_dict()` it has the gate with it."""
         state = super().__getstate__()
         gate = self._gate()
-        state["gate"] = {"candidates": gate.candidates, "threshold": self.threshold, "active": gate.active()}
+        state["gate"] = {"candidates": gate.candidates, "threshold": self.threshold, "active": gate.active().cpu()}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from gsm_lab import models
 from gsm_lab.checks import shown
 from gsm_lab.training.derivatives import named
 from gsm_lab.training.outputs import Output, answer, logits
+from gsm_lab.training.parts import Loss
 
 _OUTPUTS = (-3.0, -1.0, 0.0, 1.0, 3.0)  # at which a loss is asked what a single output means
 _CLASSES_TRIED, _FEW = 64, 8  # rows, of as many classes, and others
@@ -61,13 +62,7 @@ def materialise(model: nn.Module, data: datasets.Dataset, output: Output | None)
             raise ValueError(f"model has {name!r}, which is still without a shape after a forward pass of two rows")
 
 
-def tried(
-    model: nn.Module,
-    data: datasets.Dataset,
-    loss: Callable[[Any, Tensor], Tensor],
-    output: Output | None,
-    batch_size: int,
-) -> float | None:
+def tried(model: nn.Module, data: datasets.Dataset, loss: Loss, output: Output | None, batch_size: int) -> float | None:
     """Pass a few rows through the model and the loss, in evaluation and in training mode, and leave it as it was.
 
     Returns:
@@ -97,9 +92,7 @@ def tried(
     return above
 
 
-def must_be_a_mean(
-    model: nn.Module, data: datasets.Dataset, loss: Callable[[Any, Tensor], Tensor], output: Output | None
-) -> None:
+def must_be_a_mean(model: nn.Module, data: datasets.Dataset, loss: Loss, output: Output | None) -> None:
     """Raises ValueError where the loss of a batch is not the mean of its parts' losses, each weighing in by its rows.
 
     That is what a mean over ranks takes for granted. Found out on rows of all classes, since class weights and ignored
@@ -188,7 +181,7 @@ def _answered(model: nn.Module, x: Tensor, output: Output | None, mode: str) -> 
         raise ValueError(f"{what}: {mode}for inputs {list(x.shape)} of {x.dtype}, {_said(error)}") from error
 
 
-def _must_be_a_loss(loss: Callable[[Any, Tensor], Tensor], given: Any, y: Tensor) -> None:
+def _must_be_a_loss(loss: Loss, given: Any, y: Tensor) -> None:
     try:
         value = loss(given, y)
     except Exception as error:
@@ -207,7 +200,7 @@ def _must_be_a_loss(loss: Callable[[Any, Tensor], Tensor], given: Any, y: Tensor
         raise ValueError("loss must have a gradient: what it returns does not depend on any parameter to be trained")
 
 
-def _reading(given: Any, n: int, data: datasets.Dataset, loss: Callable[[Any, Tensor], Tensor]) -> float | None:
+def _reading(given: Any, n: int, data: datasets.Dataset, loss: Loss) -> float | None:
     z, classes = logits(given), data.classes
     if isinstance(z, Tensor) and z.is_floating_point() and z.ndim and len(z) == n and z.numel():
         width = z.numel() // n
@@ -227,7 +220,7 @@ def _reading(given: Any, n: int, data: datasets.Dataset, loss: Callable[[Any, Te
 
 
 @torch.no_grad()
-def _halfway(loss: Callable[[Any, Tensor], Tensor], given: Any) -> float | None:
+def _halfway(loss: Loss, given: Any) -> float | None:
     """Between the outputs that the loss likes best for class 0 and for class 1: 0 for a logit, 1/2 for a probability.
 
     None where it cannot be told: the output is not all that the model gives, or the loss does not rise with it.

@@ -30,7 +30,6 @@ class Single:
         rank: of this process among those that train the run together; size: how many there are.
         breakdowns: errors that end training, after which what was saved is still good.
         unsaved: errors from `Run.save` where nothing could be written.
-        shards: whether every rank holds a part of each tensor.
         taken: whether a run has it, which it then belongs to alone.
         forward: what is called in place of the model at a step.
         exchanges: whether it exchanges the model's parameters itself, for those that it has gathered, and back.
@@ -40,7 +39,6 @@ class Single:
     taken = False
     breakdowns: tuple[type[Exception], ...] = (FloatingPointError,)
     unsaved: tuple[type[Exception], ...] = (OSError,)
-    shards = False
     exchanges = False
     forward: Callable[..., Any] | None = None
 

@@ -7,7 +7,7 @@ Names of tensors begin with what they belong to: `model/`, `momentum/`, `average
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from gsm_lab.optim.layers import kernels
 from gsm_lab.optim.ranks.group import is_distributed
 from gsm_lab.training import schema
 from gsm_lab.training.checkpoint import BESIDE, VERSION, CheckpointError, as_expected
+from gsm_lab.training.derivatives import named
 from gsm_lab.training.method import Method
 from gsm_lab.training.parts import Parts
 
@@ -52,8 +53,8 @@ def state_of(run: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "options": run.options,
         "own_model": None if isinstance(run.source_model, str) else run.settings.model,
         "own_data": None if isinstance(run.source_data, str) else run.data.name,
-        "own_loss": None if run.loss is cross_entropy else _called(run.loss),
-        "own_output": None if run.output is None else _called(run.output),
+        "own_loss": None if run.loss is cross_entropy else named(run.loss),
+        "own_output": None if run.output is None else named(run.output),
         "given": run.given,
         "picks": exactly(run.model, run.history.layers) if any(run.picks.values()) else {},
         "data_digest": run.data.digest,
@@ -70,10 +71,6 @@ def state_of(run: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
     first = run.placement.rank == 0
     kept = {name: copied for name, t in tensors.items() if (copied := whole(t, first)) is not None}
     return kept, plain
-
-
-def _called(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def readable(run: Parts) -> dict[str, bytes]:
