@@ -128,30 +128,24 @@ class GSM(Gated, torch.optim.SGD):
             same = asked == self._asked and place == self._place  # to compare them costs less than to check them
         except (RuntimeError, ValueError):  # a tensor or an array of several values has no truth
             same = False
-        if same:
-            if self._rates:
-                self._refuse_settings()
+        if same and self._plain:
             return gate
         steps = [its[: len(SETTINGS)] for its in asked]
-        rates = []
-        if not all(map(are_plain, steps)):
-            self._refuse_settings()
-            rates = [x for its in steps for x in its if isinstance(x, Tensor) and x.is_cpu]
+        self._plain = all(map(are_plain, steps))
+        if not self._plain:  # what is in a tensor may be another number at each step
+            for i, group in enumerate(groups):
+                refuse_settings(group, f" of group {i}")
         # a schedule moves the learning rate at every step; what the gate is asked for stays
         if not self._asked or [its[-len(OWN) :] for its in asked] != [its[-len(OWN) :] for its in self._asked]:
             self._budget = self._budget_of(self._own())
-            gate, asked = self._gate_now, [tuple(map(g.get, ASKED)) for g in groups]
+            asked = [tuple(map(g.get, ASKED)) for g in groups]
         # with Nesterov, SGD's foreach kernels (the default on accelerators) write into gradients
         self._writes = any(
             g["nesterov"] and not (g["fused"] or g["differentiable"]) and g["foreach"] is not False for g in groups
         )
         self._try_step = self._whole_step(gate, steps)
-        self._asked, self._place, self._rates = asked, place, rates
+        self._asked, self._place = asked, place
         return gate
-
-    def _refuse_settings(self) -> None:
-        for i, group in enumerate(self.param_groups):
-            refuse_settings(group, f" of group {i}")
 
     def _whole_step(self, gate: Gate | ShardedGate, steps: list[tuple[Any, ...]]) -> Callable[..., bool] | None:
         """What may do the whole step in one, where there is something for it; else the gate lends its gradients to SGD.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ OWN = {"compression": 1.0, "nonzeros": None, "smoothing": 0.0}
 SETTINGS = ("lr", "weight_decay", "momentum", "dampening")  # the numbers of SGD's step
 ASKED = (*SETTINGS, "fused", "nesterov", "maximize", "differentiable", "foreach", *OWN)
 _NUMBERS = (float, int)  # not tensors, in which a learning rate may come
-_PLAIN_NUMBERS = frozenset(_NUMBERS)
+_PLAIN_NUMBERS = frozenset((*_NUMBERS, np.float64))
 
 
 def checked(smoothing: float) -> float:
@@ -49,7 +50,7 @@ def refuse_settings(given: Mapping[str, Any], where: str = "") -> None:
 
 
 def are_plain(settings: tuple[Any, ...]) -> bool:
-    """Whether these are finite Python numbers: in a fraction of the time that `refuse_settings` takes."""
+    """Whether these are finite numbers of Python's kind: in a fraction of the time that `refuse_settings` takes."""
     try:
         return _PLAIN_NUMBERS.issuperset(map(type, settings)) and all(map(math.isfinite, settings))
     except OverflowError:  # an int beyond every float
