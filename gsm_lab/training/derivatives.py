@@ -28,7 +28,6 @@ def differentiable_twice(model: nn.Module) -> Iterator[None]:
     compiled runs as it was written; activation checkpoints of the reentrant kind, which hide the weights inside from
     `autograd.grad`, keep their activations instead.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
@@ -37,13 +36,11 @@ def differentiable_twice(model: nn.Module) -> Iterator[None]:
         if any(is_parametrized(module) or module._forward_pre_hooks for module in model.modules()):
             stack.enter_context(_PlainWeightNorm())
         stack.enter_context(not_compiled())
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(setattr, checkpoint, "CheckpointFunction", _Checkpoint)
         checkpoint.CheckpointFunction = _Straight
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            checkpoint.CheckpointFunction = _Checkpoint
+        yield
 
 
 def not_compiled() -> contextlib.AbstractContextManager[object]:
