@@ -116,8 +116,7 @@ class _ShardedHistory(History):
     def __init__(self, weights: dict[str, nn.Parameter], world: World) -> None:
         super().__init__({layer: p.numel() for layer, p in weights.items()})
         self._params, self._world = list(weights.values()), world
-        sizes = [local(p).numel() for p in self._params]
-        self._bounds = np.cumsum([0, *sizes])
+        self._bounds = np.cumsum([0, *(local(p).numel() for p in self._params)])
 
     def _total(self, counts: np.ndarray) -> np.ndarray:
         return self._world.total(torch.from_numpy(counts)).numpy()

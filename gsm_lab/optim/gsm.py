@@ -94,8 +94,6 @@ class GSM(Gated, torch.optim.SGD):
             if own[name] != value:
                 raise ValueError(f"{name} is one for the whole model, got {value!r} and in a group {own[name]!r}")
 
-    # -- the step --------------------------------------------------------------------------------------------------
-
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step; `closure` as in `torch.optim.SGD` (it is called once, before the gate looks at the gradients)."""
         if torch.compiler.is_compiling():

@@ -17,9 +17,6 @@ from torch.utils import checkpoint
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-# -- models as autograd can take them ----------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def differentiable_twice(model: nn.Module) -> Iterator[None]:
     """For a forward pass: the kernels of which first and second derivatives exist, and nothing computed twice.

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ RAMP_FROM = 4.0  # where a ramp of the compression begins
 FLOOR = 0.01  # of the learning rate, where the cosine ends and stays: training past the planned end still trains
 Loss = Callable[[Any, Tensor], Tensor]
 Recorder = Callable[[int, np.ndarray, list[np.ndarray]], None]
+_laid_out = attrgetter("shape", "dtype", "device", "requires_grad")
 
 
 class Parts:
@@ -185,10 +187,6 @@ class Anatomy:
                     f"{_described(after)}: optimizer and history cannot go on with that; make a new Run"
                 )
         return {p: now[name] for name, p in self._named.items() if now[name] is not p}
-
-
-def _laid_out(p: nn.Parameter) -> tuple[object, ...]:
-    return p.shape, p.dtype, p.device, p.requires_grad
 
 
 def _described(p: nn.Parameter | None) -> str:

@@ -29,7 +29,7 @@ def digest(tensors: dict[str, Tensor], header: str) -> str:
 def content_of(tensors: dict[str, Tensor], about: dict[str, str]) -> bytes:
     """The content of a file of these tensors, with `about` and their checksum in its header, for `checked`."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}  # tied ones share memory
-    return packed(tensors, about | {"sha256": digest(tensors, _text(about))})
+    return packed(tensors, about | {"sha256": digest(tensors, json.dumps(about, sort_keys=True))})
 
 
 def packed(tensors: dict[str, Tensor], about: dict[str, str]) -> bytes:
@@ -46,7 +46,7 @@ def packed(tensors: dict[str, Tensor], about: dict[str, str]) -> bytes:
 def checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the `about` of a file that `content_of` made. Raises Damaged, and OSError where there is none."""
     tensors, about = read(path)
-    if about.pop("sha256", None) != digest(tensors, _text(about)):
+    if about.pop("sha256", None) != digest(tensors, json.dumps(about, sort_keys=True)):
         raise Damaged("its content does not match its checksum")
     return tensors, about
 
@@ -72,7 +72,3 @@ def fingerprint(path: Path) -> str:
 
 def _header(content: bytes) -> dict[str, str]:
     return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
-
-
-def _text(about: dict[str, str]) -> str:
-    return json.dumps(about, sort_keys=True)
