@@ -120,23 +120,20 @@ class Gated(torch.optim.Optimizer):
         """
         key = [[*map(id, g["params"]), g["prunable"]] for g in self.param_groups]
         if (
-            key != self._gate_key
-            or [p.numel() for p in self._gate_now.weights] != self._gate_now.sizes
-            or (self._lazy and not all(map(is_lazy, self._lazy)))
+            key == self._gate_key
+            and [p.numel() for p in self._gate_now.weights] == self._gate_now.sizes
+            and all(map(is_lazy, self._lazy))
         ):
-            self._gather()
-            self._gate_key = key
-        return self._gate_now
-
-    def _gather(self) -> None:
+            return self._gate_now
         all_of_them = dict.fromkeys(p for g in self.param_groups for p in g["params"])
         competing = dict.fromkeys(p for g in self.param_groups if g["prunable"] for p in g["params"] if p.ndim >= 2)
         self._lazy = [p for p in all_of_them if is_lazy(p)]  # nobody knows yet how many dimensions they will have
         kind = ShardedGate if any(map(is_distributed, all_of_them)) else Gate
         name = WeakMethod(self._name)  # held by what this holds, a bound method would keep both for ever
         others = [p for p in all_of_them if p not in competing]
-        self._gate_now = kind([*competing], others, lambda p: name()(p))
+        self._gate_now, self._gate_key = kind([*competing], others, lambda p: name()(p)), key
         self._asked: list[tuple[Any, ...]] = []  # so that the next step finds out anew what it is to do
+        return self._gate_now
 
     def _name(self, p: Tensor) -> str:
         """What the parameter is called, from `names` (or torch's `param_names`), else by its place."""
