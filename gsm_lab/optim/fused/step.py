@@ -53,14 +53,13 @@ class FusedStep:
         self.groups = [group_of[p] for p in self._tensors]
         self._sizes, self.count = [p.numel() for p in self._tensors], gate.count
         self.room = min(self.count, max(_ROOM[0], min(self.count // 16, _ROOM[1])))
-        self._seen: dict[str, tuple[list[Tensor], list[int]]] = {}
+        self._seen: dict[int, tuple[list[Tensor], list[int]]] = {}
         self._masked: list[Tensor] = []  # gradients of the candidates: the passes read at their addresses
         table = np.zeros((len(self._tensors), 4), np.uint64)
         table[:, 3] = self._sizes
         self._table, self._competing = table, table[:competing]
         self._entries = memoryview(table.reshape(-1))  # writing through it costs half
         self._large = sum(self._sizes) >= SHARED
-        self._written: list[list[int]] = [[], [], []]
         self._settings, self._given = np.empty((len(table), 4), np.float32), None
         self._active = np.empty(kernels.groups(table), np.uint64)  # a bit for each entry; tensors begin with a word
         self._histogram = np.empty(1 << (11 if self.count < _LARGE else 13), np.int32)
@@ -83,8 +82,8 @@ class FusedStep:
             us, ...); nothing has changed then.
         """
         grads = [p.grad for p in self._tensors] if gate.candidates is None else self._of_candidates(gate)
-        weights, codes = self._places(self._tensors, "weights"), rounding()
-        if weights is None or codes is None or not all(map(_simple, grads, self._sizes)):
+        placed, codes = self._placed(self._tensors, 0), rounding()
+        if not placed or codes is None or not all(map(_simple, grads, self._sizes)):
             return False
         settings, state = self.settings, optimizer.state
         momenta = [state.get(p, _NO_STATE).get("momentum_buffer") for p in self._tensors]
@@ -93,13 +92,10 @@ class FusedStep:
                 for i in new:
                     momenta[i] = torch.zeros_like(self._tensors[i])
             settings = [(*its[:2], 0.0, 0.0) if i in new else its for i, its in enumerate(settings)]
-        if (buffers := self._places(momenta, "momenta")) is None:
+        if not self._placed(momenta, 2):
             return False
-        for column, places in enumerate((weights, [g.data_ptr() for g in grads], buffers)):
-            if places is not self._written[column]:
-                for i, place in enumerate(places):
-                    self._entries[4 * i + column] = place
-                self._written[column] = places
+        for i, g in enumerate(grads):
+            self._entries[4 * i + 1] = g.data_ptr()
         if settings != self._given:
             self._settings[:] = [(lr, decay, momentum, 1 - d) for lr, decay, momentum, d in settings]
             self._given, self._plan[kernels.ROUNDING] = settings, _address(codes)
@@ -123,24 +119,26 @@ class FusedStep:
         ]
         return masked + [p.grad for p in gate.others]
 
-    def _places(self, tensors: Sequence[Tensor | None], kind: str) -> list[int] | None:
-        """Where a list as long as that of all tensors lies; None where one cannot be read as flat float32 there.
+    def _placed(self, tensors: Sequence[Tensor | None], column: int) -> bool:
+        """Have the table's column say where a list as long as that of all tensors lies.
 
-        `kind` names the list, which stays the same for many steps: where every tensor lies where it lay, the answer is
-        the very list that was given before.
+        False where one cannot be read as flat float32 there. The list stays the same for many steps: where every tensor
+        lies where it lay, that is written already.
         """
-        before, places = self._seen.get(kind, ((), []))
+        before, places = self._seen.get(column, ((), []))
         if len(before) == len(tensors) and all(map(operator.is_, tensors, before)) and _still(tensors, places):
-            return places
-        self._seen.pop(kind, None)
+            return True
+        self._seen.pop(column, None)
         if not all(map(_simple, tensors, self._sizes)) or any(x.is_inference() for x in tensors):
-            return None  # (of what was made in inference mode, torch says who may change it)
+            return False  # (of what was made in inference mode, torch says who may change it)
         places = [x.data_ptr() for x in tensors]
         ends = sorted((place, place + 4 * n) for place, n in zip(places, self._sizes, strict=True) if n)
         if any(end > start for (_, end), (start, _) in pairwise(ends)):
-            return None  # two share memory: fused SGD moves that twice, one after the other
-        self._seen[kind] = [*tensors], places
-        return places
+            return False  # two share memory: fused SGD moves that twice, one after the other
+        for i, place in enumerate(places):
+            self._entries[4 * i + column] = place
+        self._seen[column] = [*tensors], places
+        return True
 
     def _decide(self, q: int) -> None:
         """How to look for the top q, and with how many threads."""
