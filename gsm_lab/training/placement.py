@@ -7,8 +7,8 @@ writes to disk. It belongs to one run alone.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,9 @@ class Single:
         """This process's rows of a batch, and the weight of their loss: 1 where all processes have as many."""
         return *batches.batch(step), 1.0
 
-    @contextlib.contextmanager
-    def random_numbers(self) -> Iterator[None]:
+    def random_numbers(self) -> AbstractContextManager[Any]:
         """The stream that the model draws from in a forward pass."""
-        yield
+        return nullcontext()
 
     def mean(self, run: Parts, loss: float) -> float:
         """The mean over the processes of a loss that was weighted as `rows` says."""
@@ -87,9 +86,9 @@ class Single:
 
     interruptible = staticmethod(interruptible)
 
-    def steps(self) -> contextlib.AbstractContextManager[Any]:
+    def steps(self) -> AbstractContextManager[Any]:
         """Around some steps: what is raised where another process is lost becomes an error that says so."""
-        return contextlib.nullcontext()
+        return nullcontext()
 
     # -- evaluating --------------------------------------------------------------------------------------------------
 
@@ -97,21 +96,19 @@ class Single:
         """`right(x, y)`, how many rows are classified rightly, over all processes."""
         return right(x, y)
 
-    @contextlib.contextmanager
-    def replacing(self, model: nn.Module, replaced: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    def replacing(self, model: nn.Module, replaced: dict[str, Tensor]) -> AbstractContextManager[dict[str, Tensor]]:
         """For an evaluation with these tensors in place of the model's: those that a forward pass has to be given."""
-        yield replaced
+        return nullcontext(replaced)
 
     # -- what one process does for all -------------------------------------------------------------------------------
 
-    def together(self) -> contextlib.AbstractContextManager[Any]:
+    def together(self) -> AbstractContextManager[Any]:
         """What fails in the block on one process fails on all."""
-        return contextlib.nullcontext()
+        return nullcontext()
 
-    @contextlib.contextmanager
-    def by_first_rank(self) -> Iterator[bool]:
+    def by_first_rank(self) -> AbstractContextManager[bool]:
         """Whether it is this process that does what only one of them is to do; what it raises, all raise."""
-        yield True
+        return nullcontext(True)
 
     def first_rank_says(self, flag: bool) -> bool:
         """`flag` as it is on rank 0: for what depends on a clock."""
