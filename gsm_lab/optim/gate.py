@@ -21,14 +21,17 @@ class Choice:
     """Who passed a gate the last time, and who may pass: what every kind of gate has.
 
     Attributes:
-        size: how many entries there are.
+        weights, others, name: as they were given. sizes, count: how many entries each of the weights has, and N, all.
+        size: how many of them are here.
         threshold: the smallest T that passed (float32; 0.0 before the first step, and while the gate is open; on an
             accelerator a tensor).
         candidates: bool [size], who may pass; None: everybody.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, weights: list[Tensor], others: list[Tensor], name: Callable[[Tensor], str]) -> None:
+        self.weights, self.others, self.name = weights, others, name
+        self.sizes = [p.numel() for p in weights]
+        self.count = self.size = sum(self.sizes)
         self.candidates: Tensor | None = None
         self.passed(0.0, False)
 
@@ -55,16 +58,9 @@ class Gate(Choice):
         weights: the competing tensors; the flat order of everything here is theirs, row-major within each.
         others: the tensors that do not compete: all of their gradients pass.
         name: what a tensor is called, for errors.
-
-    `count` is N, the number of entries of the competing tensors; `sizes`: how many each has.
     """
 
-    def __init__(self, weights: list[Tensor], others: list[Tensor], name: Callable[[Tensor], str]) -> None:
-        self.weights, self.others, self.name = weights, others, name
-        self.sizes = [p.numel() for p in weights]
-        self.count = sum(self.sizes)
-        self._buffer: Tensor | None = None
-        super().__init__(self.count)
+    _buffer: Tensor | None = None
 
     @torch.no_grad()
     def close(

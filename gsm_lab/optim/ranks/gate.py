@@ -33,15 +33,13 @@ class ShardedGate(Choice):
         others: the tensors that do not compete.
         name: what a tensor is called, for errors.
 
-    `count` is N, the number of entries of the competing tensors on all ranks together; `sizes`: how many each has.
-    What is as long as `size` is of this rank's entries.
+    `count` and `sizes` are of all ranks together; what is as long as `size` is of this rank's entries.
     """
 
     def __init__(self, weights: list[Tensor], others: list[Tensor], name: Callable[[Tensor], str]) -> None:
-        self.weights, self.others, self.name = weights, others, name
+        super().__init__(weights, others, name)
         self._metric = ShardedMetric(weights, others, name)
-        self.sizes, self.count = [p.numel() for p in weights], self._metric.count
-        super().__init__(self._metric.size)
+        self.size = self._metric.size
 
     @torch.no_grad()
     def close(
