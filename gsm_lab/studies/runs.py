@@ -19,8 +19,7 @@ from gsm_lab.checks import flag, is_number, several, shown, whole
 from gsm_lab.knobs import each
 from gsm_lab.models import copied
 from gsm_lab.studies.recording import Recorder, survivors
-from gsm_lab.training.callbacks import Progress
-from gsm_lab.training.loop import advance
+from gsm_lab.training.loop import Progress, advance
 from gsm_lab.training.run import Run
 
 MOMENTA = (0.9, 0.98, 0.99)

@@ -22,9 +22,8 @@ from gsm_lab.studies.aggregation import first_lossless
 from gsm_lab.studies.decay import closed_form_rate, critical, decay_rate, passive, settling_steps, zero_out_speed
 from gsm_lab.studies.paths import KINDS, ActiveSets, Paths, predicted
 from gsm_lab.studies.runs import MOMENTA, per_momentum
-from gsm_lab.training.callbacks import Progress
 from gsm_lab.training.history import History
-from gsm_lab.training.loop import advance
+from gsm_lab.training.loop import Progress, advance
 from gsm_lab.training.run import Run
 
 __all__ = [
