@@ -20,7 +20,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -115,10 +114,6 @@ class _Member:
     steps: int = 0
     joined: bool = False
 
-    def last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return f" ({lines[-1].strip()})" if lines else ""
-
 
 @contextlib.contextmanager
 def _started(ranks: int) -> Iterator[list[_Member]]:
@@ -171,9 +166,10 @@ def _received(member: _Member, members: list[_Member]) -> tuple[str, Any]:
         if (first := member.log.with_name(_LOST)).exists():
             rank, code = map(int, first.read_text().split())
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if said := members[rank].log.read_text(errors="replace").strip().splitlines():
+            how += f" ({said[-1].strip()})"
         raise RuntimeError(
-            f"rank {rank} of {len(members)} was lost {_after(members)}: its process {how}"
-            f"{members[rank].last_words()}; the others were stopped"
+            f"rank {rank} of {len(members)} was lost {_after(members)}: its process {how}; the others were stopped"
         ) from None
     member.joined = True
     member.steps += value if kind == "steps" else 0
@@ -216,16 +212,13 @@ def serve(first: int, descriptors: list[int]) -> None:
             with contextlib.suppress(ImportError, OSError, RuntimeError):  # as where numba is not there
                 import_module(name)
     except BaseException as error:
-        worker, arguments = partial(_raises, error), {}
-    join = {"init_method": f"file://{store}", "world_size": ranks, "timeout": timedelta(seconds=seconds)}
-    if len(connections) > 1:
-        rank, connection = _parted(first, connections, logs)
-    else:
-        rank, connection = first, connections[0]
-    _work(connection, worker, arguments, {"rank": rank, **join})
+        worker, arguments = _raises, {"error": error}
+    rank, connection = _parted(first, connections, logs) if len(connections) > 1 else (first, connections[0])
+    group = {"init_method": f"file://{store}", "timeout": timedelta(seconds=seconds), "rank": rank, "world_size": ranks}
+    _work(connection, worker, arguments, group)
 
 
-def _raises(error: BaseException, report: Callable[[int], None]) -> None:
+def _raises(report: Callable[[int], None], error: BaseException) -> None:
     raise error
 
 
@@ -261,8 +254,7 @@ def _parted(first: int, connections: list[Connection], logs: list[Path]) -> tupl
         ranks[process] = rank
         connection.close()
     process, status = os.wait()
-    ended = f"{ranks.pop(process)} {os.waitstatus_to_exitcode(status)}"
-    logs[first].with_name(_LOST).write_text(ended)
+    logs[first].with_name(_LOST).write_text(f"{ranks.pop(process)} {os.waitstatus_to_exitcode(status)}")
     end()
 
 
