@@ -19,8 +19,7 @@ from gsm_lab.knobs import KNOBS
 from gsm_lab.notebook import readouts
 from gsm_lab.notebook.browser import STYLE, Figure, Viewer
 from gsm_lab.notebook.closing import close_all, forget_output
-from gsm_lab.notebook.controls import ChoiceControl, KnobControl
-from gsm_lab.notebook.layout import button, parts
+from gsm_lab.notebook.controls import ChoiceControl, KnobControl, button, parts
 from gsm_lab.notebook.player import Player
 from gsm_lab.notebook.presets import PRESETS, Preset
 from gsm_lab.notebook.readouts import got
