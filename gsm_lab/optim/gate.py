@@ -50,6 +50,14 @@ class Choice:
             self._mask = self._mask()
         return self._mask
 
+    def mask(self, p: Tensor) -> Tensor:
+        """`active` for one of the tensors: bool, of its shape, placed as it is. Raises ValueError for any other."""
+        for i, other in enumerate(self.weights):
+            if other is p:
+                return self._part(i)
+        what = f"a tensor of shape {tuple(p.shape)}" if isinstance(p, Tensor) else f"a {type(p).__name__}"
+        raise ValueError(f"p, {what}, is not among this optimizer's prunable tensors")
+
 
 class Gate(Choice):
     """The metric T = |dL/dw * w| of a fixed list of tensors, and the gradients that pass its global top Q.
@@ -142,13 +150,8 @@ class Gate(Choice):
             for (p, _), grad in zip(gated, given, strict=True):
                 p.grad = grad
 
-    def mask(self, p: Tensor) -> Tensor:
-        """`active` for one of the tensors: bool, of its shape, on its device. Raises ValueError for any other."""
-        for other, part in zip(self.weights, self.active().split(self.sizes), strict=True):
-            if other is p:
-                return part.view(p.shape).to(p.device)
-        what = f"a tensor of shape {tuple(p.shape)}" if isinstance(p, Tensor) else f"a {type(p).__name__}"
-        raise ValueError(f"p, {what}, is not among this optimizer's prunable tensors")
+    def _part(self, i: int) -> Tensor:
+        return self.active().split(self.sizes)[i].view(self.weights[i].shape).to(self.weights[i].device)
 
     def _averages(self, smoothing: float, state: dict[Tensor, Any]) -> list[Tensor]:
         """The smoothed |gradients| of the competing tensors, brought up to date."""

@@ -110,12 +110,8 @@ class ShardedGate(Choice):
     def _first_complaint(self, pairs: list[tuple[Tensor, Tensor]]) -> str | None:
         return next((said for p, grad in pairs if (said := complaint(self.name, p, grad, " of this rank"))), None)
 
-    def mask(self, p: Tensor) -> Tensor:
-        """Which entries of a tensor passed: bool, placed as it is."""
-        for other, mask in zip(self.weights, self._metric.split(self.active()), strict=True):
-            if other is p:
-                return placed_as(p, mask)
-        raise ValueError(f"p, a tensor of shape {tuple(p.shape)}, is not among this optimizer's prunable tensors")
+    def _part(self, i: int) -> Tensor:
+        return placed_as(self.weights[i], self._metric.split(self.active())[i])
 
     @contextmanager
     def lent(self, optimizer: torch.optim.Optimizer, gated: GatedGradients) -> Iterator[None]:
