@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -63,7 +62,10 @@ def _is_finite(x: Any) -> bool:
             return False
         # a look at what lies on a device would wait for it
         return not x.is_cpu or math.isfinite(x.detach().item())
-    return isinstance(x, Real) and not isinstance(x, bool) and abs(x) <= sys.float_info.max  # NaN is not
+    try:
+        return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
+    except OverflowError:  # an int beyond every float
+        return False
 
 
 def is_plain(group: dict[str, Any]) -> bool:
