@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gsm_lab.checks import number, several, shown
-from gsm_lab.recipes import RECIPES, recipe_of
-from gsm_lab.recipes import SMOOTHED as SMOOTHED  # gl.knobs.SMOOTHED
+from gsm_lab.recipes import RECIPES, SMOOTHED, recipe_of  # noqa: F401 (gl.knobs.SMOOTHED)
 
 _MOST = 10**9  # of whole numbers that have no other bound: steps are counted in numbers that end, too
 
