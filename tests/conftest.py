@@ -50,7 +50,7 @@ CHROMIUM_ARGS = [
 def pytest_sessionstart(session):
     """What numba compiles is compiled before several processes begin, each of which would do it for itself."""
     if session.config.getoption("numprocesses", None):
-        code = "import gsm_lab.optim.fused.step, gsm_lab.training.tally_compiled, gsm_lab.studies.scan_compiled"
+        code = "import gsm_lab.optim.fused.step, gsm_lab.training.history_compiled, gsm_lab.studies.scan_compiled"
         subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL)  # without numba there is nothing to do
 
 

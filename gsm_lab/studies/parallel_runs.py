@@ -30,7 +30,7 @@ from gsm_lab.training.parts import Parts
 from gsm_lab.training.run import Run
 
 # what DDP imports when it is first made, and what a run compiles
-_IMPORTS = ("torch._dynamo", "gsm_lab.optim.fused.step", "gsm_lab.training.tally_compiled")
+_IMPORTS = ("torch._dynamo", "gsm_lab.optim.fused.step", "gsm_lab.training.history_compiled")
 LOOKS = 15  # steps looked at unless told, evenly over the run
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from gsm_lab.knobs import LIVE
-from gsm_lab.training import tally
+from gsm_lab.optim.fused import loader
 from gsm_lab.turns import turn
 
 THRESHOLDS = (1e-3, 1e-4)  # below these a weight is near zero
 _PER_LAYER = ("active", "reactivated", "under_1e-3", "under_1e-4")
+CHUNK = 65_536  # weights whose |w| is formed at a time: the scratch stays small, and in the cache
+COMPILED = f"{__name__}_compiled"
 
 
 class Rows:
@@ -103,9 +107,9 @@ class History:
             active: who received a gradient, bool [N]; kept by reference until the next call.
             weights: the layers' values after the step, float32, each contiguous.
         """
-        held, reactivated = tally.flags(active, self._before, self._bounds)
+        held, reactivated = flags(active, self._before, self._bounds)
         self._before = active
-        near = [tally.near_zero(w.reshape(-1), THRESHOLDS) for w in weights]
+        near = [near_zero(w.reshape(-1), THRESHOLDS) for w in weights]
         counts = np.array([held, reactivated, [n[0] for n in near], [n[1] for n in near]], np.int32)
         counts = self._total(counts)
         self.reactivations += int(counts[1].sum())
@@ -205,3 +209,38 @@ class History:
 
     def _part_of(self, flags: np.ndarray) -> np.ndarray:
         return flags
+
+
+# -- what is counted after every step; compiled where numba is installed -----------------------------------------------
+
+
+def flags(now: np.ndarray, before: np.ndarray | None, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many entries are set in each layer, and how many of these were not set before (none without a `before`).
+
+    Args:
+        now, before: bool [N].
+        bounds: int64 [layers + 1], where layers begin and end.
+
+    Returns:
+        Two int32 [layers].
+    """
+    before = now if before is None else before
+    if module := loader.compiled(COMPILED):
+        return module.flags(now, before, bounds)
+    layers = [(now[a:b], before[a:b]) for a, b in pairwise(bounds.tolist())]
+    came = [np.count_nonzero(np.greater(x, y)) for x, y in layers]
+    return np.array([np.count_nonzero(x) for x, _ in layers], np.int32), np.array(came, np.int32)
+
+
+def near_zero(w: np.ndarray, thresholds: Sequence[float]) -> list[int]:
+    """How many |w| are below each threshold; w is float32 [n]."""
+    limits = np.array(thresholds, np.float32)
+    if module := loader.compiled(COMPILED):
+        return module.near_zero(w, limits).tolist()
+    counts = np.zeros(len(limits), np.int64)
+    scratch = np.empty(min(w.size, CHUNK), np.float32)
+    for start in range(0, w.size, CHUNK):
+        part = w[start : start + CHUNK]
+        magnitude = np.abs(part, out=scratch[: part.size])
+        counts += [np.count_nonzero(magnitude < limit) for limit in limits]
+    return counts.tolist()

@@ -20,14 +20,14 @@ import torch
 from gsm_lab import Dataset, Run
 from gsm_lab.optim.fused import loader
 from gsm_lab.studies import scan
-from gsm_lab.training import tally
+from gsm_lab.training import history
 from gsm_lab.studies.recording import Recorder
 x, y = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
 run = Run(model, Dataset(x, y, x, y), compression=5, batch_size=16, pretrain=1, epochs=1, seed=3)
 recorder = Recorder(run)
 run.step(4)
-names = ["gsm_lab.optim.fused.step", tally.COMPILED, scan.COMPILED]
+names = ["gsm_lab.optim.fused.step", history.COMPILED, scan.COMPILED]
 print([loader.compiled(name) is not None for name in names], int(run.opt.active_mask().sum()), run.opt._fused)
 """
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from gsm_lab import Run
 from gsm_lab.knobs import KNOBS, LIVE
-from gsm_lab.training import tally
 from gsm_lab.training.history import History, Rows
 
 LAYERS = {"fc1.weight": 235_200, "fc2.weight": 30_000, "fc3.weight": 1_000}
@@ -286,8 +285,8 @@ def test_100_000_steps_of_lenet300_take_at_most_50_mb(monkeypatch: pytest.Monkey
         history = History(LAYERS)
         for step in (1, 2):
             history.record(step, 0.0, 1.0, 0.1, 0.1, masks[step % 2].copy(), weights)
-        monkeypatch.setattr(tally, "flags", lambda *_: (np.zeros(3, np.int32), np.zeros(3, np.int32)))
-        monkeypatch.setattr(tally, "near_zero", lambda *_: [0, 0])
+        monkeypatch.setattr("gsm_lab.training.history.flags", lambda *_: (np.zeros(3, np.int32), np.zeros(3, np.int32)))
+        monkeypatch.setattr("gsm_lab.training.history.near_zero", lambda *_: [0, 0])
         for step in range(3, 100_001):
             history.record(step, step / 22, 1.0, 0.1, 0.1, masks[step % 2], weights)
             if step % 50 == 0:

@@ -1,4 +1,4 @@
-"""The loops of `tally`, compiled by numba. Counters of 32 bits, in blocks, so that whole vectors of them are added."""
+"""The loops of `history`, compiled by numba. Counters of 32 bits, in blocks, so that whole vectors are added up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BLOCK = 1 << 12
 
 @njit("UniTuple(int32[::1], 2)(boolean[::1], boolean[::1], int64[::1])", cache=True, nogil=True)
 def flags(now, before, bounds):  # noqa: ANN001, ANN201
-    """As in `tally`, with a `before`."""
+    """As in `history`, with a `before`."""
     x, y = now.view(np.uint8), before.view(np.uint8)
     held, came = np.zeros(bounds.size - 1, np.int32), np.zeros(bounds.size - 1, np.int32)
     for layer in range(bounds.size - 1):
@@ -28,7 +28,7 @@ def flags(now, before, bounds):  # noqa: ANN001, ANN201
 
 @njit("int64[::1](float32[::1], float32[::1])", cache=True, nogil=True)
 def near_zero(w, limits):  # noqa: ANN001, ANN201
-    """As in `tally`."""
+    """As in `history`."""
     counts = np.zeros(limits.size, np.int64)
     for start in range(0, w.size, BLOCK):
         part = w[start : min(start + BLOCK, w.size)]
