@@ -5,7 +5,13 @@ Takes the options of `gsm-lab run`; `--parallel` is ddp unless given. (`torchrun
 
 import sys
 
-from gsm_lab.cli import main
+from gsm_lab import cli
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train with the arguments in `argv`, by default those of the command line; returns the exit status."""
+    return cli.main(["run", "--parallel", "ddp", *(sys.argv[1:] if argv is None else argv)])
+
 
 if __name__ == "__main__":
-    sys.exit(main(["run", "--parallel", "ddp", *sys.argv[1:]]))
+    sys.exit(main())

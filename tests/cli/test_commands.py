@@ -47,7 +47,7 @@ def test_help_imports_nothing_but_what_it_lists():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ(), capture_output=True, text=True)
     *_, packages, own = result.stdout.splitlines()
-    light = ("checks", "cli", "cli.commands", "cli.parser", "knobs", "paper", "paper.entries", "wording")
+    light = ("checks", "cli", "cli.commands", "cli.parser", "knobs", "paper", "paper.entries", "recipes", "wording")
     assert packages == "['gsm_lab']" and own == str([f"gsm_lab.{name}" for name in light])
 
 
