@@ -50,8 +50,12 @@ def refuse_settings(given: Mapping[str, Any], where: str = "") -> None:
 
 def are_plain(settings: tuple[Any, ...]) -> bool:
     """Whether these are finite numbers of Python's kind: in a fraction of the time that `refuse_settings` takes."""
+    return _PLAIN_NUMBERS.issuperset(map(type, settings)) and all(map(_within, settings))
+
+
+def _within(x: Any) -> bool:
     try:
-        return _PLAIN_NUMBERS.issuperset(map(type, settings)) and all(map(math.isfinite, settings))
+        return math.isfinite(x)
     except OverflowError:  # an int beyond every float
         return False
 
@@ -62,10 +66,7 @@ def _is_finite(x: Any) -> bool:
             return False
         # a look at what lies on a device would wait for it
         return not x.is_cpu or math.isfinite(x.detach().item())
-    try:
-        return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
-    except OverflowError:  # an int beyond every float
-        return False
+    return isinstance(x, Real) and not isinstance(x, bool) and _within(x)
 
 
 def is_plain(group: dict[str, Any]) -> bool:
