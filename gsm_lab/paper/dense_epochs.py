@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import time
 from pathlib import Path
 
 import torch
@@ -30,24 +29,18 @@ def keep(run: Run, folder: Path, seconds: float) -> None:
 
 
 def take(run: Run, folder: Path) -> float:
-    """Do the dense epochs of a fresh run by taking the network that another row has kept, if one has.
+    """Do the dense epochs of a fresh run by taking the network that another row has kept.
 
-    Returns the seconds that its training took. A damaged file is made anew.
+    Returns the seconds that its training took; 0 where there is none, or a damaged one, which is removed.
     """
     if not run.dense_left:
         return 0.0
     path = _file(run, folder)
     try:
         state, _ = tensor_files.checked(path)
-    except FileNotFoundError:
-        return 0.0
-    except tensor_files.Damaged:
+    except (FileNotFoundError, tensor_files.Damaged):  # then its own training makes, and keeps, another
         path.unlink(missing_ok=True)
-        start = time.perf_counter()
-        run.pretrain()
-        seconds = time.perf_counter() - start
-        keep(run, folder, seconds)
-        return seconds
+        return 0.0
     run.random_state, took = state.pop("/random"), state.pop("/seconds")
     fill(run.model, state)
     run.dense_steps += run.dense_left
