@@ -82,8 +82,8 @@ def on_ranks(
         for member in members:
             if member.first:  # the others of its process have it from this one
                 # The group waits longer than we do, so that it is always this process that speaks.
-                store, patience = str(member.log.with_name("store")), 2 * timeout + _START
-                _send(member.connection, (ranks, store, patience, [member.log for member in members], tuple(imports)))
+                logs, store = [member.log for member in members], str(member.log.with_name("store"))
+                _send(member.connection, (ranks, store, 2 * timeout + _START, logs, tuple(imports)))
                 member.connection.send_bytes(work)
         while len(results) < ranks:
             waiting = {member.connection: member for member in members if member.rank not in results}
@@ -212,14 +212,10 @@ def serve(first: int, descriptors: list[int]) -> None:
             with contextlib.suppress(ImportError, OSError, RuntimeError):  # as where numba is not there
                 import_module(name)
     except BaseException as error:
-        worker, arguments = _raises, {"error": error}
+        worker, arguments = error, {}
     rank, connection = _parted(first, connections, logs) if len(connections) > 1 else (first, connections[0])
     group = {"init_method": f"file://{store}", "timeout": timedelta(seconds=seconds), "rank": rank, "world_size": ranks}
     _work(connection, worker, arguments, group)
-
-
-def _raises(report: Callable[[int], None], error: BaseException) -> None:
-    raise error
 
 
 def _parted(first: int, connections: list[Connection], logs: list[Path]) -> tuple[int, Connection]:
@@ -258,12 +254,14 @@ def _parted(first: int, connections: list[Connection], logs: list[Path]) -> tupl
     end()
 
 
-def _work(connection: Connection, worker: Callable[..., Any], arguments: dict[str, Any], group: dict[str, Any]) -> None:
-    """What a rank does: join the group, work, report, and end when the program that started it closes the pipe."""
+def _work(connection: Connection, worker: Any, arguments: dict[str, Any], group: dict[str, Any]) -> None:
+    """What a rank does: join the group, call `worker`, or raise why there is none, report, and end with the pipe."""
     import torch.distributed as dist
 
     try:
         threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+        if isinstance(worker, BaseException):
+            raise worker
         dist.init_process_group("gloo", **group)
         _send(connection, ("joined", None))
         message = ("done", worker(lambda n: _send(connection, ("steps", n)), **arguments))
