@@ -13,8 +13,7 @@ def close_all(widgets: Iterable[Any]) -> None:
 
     What is closed already stays so.
     """
-    seen: set[int] = set()
-    left = list(widgets)
+    seen, left = set[int](), list(widgets)
     while left:
         one = left.pop()
         if id(one) in seen:
@@ -31,8 +30,10 @@ def close_all(widgets: Iterable[Any]) -> None:
 
 def forget_output(what: Any) -> None:
     """Take an object out of IPython's record of what cells have shown (`Out`, `_`, `_3`), which would keep it."""
-    from IPython import get_ipython
-
+    try:
+        from IPython import get_ipython
+    except ImportError:  # a widget that goes with its program comes here when nothing can be imported any more
+        return
     if (shell := get_ipython()) is None:
         return
     shown = shell.user_ns.get("_oh", {})

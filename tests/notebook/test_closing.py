@@ -134,3 +134,17 @@ def test_a_playground_that_a_cell_has_shown_is_gone_when_it_is_closed() -> None:
     """IPython keeps what cells show in several places, by number, by age, and among hidden names."""
     done = subprocess.run([sys.executable, "-c", SHOWN], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+LEFT = """
+import gsm_lab as gl
+run = gl.Run(data="digits", pretrain=0)
+gl.Playground(run).close()
+kept = gl.explore(lambda c: gl.figures.dashboard(run.history), c=[1, 2]), gl.Playground(run)
+"""
+
+
+def test_a_program_that_ends_says_nothing_of_widgets() -> None:
+    """They go when nothing can be imported any more."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", LEFT], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
