@@ -16,11 +16,11 @@ from gsm_lab.methods import tickets
 from gsm_lab.studies import (
     communication,
     convergence,
+    curvature,
     exhaustive,
     paths,
     reactivation,
     sensitivity,
-    structure,
     taylor,
     trajectories,
 )
@@ -128,7 +128,7 @@ STUDY_CALLS: Calls = {
     "exhaustive.loss_changes": (
         exhaustive.loss_changes, {"problem": Made(problem), "layer": "2.weight", "progress": False},
     ),
-    "structure.diagonal": (structure.diagonal, {"problem": Made(problem), "all_layers": False}),
+    "curvature.diagonal": (curvature.diagonal, {"problem": Made(problem), "all_layers": False}),
     "trajectories.per_momentum": (
         trajectories.per_momentum, {"settings": Made(settings), "momenta": [0.9], "matched": True},
     ),

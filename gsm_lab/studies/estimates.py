@@ -14,8 +14,8 @@ from gsm_lab import checks
 from gsm_lab.checks import flag, integer, is_number, number, several, shown, whole
 from gsm_lab.optim import budget
 from gsm_lab.studies.aggregation import ESTIMATES
+from gsm_lab.studies.curvature import diagonal
 from gsm_lab.studies.problem import Problem
-from gsm_lab.studies.structure import diagonal
 from gsm_lab.studies.verification import check, some, worst
 
 REGIONS = ("top", "around Q", "middle", "bottom", "random")

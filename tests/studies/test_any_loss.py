@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsm_lab.studies import taylor
+from gsm_lab.studies.curvature import diagonal
 from gsm_lab.studies.exhaustive import _chain
 from gsm_lab.studies.problem import Problem
-from gsm_lab.studies.structure import diagonal
 from tests.studies.test_any_model import brute_force, derivatives, mlp, problem
 
 

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from gsm_lab.models import copied
 from gsm_lab.studies import taylor
+from gsm_lab.studies.curvature import diagonal
 from gsm_lab.studies.exhaustive import _chain
 from gsm_lab.studies.problem import Problem
-from gsm_lab.studies.structure import diagonal
 
 
 class Net(nn.Module):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import gsm_lab as gl
 from gsm_lab.studies import taylor
+from gsm_lab.studies.curvature import diagonal
 from gsm_lab.studies.exhaustive import _chain, loss_changes
 from gsm_lab.studies.problem import Problem
-from gsm_lab.studies.structure import diagonal
 
 
 class Residual(nn.Module):
