@@ -72,14 +72,13 @@ def _derived(path: Path, checkpoint: str) -> State:
         return State("missing", "of a run that has come to its end")
     try:
         if path.name == WEIGHTS:
-            of = tensor_files.checked(path)[1].get("checkpoint")
+            of = tensor_files.checked(path)[1].get("checkpoint", "")
         else:
-            content = path.read_bytes()
-            seal = _SEAL.fullmatch(content)
-            if not seal or sha256(seal[1]) != seal["sum"].decode():
-                return State("wrong", "damaged, or from before there were checksums")
-            of = seal["of"].decode()
+            seal = _SEAL.fullmatch(path.read_bytes())
+            of = seal["of"].decode() if seal and sha256(seal[1]) == seal["sum"].decode() else None
     except tensor_files.Damaged:
+        of = None
+    if of is None:
         return State("wrong", "damaged, or from before there were checksums")
     if of != checkpoint:
         return State("wrong", "of another state of the run")

@@ -88,8 +88,7 @@ def on_ranks(
         while len(results) < ranks:
             waiting = {member.connection: member for member in members if member.rank not in results}
             limit = timeout if all(member.joined for member in members) else max(timeout, _START)
-            ready = wait(list(waiting), limit)
-            if not ready:
+            if not (ready := wait(list(waiting), limit)):
                 raise TimeoutError(f"no rank has reported for {limit:g} s, {_after(members)}; all {ranks} were stopped")
             for connection in ready:
                 kind, value = _received(waiting[connection], members)
@@ -127,10 +126,8 @@ def _started(ranks: int) -> Iterator[list[_Member]]:
             ends.callback(_end, process, ours)
             for connection in theirs:
                 connection.close()
-            members += [
-                _Member(rank, log, connection, process, rank == part[0])
-                for rank, log, connection in zip(part, logs, ours, strict=True)
-            ]
+            rows = zip(part, logs, ours, strict=True)
+            members += [_Member(rank, log, connection, process, rank == part[0]) for rank, log, connection in rows]
         yield members
 
 

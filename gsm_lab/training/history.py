@@ -15,7 +15,7 @@ from gsm_lab.turns import turn
 
 THRESHOLDS = (1e-3, 1e-4)  # below these a weight is near zero
 _PER_LAYER = ("active", "reactivated", "under_1e-3", "under_1e-4")
-CHUNK = 65_536  # weights whose |w| is formed at a time: the scratch stays small, and in the cache
+CHUNK = 65_536  # weights whose |w| is formed at a time: that stays small, and in the cache
 COMPILED = f"{__name__}_compiled"
 
 
@@ -238,9 +238,7 @@ def near_zero(w: np.ndarray, thresholds: Sequence[float]) -> list[int]:
     if module := loader.compiled(COMPILED):
         return module.near_zero(w, limits).tolist()
     counts = np.zeros(len(limits), np.int64)
-    scratch = np.empty(min(w.size, CHUNK), np.float32)
     for start in range(0, w.size, CHUNK):
-        part = w[start : start + CHUNK]
-        magnitude = np.abs(part, out=scratch[: part.size])
+        magnitude = np.abs(w[start : start + CHUNK])
         counts += [np.count_nonzero(magnitude < limit) for limit in limits]
     return counts.tolist()
