@@ -148,3 +148,14 @@ def test_a_program_that_ends_says_nothing_of_widgets() -> None:
     """They go when nothing can be imported any more."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", LEFT], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_to_look_at_a_closed_playground_puts_no_hooks_back() -> None:
+    run = Run(pretrain=0)
+    pg = Playground(run)
+    pg.step(2)
+    seen = len(pg.taylor.inspected())
+    assert seen and run.opt._optimizer_step_post_hooks
+    pg.close()
+    assert len(pg.taylor.inspected()) == seen  # as `picture` asks
+    assert not run.opt._optimizer_step_post_hooks and not run.opt._optimizer_step_pre_hooks
