@@ -55,3 +55,16 @@ def count(number: int) -> str:
 def layer_name(parameter: str) -> str:
     """The layer that a prunable parameter belongs to: "fc1" for "fc1.weight"."""
     return parameter.removesuffix(".weight")
+
+
+def short_layer_name(parameter: str, most: int = 18) -> str:
+    """The same in at most so many letters: the middle is left out."""
+    name = layer_name(parameter)
+    return name if len(name) <= most else f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"
+
+
+def one_decimal(share: float) -> str:
+    """A share in percent with one decimal, "0%" and "100%" only where it is none and all: "98.3%", "under 0.1%"."""
+    if share in (0, 1):
+        return f"{100 * share:.0f}%"
+    return "under 0.1%" if share < 0.0005 else f"{min(99.9, 100 * share):.1f}%"

@@ -104,28 +104,14 @@ def _plots(run: Run) -> dict[str, Any] | None:
 
     from gsm_lab import figures
 
-    figure = figures.dashboard(run.history)
-    figure.update_layout(height=700)
-    text = figure.to_json()
-    plain = json.loads(text)
-    narrow = _narrow(json.loads(text)["layout"])
-    return {"plotly": get_plotlyjs(), "data": plain["data"], "wide": plain["layout"], "narrow": narrow}
-
-
-def _narrow(layout: dict[str, Any]) -> dict[str, Any]:
-    """The dashboard's layout with its four plots below one another."""
-    slot, low, high = 1 / 4, 0.13, 0.76  # in each quarter of the height: axis labels, the plot, its legend and title
-    for i, (x, ys) in enumerate((("", ("", "2")), ("2", ("3",)), ("3", ("4",)), ("4", ("5",)))):
-        bottom = 1 - (i + 1) * slot
-        layout[f"xaxis{x}"]["domain"] = [0, 1]
-        for y in ys:
-            layout[f"yaxis{y}"]["domain"] = [bottom + low * slot, bottom + high * slot]
-        layout[f"legend{x}"] |= {"x": 0, "y": bottom + high * slot}
-        title = layout["annotations"][i]
-        words = textwrap.wrap(title["text"].removeprefix("<b>").removesuffix("</b>"), 40)
-        place = {"align": "left", "x": 0, "xshift": -50, "y": bottom + slot, "yanchor": "top"}
-        title |= {"text": f"<b>{'<br>'.join(words)}</b>", **place}
-    return layout | {"height": 1760, "margin": {"l": 58, "r": 50, "t": 4, "b": 4}}
+    telephone = figures.Arrangement(columns=1, width=320, row=400)
+    arranged = {"wide": figures.Arrangement(width=1000, row=346), "narrow": telephone}
+    plain = {
+        name: json.loads(figures.dashboard(run.history, arrangement=arrangement).to_json())
+        for name, arrangement in arranged.items()
+    }
+    layouts = {name: figure["layout"] for name, figure in plain.items()}
+    return {"plotly": get_plotlyjs(), "data": plain["wide"]["data"], **layouts}
 
 
 def _made_with(run: Run) -> str:

@@ -7,11 +7,16 @@ One module for each study, imported when first used: `communication`, `convergen
 from importlib import import_module
 from types import ModuleType
 
-from gsm_lab.figures.dashboard import PANELS, curves, dashboard, marks, title_texts, update
+from gsm_lab.figures.arrangement import Arrangement, arrange
+from gsm_lab.figures.dashboard import curves, dashboard, marks, update
+from gsm_lab.figures.headlines import PANELS, title_texts
 from gsm_lab.figures.pictures import static
 from gsm_lab.figures.style import line, lines, show
 
-__all__ = ["PANELS", "curves", "dashboard", "line", "lines", "marks", "show", "static", "title_texts", "update"]
+__all__ = [
+    "PANELS", "Arrangement", "arrange", "curves", "dashboard", "line", "lines", "marks", "show", "static",
+    "title_texts", "update",
+]  # fmt: skip
 
 _STUDIES = ("communication", "convergence", "reactivation", "rivals", "sensitivity", "taylor", "trajectories")
 

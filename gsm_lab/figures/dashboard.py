@@ -1,22 +1,24 @@
 """The four plots of a run: loss and accuracy, weights near zero, re-activations, density by layer.
 
-`dashboard(history)` draws a finished figure; the playground keeps one figure alive and feeds it `curves(history)`.
+`dashboard(history)` draws a finished figure; the playground keeps one figure alive and has it updated.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
-from plotly.subplots import make_subplots
 
-from gsm_lab.checks import kind, whole
+from gsm_lab.checks import kind, number, whole
 from gsm_lab.figures import taylor_view
-from gsm_lab.figures.style import COLOURS, NARROW, finish, line
+from gsm_lab.figures.arrangement import PLOTS, Arrangement, frame, merged, places, shown
+from gsm_lab.figures.headlines import title_texts
+from gsm_lab.figures.style import AXIS, COLOURS, FEW_TICKS, finish, line
 from gsm_lab.knobs import KNOBS
-from gsm_lab.wording import layer_name
+from gsm_lab.wording import layer_name, short_layer_name
 
 if TYPE_CHECKING:
     from gsm_lab.training.history import History
@@ -24,34 +26,35 @@ if TYPE_CHECKING:
 POINTS = 400  # a line; more cannot be seen, and makes a live figure slow
 LAYERS_SHOWN = 8
 MARKS_SHOWN = 12
-PANELS = ("loss and accuracy", "weights near zero", "re-activated per step", "density by layer")
-_LEGENDS = ("legend", "legend2", "legend3", "legend4")
-_LEFT, _WIDE = (0.0, 0.6), 0.4  # where the columns begin, and how wide they are, as share of the width
+_LABEL_ROWS, _LABEL_HEIGHT = 4, 15  # labels of marks stand in so many rows, each so many pixels high
 _MARKED = tuple(name for name, knob in KNOBS.items() if knob.marked)
 _SHORT = {"compression": "C", "momentum": "β", "weight_decay": "η", "lr": "α", "smoothing": "s"}
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def curves(history: History, points: int = POINTS) -> Curves:
+def curves(history: History, points: int = POINTS, last: int | None = None) -> Curves:
     """The lines of the four plots by name: x in steps, y, both float32 of at most `points` entries.
 
-    Loss and re-activations are means over stretches of steps, everything else is what it was at the end of a stretch.
-    Shares and accuracies are in percent.
+    With `last`, only of so many steps up to the latest. Loss and re-activations are means over stretches of steps,
+    everything else is what it was at the end of a stretch. Shares and accuracies are in percent.
     """
     points = whole("points", points)
     rows, evaluations = _history(history).steps.array(), history.evaluations.array()
-    last, mean = _stretches(len(rows), points)
+    if last is not None and len(rows):
+        begin = rows["step"][-1] - whole("last", last)
+        rows, evaluations = rows[rows["step"] > begin], evaluations[evaluations["step"] >= begin]
+    ends, mean = _stretches(len(rows), points)
     seen, _ = _stretches(len(evaluations), points)
-    step, at = rows["step"][last].astype(np.float32), evaluations["step"][seen].astype(np.float32)
+    step, at = rows["step"][ends].astype(np.float32), evaluations["step"][seen].astype(np.float32)
     share = np.float32(100.0 / max(1, sum(history.layers.values())))
     lines: Curves = {  # in the order in which a dashboard holds them
         "loss": (step, mean(rows["loss"])),
         "live accuracy": (at, 100 * evaluations["live_accuracy"][seen]),
         "cut accuracy": (at, 100 * evaluations["cut_accuracy"][seen]),
-        "under 1e-3": (step, rows["under_1e-3"][last].sum(axis=1) * share),
-        "under 1e-4": (step, rows["under_1e-4"][last].sum(axis=1) * share),
-        "target": (step, 100.0 - 100.0 / history.knob_values("compression", rows["step"][last])),
+        "under 1e-3": (step, rows["under_1e-3"][ends].sum(axis=1) * share),
+        "under 1e-4": (step, rows["under_1e-4"][ends].sum(axis=1) * share),
+        "target": (step, 100.0 - 100.0 / history.knob_values("compression", rows["step"][ends])),
         "re-activated": (step, mean(rows["reactivated"].sum(axis=1))),
     }
     for i, (name, size) in _shown_layers(history.layers):
@@ -79,76 +82,70 @@ def _shown_layers(layers: dict[str, int]) -> list[tuple[int, tuple[str, int]]]:
     return [every[round(i * (len(every) - 1) / (LAYERS_SHOWN - 1))] for i in range(LAYERS_SHOWN)]
 
 
-def title_texts(history: History) -> tuple[str, str, str, str]:
-    """What each of the four plots shows at this moment, in words and numbers."""
-    rows, evaluations = _history(history).steps.array(), history.evaluations.array()
-    if not len(evaluations):
-        return tuple(f"<b>{name[0].upper()}{name[1:]}</b>" for name in PANELS)
-    live, cut = 100 * float(evaluations["live_accuracy"][-1]), 100 * float(evaluations["cut_accuracy"][-1])
-    first = f"Accuracy {live:.1f}%, after the cut {cut:.1f}%"
-    if not len(rows):
-        return tuple(f"<b>{text}</b>" for text in (first, *("Nothing yet: press Play",) * 3))
-    row, weights = rows[-1], sum(history.layers.values())
-    target = 100.0 - 100.0 / float(history.knob_values("compression", rows["step"][-1:])[0])
-    second = f"{100 * row['under_1e-4'].sum() / weights:.1f}% are near zero, {target:.1f}% have to be"
-    back = f"{rows['reactivated'][-50:].sum(axis=1).mean():,.0f}"
-    third = f"{back} weights a step come back" if back != "1" else "1 weight a step comes back"
-    kept = {name: evaluations["kept"][-1][i] / size for i, (name, size) in enumerate(history.layers.items())}
-    dense, sparse = max(kept, key=kept.get), min(kept, key=kept.get)
-    fourth = f"{layer_name(dense)} keeps {100 * kept[dense]:.2g}% of its weights, "
-    fourth += f"{layer_name(sparse)} {100 * kept[sparse]:.2g}%"
-    return tuple(f"<b>{text}</b>" for text in (first, second, third, fourth))
-
-
-def marks(history: History) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def marks(
+    history: History, arrangement: Arrangement | None = None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A vertical line through all four plots wherever a knob moved, and its label on the two upper ones.
 
-    Returns (shapes, annotations) for the layout. Moves less than 5% of the run apart share a line and a label.
+    Returns (shapes, annotations) for the layout. Moves less than 5% of the steps shown apart share a line and a label;
+    labels that are near each other stand above one another.
     """
+    a = arrangement or Arrangement()
     moves = [e for e in _history(history).events if e["old"] is not None and e["knob"] in _MARKED]
-    places: dict[int, list[str]] = {}
     steps = history.steps.array()["step"]
-    near = 0.05 * float(steps[-1]) if len(steps) else 0
+    end = float(steps[-1]) if len(steps) else 0.0
+    begin = max(0.0, end - a.last) if a.last else 0.0
+    places: dict[int, list[str]] = {}
     for event in moves:
-        at = next((s for s in places if event["step"] - s <= near), event["step"])
+        if event["step"] < begin or (a.log and not event["step"]):
+            continue
+        at = next((s for s in places if event["step"] - s <= 0.05 * (end - begin)), event["step"])
         text = f"{_SHORT.get(event['knob'], event['knob'])} {event['new']:g}"
         same = [t for t in places.get(at, []) if t.split()[0] != text.split()[0]]
         places[at] = [*same, text]
     shapes, labels = [], []
-    for at, texts in list(places.items())[-MARKS_SHOWN:]:
-        for axis, y in (("", "y"), ("2", "y3"), ("3", "y4"), ("4", "y5")):
+    for i, (at, texts) in enumerate(list(places.items())[-MARKS_SHOWN:]):
+        said = ", ".join(texts[-2:]) + (f" +{len(texts) - 2}" if len(texts) > 2 else "")
+        along = math.log10(at) / math.log10(max(end, 2)) if a.log else (at - begin) / max(1.0, end - begin)
+        for plot in PLOTS[:4]:
             shapes.append(
-                {"type": "line", "xref": f"x{axis}", "yref": f"{y} domain", "x0": at, "x1": at, "y0": 0, "y1": 1,
+                {"type": "line", "xref": plot.x, "yref": f"{plot.y} domain", "x0": at, "x1": at, "y0": 0, "y1": 1,
                  "line": {"color": "#777777", "width": 1.5, "dash": "2px,3px"}}
             )  # fmt: skip
-            if axis in ("", "2"):
+            if plot in PLOTS[:2]:
                 labels.append(
-                    {"xref": f"x{axis}", "yref": f"{y} domain", "x": at, "y": 0.02, "text": "<br>".join(texts),
-                     "showarrow": False, "xanchor": "left", "yanchor": "bottom", "align": "left",
-                     "font": {"size": 11, "color": "#444444"}, "bgcolor": "rgba(255,255,255,0.75)"}
+                    {"xref": plot.x, "yref": f"{plot.y} domain", "x": math.log10(at) if a.log else at, "y": 0,
+                     "text": said, "showarrow": False, "xanchor": "right" if along > 0.7 else "left",
+                     "yanchor": "bottom", "yshift": 2 + _LABEL_HEIGHT * (i % _LABEL_ROWS), "borderpad": 0,
+                     "font": {"size": 11, "color": "#444444"}, "bgcolor": "rgba(255,255,255,0.8)"}
                 )  # fmt: skip
     return shapes, labels
 
 
-def dashboard(history: History, height: int = 640, slots: int = 0, taylor: np.ndarray | None = None) -> go.Figure:
+def dashboard(
+    history: History,
+    height: int = 640,
+    slots: int = 0,
+    taylor: np.ndarray | None = None,
+    arrangement: Arrangement | None = None,
+) -> go.Figure:
     """The four plots of a history. With `slots`, at least so many density lines are there, the spare ones hidden.
 
-    `taylor`, the steps that were probed, adds the Taylor view as a third row, below `height`: see `taylor_view`.
+    `taylor`, the steps that were probed, adds the Taylor view: see `taylor_view`. Everything is shown, two plots beside
+    each other, the four plots within `height` pixels, unless an `arrangement` says otherwise.
     """
     _history(history)
-    slots = whole("slots", slots, 0)
+    slots, height = whole("slots", slots, 0), number("height", height, 10, 100_000)
     _probes(taylor)
-    figure = make_subplots(
-        rows=2, cols=2, specs=[[{"secondary_y": True}, {}], [{}, {}]], subplot_titles=title_texts(history),
-        horizontal_spacing=0.15, vertical_spacing=0.2,
-    )  # fmt: skip
-    lines = curves(history)
+    views = ("curves",) if taylor is None else ("curves", "Taylor")
+    a = arrangement or Arrangement(views=views, row=(height - 8) / 2)
+    lines, traces = curves(history, last=a.last), []
 
-    def add(key: str, corner: int, i: int, hover: str, *, right: bool = False, **more: Any) -> None:
-        (x, y), (row, col) = lines[key], divmod(corner, 2)
+    def add(key: str, plot: int, i: int, hover: str, *, right: bool = False, **more: Any) -> None:
+        (x, y), at = lines[key], PLOTS[plot]
         style = {"name": key, "hovertemplate": f"step %{{x}}: {hover}<extra></extra>", **line(i), **more}
-        trace = go.Scatter(x=x, y=y, legend=_LEGENDS[corner], **style)
-        figure.add_trace(trace, row=row + 1, col=col + 1, secondary_y=right)
+        axes = {"xaxis": at.x, "yaxis": at.right if right else at.y, "legend": at.legend}
+        traces.append(go.Scatter(x=x, y=y, **axes, **style))
 
     add("loss", 0, 0, "training loss %{y:.3g}", line={"color": COLOURS[0], "width": 1.5}, mode="lines")
     add("live accuracy", 0, 1, "test accuracy %{y:.2f}% as it is", right=True)
@@ -156,44 +153,63 @@ def dashboard(history: History, height: int = 640, slots: int = 0, taylor: np.nd
     add("under 1e-3", 1, 3, "%{y:.2f}% of weights with |w| < 1e-3")
     add("under 1e-4", 1, 4, "%{y:.2f}% of weights with |w| < 1e-4")
     grey = {"color": "#000000", "dash": "dot", "width": 1.5, "shape": "hv"}
-    add("target", 1, 2, "%{y:.2f}% = 1 − 1/C have to go", mode="lines", line=grey)
+    add("target", 1, 2, "a cut takes %{y:.2f}% = 1 − 1/C", mode="lines", line=grey)
     add("re-activated", 2, 5, "%{y:,.0f} weights passive the step before", mode="lines", fill="tozeroy",
-        line={"color": "#444444", "width": 1.5}, fillcolor="rgba(120,120,120,0.3)")  # fmt: skip
-    for i, (_, (name, _size)) in enumerate(_shown_layers(history.layers)):
-        add(f"layer {name}", 3, i, f"%{{y:.3g}}% of {layer_name(name)} would stay", name=layer_name(name))
-    for i in range(len(_shown_layers(history.layers)), slots):
-        figure.add_trace(go.Scatter(x=[], y=[], visible=False, legend="legend4", **line(i)), row=2, col=2)
-    _axes(figure)
-    finish(figure, height)
-    shapes, labels = marks(history)
-    figure.update_layout(shapes=shapes, annotations=[*figure.layout.annotations, *labels])
-    return figure if taylor is None else taylor_view.add(figure, taylor)
+        line={"color": "#444444", "width": 1.5}, fillcolor="rgba(120,120,120,0.3)", showlegend=False)  # fmt: skip
+    layers = _shown_layers(history.layers)
+    for i, (_, (name, _size)) in enumerate(layers):
+        add(f"layer {name}", 3, i, f"%{{y:.3g}}% of {layer_name(name)} would stay", name=short_layer_name(name))
+    for i in range(len(layers), slots):
+        traces.append(go.Scatter(x=[], y=[], xaxis="x4", yaxis="y5", legend="legend4", **line(i)))
+    layouts, plots = [finish(go.Figure(), height).layout.to_plotly_json(), _axes()], PLOTS[:4]
+    if taylor is not None:
+        traces += taylor_view.traces(taylor)
+        layouts.append(taylor_view.axes())
+        plots = PLOTS[:6]
+    layouts.append(frame(plots))
+    for trace, visible in zip(traces, shown(traces, a), strict=True):
+        trace.visible = visible
+    layouts.append(places(traces, layouts[-1]["annotations"], a))
+    return update(go.Figure(traces, merged(*layouts)), history, taylor, a)
 
 
-def update(figure: go.Figure, history: History, taylor: np.ndarray | None = None) -> None:
+def update(
+    figure: go.Figure, history: History, taylor: np.ndarray | None = None, arrangement: Arrangement | None = None
+) -> go.Figure:
     """Bring a `dashboard` with spare slots up to date, in place; for a live figure, inside its `batch_update()`.
 
-    `taylor` is to be given if it was when the figure was made.
+    `taylor` is to be given if it was when the figure was made, and so is the `arrangement` that it has: what is not
+    shown is left as it is. Returns the figure.
     """
     kind("figure", figure, BaseFigure, "a figure that `dashboard` made")
     _probes(taylor)
-    lines = curves(history)
-    if len(figure.data) < len(lines):
-        raise ValueError("figure must be a `dashboard` of this history, or one with enough slots")
-    layers = [name for _, (name, _) in _shown_layers(history.layers)]
-    for trace, (x, y) in zip(figure.data, lines.values(), strict=False):
-        trace.x, trace.y = x, y
-    for i, trace in enumerate(t for t in figure.data[7:] if t.legend == "legend4"):
-        trace.visible = i < len(layers)
-        if i < len(layers):
-            trace.name = layer_name(layers[i])
-    shapes, labels = marks(history)
-    titles = [{**title.to_plotly_json(), "text": text} for title, text in
-              zip(figure.layout.annotations[:4], title_texts(history), strict=True)]  # fmt: skip
-    more = [] if taylor is None else taylor_view.update(figure, taylor)
-    figure.layout.annotations = [*titles, *labels, *more]
-    if len(shapes) != len(figure.layout.shapes) or (shapes and shapes[-1]["x0"] != figure.layout.shapes[-1].x0):
+    a = arrangement or Arrangement(views=("curves",) if taylor is None else ("curves", "Taylor"))
+    said: dict[str, str] = {}
+    shapes, labels = [], []
+    if "curves" in a.views:
+        lines = curves(_history(history), last=a.last)
+        if len(figure.data) < len(lines):
+            raise ValueError("figure must be a `dashboard` of this history, or one with enough slots")
+        for trace, (x, y) in zip(figure.data, lines.values(), strict=False):
+            trace.x, trace.y = x, y
+        layers = [name for _, (name, _) in _shown_layers(history.layers)]
+        for i, trace in enumerate(t for t in figure.data[7:] if t.legend == "legend4"):
+            trace.visible = i < len(layers)
+            trace.name = short_layer_name(layers[i]) if i < len(layers) else None
+        said |= zip((plot.title for plot in PLOTS[:4]), title_texts(history), strict=True)
+        shapes, labels = marks(history, a)
+    if "Taylor" in a.views and taylor is not None:
+        said |= taylor_view.update(figure, taylor, a.last)
+    titles = [note.to_plotly_json() for note in figure.layout.annotations if note.name]
+    titles = [note | {"text": a.headline(said[note["name"]])} if note["name"] in said else note for note in titles]
+    figure.layout.annotations = [*titles, *labels]
+    if _differ(shapes, figure.layout.shapes):
         figure.layout.shapes = shapes
+    return figure
+
+
+def _differ(shapes: list[dict[str, Any]], before: tuple[Any, ...]) -> bool:
+    return [(s["xref"], s["x0"]) for s in shapes] != [(s.xref, s.x0) for s in before]
 
 
 def _history(history: History) -> History:
@@ -207,25 +223,22 @@ def _probes(taylor: Any) -> None:
         raise TypeError(f"taylor must be None or a structured array of probes, got {type(taylor).__name__}")
 
 
-def _axes(figure: go.Figure) -> None:
-    figure.update_xaxes(title_text="step", rangemode="tozero", title_standoff=4, matches="x")
-    figure.layout.xaxis.matches = None  # it is the one the others follow
-    figure.update_xaxes(domain=[_LEFT[0], _LEFT[0] + _WIDE], col=1)  # secondary_y would leave a gap at the right
-    figure.update_xaxes(domain=[_LEFT[1], _LEFT[1] + _WIDE], col=2)
+def _axes() -> dict[str, Any]:
+    """What the axes of the four plots measure."""
     percent = {"range": [0, 101], "tickmode": "linear", "dtick": 20}
-    # a loss that explodes shall leave the rest of its line readable
-    clip = {"autorangeoptions": {"clipmax": 100}}
-    figure.update_yaxes(title_text="training loss (log)", **NARROW, **clip, row=1, col=1, secondary_y=False)
-    figure.update_yaxes(title_text="test accuracy, %", **percent, showgrid=False, row=1, col=1, secondary_y=True)
-    figure.update_yaxes(title_text="share of all weights, %", **percent, row=1, col=2)
-    figure.update_yaxes(title_text="weights per step", rangemode="tozero", row=2, col=1)
-    figure.update_yaxes(title_text="weights kept by the cut, % (log)", **NARROW, row=2, col=2)
-    figure.update_yaxes(title_font_size=14, title_standoff=8)  # the labels of two axes share the gap between columns
-    place = {"orientation": "h", "yanchor": "bottom", "xanchor": "left"}
-    place |= {"font": {"size": 12}, "bgcolor": "rgba(0,0,0,0)"}
-    figure.update_layout(showlegend=True)
-    figure.data[6].showlegend = False  # alone in its plot, whose axis says it
-    for corner, title in enumerate(figure.layout.annotations[:4]):
-        row, col = divmod(corner, 2)
-        title.update(x=_LEFT[col], y=(1.055, 0.455)[row], xanchor="left", yanchor="bottom", font={"size": 15})
-        figure.update_layout({_LEGENDS[corner]: {"x": _LEFT[col], "y": (1.0, 0.4)[row], **place}})
+    few = {**FEW_TICKS, "nticks": 4}
+    measured = {
+        "y": ("training loss (log)", {**few, "autorangeoptions": {"clipmax": 100}}),  # what explodes leaves the rest
+        "y2": ("test accuracy, %", {**percent, "overlaying": "y", "side": "right", "showgrid": False}),
+        "y3": ("share of weights, %", percent),
+        "y4": ("weights per step", {"rangemode": "tozero"}),
+        "y5": ("kept, % (log)", few),
+    }
+    layout: dict[str, Any] = {}
+    for plot in PLOTS[:4]:
+        matches = {} if plot.x == "x" else {"matches": "x"}
+        layout[f"xaxis{plot.x[1:]}"] = {"title": {"text": "step"}, "nticks": 6, "anchor": plot.y, **AXIS, **matches}
+        for name in filter(None, (plot.y, plot.right)):
+            text, how = measured[name]
+            layout[f"yaxis{name[1:]}"] = {"title": {"text": text}, "anchor": plot.x, **AXIS, **how}
+    return layout

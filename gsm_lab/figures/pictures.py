@@ -13,14 +13,15 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 
-from gsm_lab.checks import integer, kind
+from gsm_lab import checks
+from gsm_lab.checks import integer, one_of
 
 IDLE = 60.0  # seconds without a picture after which the browser is closed
 _LONGEST = 120.0  # seconds a picture may take
 
 
-def static(figure: go.Figure, width: int = 860) -> bytes:
-    """The figure as PNG, `width` pixels wide, for readers without a kernel.
+def static(figure: go.Figure, width: int = 860, kind: str = "png") -> bytes:
+    """The figure as PNG, or as "svg", `width` pixels wide, for readers without a kernel.
 
     JupyterLab shows it, too, until the mouse is over it, and as wide as it is; so it has to fit into a notebook's cell
     beside the file browser.
@@ -28,10 +29,10 @@ def static(figure: go.Figure, width: int = 860) -> bytes:
     Needs a Chromium or Chrome, which kaleido drives, and nothing from the network (formulas between dollar signs stay
     as they are). Raises what kaleido does where there is none, TimeoutError where one does not answer for two minutes.
     """
-    kind("figure", figure, BaseFigure, "a plotly figure")
-    width = integer("width", width, 10, 100_000)
+    checks.kind("figure", figure, BaseFigure, "a plotly figure")
+    width, kind = integer("width", width, 10, 100_000), one_of("kind", kind, ("png", "svg"))
     size = {"width": width, "height": figure.layout.height or 500, "scale": 1}
-    return _drawer().draw(figure.to_dict(), {"format": "png", **size})
+    return _drawer().draw(figure.to_dict(), {"format": kind, **size})
 
 
 class _Drawer:

@@ -1,7 +1,7 @@
-"""The Taylor view, a third row under the four plots: what single steps changed against what was predicted, and errors.
+"""The Taylor view, two plots beside a run's four: what single steps changed against what was predicted, and errors.
 
-    add(figure, probes)            # to a `dashboard`, which grows by ROW pixels
-    annotations = update(figure, probes)
+    traces(probes), axes()         # of a `dashboard`; `arrangement.places` gives them their place
+    titles = update(figure, probes)
 
 `probes` is a structured array with a row for each step that was probed and the fields step, true, first, second,
 metric, without (changes of the loss), error_first, error_second, error_metric (relative; NaN where there is none).
@@ -15,30 +15,34 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.lib.stride_tricks import sliding_window_view
 
-from gsm_lab.figures.style import AXIS, line
+from gsm_lab.figures.arrangement import PLOTS
+from gsm_lab.figures.style import AXIS, FEW_TICKS, line
 from gsm_lab.wording import error_percent
 
-ROW = 300  # pixels
 RECENT = 30  # probes shown one by one
 POINTS = 60  # of an error line
 WINDOW = 9  # probes that a point of an error line is the median over, itself the last of them
 LEGENDS = ("legend5", "legend6")
 # name in the legend, field, which of `style.line`'s
 _CHANGES = (("true", "true", 0), ("predicted, g·Δw", "first", 1), ("with curvature", "second", 2))
-_ERRORS = (("step, g·Δw", "error_first", 1), ("step, with curvature", "error_second", 2),
-           ("weight at threshold, |g·w|", "error_metric", 4))  # fmt: skip
+_ERRORS = (("step, g·Δw", "error_first", 1), ("with curvature", "error_second", 2),
+           ("one weight, |g·w|", "error_metric", 4))  # fmt: skip
 
 
-def curves(probes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The six lines, (x in steps, y) in float32: the changes of the last probes, the errors (medians) in percent."""
+def curves(probes: np.ndarray, last: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The six lines, (x in steps, y) in float32: the changes of the last probes, the errors (medians) in percent.
+
+    With `last`, only errors of so many steps up to the latest.
+    """
     recent = probes[-RECENT:]
     x, changes = recent["step"].astype(np.float32), (recent[field] for _, field, _ in _CHANGES)
     lines = [(x, np.where(np.isfinite(y), y, np.nan).astype(np.float32)) for y in changes]
-    last = np.arange(len(probes) - 1, -1, -max(1, -(-len(probes) // POINTS)))[::-1]
-    at = probes["step"][last].astype(np.float32)
+    first = int(np.searchsorted(probes["step"], probes["step"][-1] - last, "right")) if last and len(probes) else 0
+    ends = np.arange(len(probes) - 1, first - 1, -max(1, -(-(len(probes) - first) // POINTS)))[::-1]
+    at = probes["step"][ends].astype(np.float32)
     for _, field, _ in _ERRORS:
         before = np.concatenate([np.full(WINDOW, np.nan, np.float32), probes[field]])
-        y = 100 * medians(sliding_window_view(before, WINDOW)[last + 1])
+        y = 100 * medians(sliding_window_view(before, WINDOW)[ends + 1])
         lines.append((at, np.where(y > 0, y, np.nan).astype(np.float32)))
     return lines
 
@@ -53,74 +57,50 @@ def medians(errors: np.ndarray) -> np.ndarray:
 def titles(probes: np.ndarray) -> tuple[str, str]:
     """What the two plots show at this moment."""
     if not len(probes):
-        return "<b>Taylor view: change of the loss in a step</b>", "<b>Error of the Taylor estimates</b>"
+        return "Taylor view: change of the loss in a step", "Error of the Taylor estimates"
     last = probes[-1]
     first, metric = (medians(probes[field][None, -WINDOW:])[0] for field in ("error_first", "error_metric"))
-    errors = ((first, "for a step"), (metric, "at the threshold"))
+    errors = ((first, "for a step"), (metric, "for one weight"))
     said = [f"{error_percent(error)} {where}" for error, where in errors if error == error]
     return (
-        f"<b>Step {last['step']:,}: predicted {_signed(last['first'])}, true {_signed(last['true'])}</b>",
-        f"<b>Taylor is off by {', '.join(said)}</b>" if said else "<b>Nothing that could be compared</b>",
+        f"Step {last['step']:,}: predicted {_signed(last['first'])}, true {_signed(last['true'])}",
+        f"Taylor is off by {', '.join(said)}" if said else "Nothing that could be compared",
     )
 
 
-def add(figure: go.Figure, probes: np.ndarray) -> go.Figure:
-    """Put the row under a `dashboard`, in place: its plots keep their size in pixels. Returns the figure."""
-    margins = figure.layout.margin.t + figure.layout.margin.b
-    before, columns = figure.layout.height - margins, [figure.layout[axis].domain for axis in ("xaxis", "xaxis2")]
-    after = before + ROW
+def axes() -> dict[str, Any]:
+    """The layout of the axes."""
+    (left, right), log = PLOTS[4:6], {**FEW_TICKS, "nticks": 5, "autorangeoptions": {"clipmin": 0.01, "clipmax": 1e4}}
+    zero = {"zeroline": True, "zerolinecolor": "#888888"}
+    return {
+        "xaxis5": {"anchor": left.y, "nticks": 5, "title": {"text": "step"}, **AXIS},
+        "yaxis6": {"anchor": left.x, "title": {"text": "change of the loss"}, **AXIS, **zero},
+        "xaxis6": {"anchor": right.y, "nticks": 6, "title": {"text": "step"}, **AXIS},
+        "yaxis7": {"anchor": right.x, "title": {"text": "error, % (log)"}, **AXIS, **log},
+    }
 
-    def moved(y: float) -> float:
-        return 1 - (1 - y) * before / after
 
-    for axis in figure.select_yaxes():
-        if axis.domain:
-            axis.domain = [moved(y) for y in axis.domain]
-    for name in ("legend", "legend2", "legend3", "legend4"):
-        figure.layout[name].y = moved(figure.layout[name].y)
-    for title in figure.layout.annotations[:4]:
-        title.y = moved(title.y)
-    top = (ROW - 120) / after
-    step = {"title": {"text": "step", "standoff": 4}, **AXIS}
-    figure.update_layout(
-        height=figure.layout.height + ROW,
-        xaxis5={"domain": columns[0], "anchor": "y6", "nticks": 6, **step},
-        yaxis6={"domain": [0, top], "anchor": "x5", "title": {"text": "change of the loss"}, **AXIS, "zeroline": True,
-                "zerolinecolor": "#888888"},
-        xaxis6={"domain": columns[1], "anchor": "y7", "matches": "x", "rangemode": "tozero", **step},
-        yaxis7={"domain": [0, top], "anchor": "x6", "title": {"text": "relative error, % (log)"}, "type": "log",
-                "dtick": 1, "exponentformat": "power", "autorangeoptions": {"clipmin": 0.01, "clipmax": 1e4}, **AXIS},
-    )  # fmt: skip
-    places = [columns[0][0], columns[1][0]]
-    legend = figure.layout.legend.to_plotly_json()
-    for name, x in zip(LEGENDS, places, strict=True):
-        figure.update_layout({name: {**legend, "x": x, "y": top}})
-    title = figure.layout.annotations[0].to_plotly_json()
-    over = 36 / after  # the title stands above the legend
-    figure.layout.annotations = [
-        *figure.layout.annotations,
-        *({**title, "x": x, "y": top + over, "text": t} for x, t in zip(places, titles(probes), strict=True)),
-    ]
+def traces(probes: np.ndarray) -> list[go.Scatter]:
+    """The six lines."""
     hover = ["%{y:.3g} " + said for said in ("the true change", "predicted by g·Δw", "with Δw'HΔw/2 added")]
-    hover += [f"%{{y:.3g}}% off (median of {WINDOW}), {name}" for name, _, _ in _ERRORS]
+    hover += [f"%{{y:.3g}}% off (median of {WINDOW}), {name}" for name in
+              ("step, g·Δw", "step, with Δw'HΔw/2 added", "|g·w| of the weight at the threshold")]  # fmt: skip
+    made = []
     for i, ((name, _, of), (x, y)) in enumerate(zip(_CHANGES + _ERRORS, curves(probes), strict=True)):
-        left = i < len(_CHANGES)
-        style = line(of)
-        style["marker"] |= {"maxdisplayed": 0, "size": 6 if i else 9} if left else {}  # the truth shows behind
-        style |= {"name": name, "legend": LEGENDS[not left], "hovertemplate": f"step %{{x}}: {hover[i]}<extra></extra>"}
-        axes = {"xaxis": "x5", "yaxis": "y6"} if left else {"xaxis": "x6", "yaxis": "y7"}
-        figure.add_trace(go.Scatter(x=x, y=y, **axes, **style))
-    return figure
+        style, plot = line(of), PLOTS[4 if i < len(_CHANGES) else 5]
+        style["marker"] |= {"maxdisplayed": 0, "size": 6 if i else 9} if i < len(_CHANGES) else {}  # the truth shows
+        style |= {"name": name, "hovertemplate": f"step %{{x}}: {hover[i]}<extra></extra>"}
+        made.append(go.Scatter(x=x, y=y, xaxis=plot.x, yaxis=plot.y, legend=plot.legend, **style))
+    return made
 
 
-def update(figure: go.Figure, probes: np.ndarray) -> list[dict[str, Any]]:
-    """Bring the row's lines up to date, in place; returns its titles, to be put among the figure's annotations."""
+def update(figure: go.Figure, probes: np.ndarray, last: int | None = None) -> dict[str, str]:
+    """Bring the lines up to date, in place; returns the two titles by name."""
     lines = [trace for trace in figure.data if trace.legend in LEGENDS]
-    for trace, (x, y) in zip(lines, curves(probes), strict=True):
+    for trace, (x, y) in zip(lines, curves(probes, last), strict=True):
         if not (np.array_equal(trace.x, x) and np.array_equal(trace.y, y, equal_nan=True)):  # to set it costs 20 times
             trace.x, trace.y = x, y
-    mine = [note.to_plotly_json() for note in figure.layout.annotations if note.xref == "paper"][4:]
-    return [{**note, "text": text} for note, text in zip(mine, titles(probes), strict=True)]
+    return dict(zip((plot.title for plot in PLOTS[4:6]), titles(probes), strict=True))
 
 
 def _signed(x: float) -> str:

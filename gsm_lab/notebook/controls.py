@@ -15,17 +15,16 @@ NOTCHES = 200  # of a slider; an arrow key moves one
 
 
 class _Control(widgets.VBox):
-    """A knob's label, which says how it moves; what sets it, of which `entry` turns red; a note of what is wrong."""
+    """A knob's label; what sets it, of which `entry` turns red; a note of what is wrong."""
 
     def __init__(self, knob: Knob, changed: Changed, entry: widgets.Widget, *before: widgets.Widget) -> None:
         self.knob, self.entry, self._changed, self._quiet = knob, entry, changed, False
-        moves = "live" if knob.live else "restarts"
-        unit = f" ({knob.unit})" if knob.unit else ""
-        badge = f"<span class='gsm-{moves}'>{moves}</span>"
-        self.label = widgets.HTML(f"<b>{escape(knob.label or knob.name)}</b>{escape(unit)} {badge}")
+        unit = f" <small>({escape(knob.unit)})</small>" if knob.unit else ""
+        self.label = widgets.HTML(f"<b>{escape(knob.label or knob.name)}</b>{unit}")
         self.note = widgets.HTML(layout={"display": "none"})
         row = widgets.HBox([self.label, *before, entry], layout={"align_items": "center"})
         super().__init__([row, self.note])
+        self.add_class("gsm-knob")
 
     def show(self, value: Any) -> None:
         """Stand at `value` without telling anybody."""
@@ -59,11 +58,11 @@ class KnobControl(_Control):
     def __init__(self, knob: Knob, value: Any, changed: Changed) -> None:
         self.slider = widgets.FloatSlider(
             min=0.0, max=1.0, step=1 / NOTCHES, readout=False, tooltip=knob.help,
-            layout={"flex": "1 1 auto", "min_width": "60px"},
+            layout={"flex": "1 1 auto", "min_width": "50px"},
         )  # fmt: skip
-        entry = widgets.Text(continuous_update=False, tooltip=knob.valid, layout={"width": "86px"})
+        entry = widgets.Text(continuous_update=False, tooltip=knob.valid, layout={"width": "76px"})
         super().__init__(knob, changed, entry, *([self.slider] if knob.live else []))
-        self.label.layout.width, self.label.layout.flex = "244px" if knob.live else "auto", "0 0 auto"
+        self.label.layout.width, self.label.layout.flex = "166px" if knob.live else "auto", "0 0 auto"
         self.label.tooltip = knob.help
         self.slider.add_class(f"gsm-slider-{knob.name}")
         entry.add_class(f"gsm-entry-{knob.name}")
@@ -146,26 +145,33 @@ def button(
     return made
 
 
+def badge(live: bool) -> widgets.HTML:
+    """Says how the knobs behind it move."""
+    text, when = ("live", "act at the next step") if live else ("restarts", "begin again")
+    return widgets.HTML(f"<span class='gsm-{text}' title='these {when}'>{text}</span>")
+
+
 def parts(pg: Any, hide: set[str]) -> dict[str, widgets.Widget]:
     """All parts in order, by the names under which they can be hidden; hidden buttons and controls are in none."""
     controls = [control for name, control in pg.controls.items() if name not in hide]
-    live = [control for control in controls if control.knob.live]
+    live, restarts = ([c for c in controls if c.knob.live is how] for how in (True, False))
     pg.state_line.layout.flex, pg.state_line.layout.width = "1 1 300px", "auto"
     pg.state_line.add_class("gsm-state")
     pg.figure.layout.autosize = True
-    grid = widgets.Layout(
-        width="100%", grid_template_columns="repeat(auto-fit, minmax(430px, 1fr))", grid_gap="2px 28px"
-    )
+    knobs = widgets.Box(live)
+    knobs.add_class("gsm-knobs")
     presets = _row([widgets.HTML("<b>Presets</b>"), *pg.preset_buttons])
+    files = _row([widgets.HTML("Save as"), *pg.save_buttons], grid_gap="0 2px")
     return {
         "buttons": _row([*(one for name, one in pg.buttons.items() if name not in hide), pg.status]),
-        "live": widgets.GridBox(live, layout=grid),
-        "readouts": _row([pg.budget, pg.half_life], grid_gap="4px 40px"),
-        "restarts": _row([control for control in controls if not control.knob.live], grid_gap="2px 24px"),
+        "live": widgets.VBox([knobs]),
+        "readouts": _row([pg.budget, pg.half_life], grid_gap="0 40px"),
         "presets": widgets.VBox([presets, pg.explanation]),
         "failure": pg.failure,
+        "views": _row([pg.views.tabs, pg.views.steps, files], grid_gap="0 18px"),
         "figure": pg.figure,
         "taylor": pg.taylor.text,
+        "restarts": _row([badge(False), *restarts] if restarts else [], grid_gap="0 18px"),
         "state": widgets.VBox([_row([pg.copy_button, pg.load_button, pg.state_line]), pg.state_note]),
     }
 

@@ -8,29 +8,30 @@ import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import torch
 
-from gsm_lab import figures
-from gsm_lab.figures.dashboard import LAYERS_SHOWN
+from gsm_lab.checks import path
 from gsm_lab.knobs import KNOBS
-from gsm_lab.notebook import readouts
-from gsm_lab.notebook.browser import STYLE, Figure, Viewer
+from gsm_lab.notebook import export, readouts
+from gsm_lab.notebook.browser import STYLE, Viewer
 from gsm_lab.notebook.closing import close_all, forget_output
 from gsm_lab.notebook.controls import ChoiceControl, KnobControl, button, parts
 from gsm_lab.notebook.player import Player
 from gsm_lab.notebook.presets import PRESETS, Preset
 from gsm_lab.notebook.readouts import got
 from gsm_lab.notebook.step_inspector import Inspector
+from gsm_lab.notebook.views import Views
 from gsm_lab.training.run import Run
 
 LIVE = tuple(name for name, knob in KNOBS.items() if knob.control and knob.live)
 RESTARTS = tuple(name for name, knob in KNOBS.items() if knob.control and not knob.live)
 _current: weakref.ReferenceType[Playground] | None = None
 _taking_over = threading.Lock()
-PARTS = ("buttons", "readouts", "presets", "figure", "taylor", "state")
+PARTS = ("buttons", "readouts", "presets", "views", "figure", "taylor", "network", "state")
 _BUTTONS = {
     "play": ("Play", "play", "success", "train until Pause"),
     "pause": ("Pause", "pause", "", "stop after this step"),
@@ -49,14 +50,15 @@ class Playground(widgets.VBox):
             the values of its knobs; knobs that a rival takes no notice of have no control.
         hide: names of controls and parts not to show, for teachers: any of the knobs compression, momentum,
             weight_decay, lr, smoothing, model, data, batch_size, seed; the buttons play, pause, step, step_50, reset,
-            new_seed; the parts buttons, readouts, presets, figure, taylor, state. What is hidden still works from code.
-            Without taylor, the view of single steps under the four plots, no step is inspected.
+            new_seed; the parts buttons, readouts, presets, views (tabs, the menu of steps, files), figure, taylor,
+            network, state. What is hidden still works from code. Without taylor, the tab that compares single steps
+            with what Taylor predicts, no step is inspected.
 
     Where PyTorch has several threads, steps are computed with one less than when the playground was made, because the
     page needs a core too. So they may differ in the last digits from those of a run that trains without a page.
 
     Everything works without a mouse: `play()`, `pause()`, `step(n)`, `reset()`, `set(momentum=0.99)`, `state`,
-    `load_state(line)`, `picture()`. A new playground closes the one before.
+    `load_state(line)`, `show("Taylor")`, `picture()`, `save("board.html")`. A new playground closes the one before.
 
     Raises:
         TypeError: a `run` that is none, or a `hide` that is not a list of names.
@@ -84,9 +86,21 @@ class Playground(widgets.VBox):
         self.load_button = button("Load state", "", "", "", self._loaded, "load")
         self.status, self.failure, self.budget, self.half_life, self.state_note = (widgets.HTML() for _ in range(5))
         self.status.add_class("gsm-status")
-        self.explanation = widgets.HTML(readouts.explained(PRESETS[0]))
+        self.save_buttons = [
+            button(
+                kind.upper(),
+                "",
+                "",
+                f"the plots, all tabs, as a file {kind.upper()}",
+                partial(self._saving, kind),
+                kind,
+            )
+            for kind in export.KINDS
+        ]
+        self.explanation, self.chosen = widgets.HTML(), None
         self.taylor = Inspector(self.run, shown="taylor" not in hidden)
-        self.figure = Figure(figures.dashboard(self.run.history, slots=LAYERS_SHOWN, taylor=self.taylor.inspected()))
+        self.views = Views(self.run, self.taylor, hidden, self._refresh)
+        self.figure = self.views.figure
         self.state_line = widgets.Text(placeholder="paste a state here, or press Copy state", continuous_update=True)
         self.viewer = Viewer()
         # Hidden parts are kept by name as well: a widget that is not closed would be kept, and with it the run.
@@ -147,13 +161,31 @@ class Playground(widgets.VBox):
         """
         self.reset(**readouts.read_state(line, self.run))
 
-    def picture(self) -> Any:
-        """The plots as they are now, as a PNG for readers without a kernel (an `IPython.display.Image`)."""
-        from IPython.display import Image
+    def show(self, view: str = "curves", last: int | None = None, log: bool = False) -> None:
+        """Show a tab, "curves", "Taylor" or "network", of the last so many steps or all, on a logarithmic axis or not.
 
-        with self.player.exclusive():
-            figure = figures.dashboard(self.run.history, taylor=self.taylor.inspected())
-        return Image(figures.static(figure))
+        Raises ValueError, before anything changes, for what there is no choice for.
+        """
+        self.views.choose(view, last, log)
+        self._draw()
+
+    def picture(self) -> export.Picture:
+        """The plots as they are now, all tabs, for readers without a kernel: a PNG.
+
+        Where there is no browser that draws it, the live figure, as `figures.show` shows it.
+        """
+        return export.Picture(self._whole(), f"{self!r} after step {self.run.steps:,}")
+
+    def save(self, file: str | Path) -> Path:
+        """Write the plots as they are now, all tabs, to a file .png, .svg or .html (a page that needs nothing else).
+
+        Raises ValueError for any other name, RuntimeError where a picture needs a browser that there is not, OSError
+        where it cannot be written.
+        """
+        file = path("file", file)
+        kind = export.kind_of(file)
+        file.write_bytes(self._written(kind))
+        return file
 
     def close(self) -> None:
         """End the training thread and remove the widget with its parts; nothing then keeps the widget or its run."""
@@ -214,7 +246,7 @@ class Playground(widgets.VBox):
         self._show_knobs()
 
     def _chosen(self, preset: Preset) -> None:
-        self.explanation.value = readouts.explained(preset)
+        self.chosen = preset
         self._ask(lambda: self.player.post(lambda: (self.run.set(**preset.knobs), self._show_knobs())))
 
     def _copied(self) -> None:
@@ -233,9 +265,37 @@ class Playground(widgets.VBox):
         self.state_note.value = ""
         self._ask(lambda: self.player.post(lambda: self._restart(knobs, refused)), pause=True)
 
+    def _refresh(self) -> None:
+        """Somebody has chosen what to see: draw it, on the player's thread."""
+        self._ask(lambda: self.player.post(lambda: None))
+
+    def _saving(self, kind: str) -> None:
+        """A file for the page to keep, made on a thread of its own: a picture takes seconds."""
+
+        def make() -> None:
+            try:
+                contents = self._written(kind)
+            except RuntimeError as error:
+                self._fail(str(error))
+                return
+            name = f"{self.run.settings.model}-{self.run.knobs['data']}-step-{self.run.steps}.{kind}"
+            self.viewer.send({"file": name, "type": export.KINDS[kind]}, [contents])
+
+        threading.Thread(target=make, daemon=True, name="gsm_lab file").start()
+
+    def _written(self, kind: str) -> bytes:
+        about = f"{self!r}, step {self.run.steps:,}"
+        return export.written(self._whole(), kind, about, self.state)
+
+    def _whole(self) -> Any:
+        with self.player.exclusive():
+            return self.views.whole()
+
     def _heard(self, _: Any, content: dict[str, Any], buffers: Any = None) -> None:
         if "seen" in content:
             self.player.acknowledge(content["seen"])
+        if "width" in content:
+            self.views.sized(content["width"], content.get("page"))
         if content.get("opened"):
             self.player.watched = True
             self.player.refresh()
@@ -245,10 +305,8 @@ class Playground(widgets.VBox):
     def _draw(self) -> int:
         """Send the page what has changed, and the number of this frame, which is returned."""
         with self.player.lock:
-            inspected = self.taylor.inspected()
             self._show_readouts()
-            with self.figure.batch_update():
-                figures.update(self.figure, self.run.history, inspected)
+            self.views.draw()
             self.viewer.frame += 1
             return self.viewer.frame
 
@@ -260,7 +318,8 @@ class Playground(widgets.VBox):
     def _show_readouts(self) -> None:
         run, player = self.run, self.player
         self.budget.value = readouts.budget_text(run)
-        self.half_life.value = readouts.half_life_text(run.lr, run.knobs)
+        self.half_life.value = readouts.half_life_text(run)
+        self.explanation.value = readouts.explained(run, self.chosen)
         self.status.value = readouts.status(run, player)
         self.taylor.show()
         error = player.error

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from gsm_lab.knobs import KNOBS
+from gsm_lab.knobs import KNOBS, half_life, oscillates
 from gsm_lab.training.run import Run
+from gsm_lab.wording import number
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Live knobs to set at once, and one line on what happens then."""
+    """Live knobs to set at once, and one line on what happens then.
+
+    In the line, {Q} is how many weights get their gradient, and {halves} how fast passive ones decay.
+    """
 
     name: str
     explanation: str
@@ -20,22 +25,51 @@ class Preset:
         """Whether the run takes notice of all that is set here: a rival refuses what only says something about GSM."""
         return all(self.knobs.get(name, KNOBS[name].default) == KNOBS[name].default for name in run.method.ignores)
 
+    def holds(self, run: Run) -> bool:
+        """Whether the run's knobs are these."""
+        return all(run.knobs[name] == value for name, value in self.knobs.items())
+
+    def said(self, run: Run) -> str:
+        """The line, for this run as it is now."""
+        return self.explanation.format(Q=f"{run.nonzeros:,}", halves=halves(run))
+
+
+def halves(run: Run) -> str:
+    """How fast a passive weight of the run decays: what to say after "it"."""
+    k = run.knobs
+    steps = half_life(run.lr, k["momentum"], k["weight_decay"])
+    if math.isinf(steps):
+        return "stays where it is"
+    if oscillates(run.lr, k["momentum"], k["weight_decay"]):
+        return "swings through zero"
+    return f"halves every {f'{steps:,.0f}' if steps >= 10 else f'{steps:.2g}'} steps"
+
+
+def in_force(run: Run, chosen: Preset | None) -> tuple[str, str]:
+    """What is set: a name, and what it does, or what has moved since it was `chosen`."""
+    if (preset := next((p for p in PRESETS if p.fits(run) and p.holds(run)), None)) is not None:
+        return preset.name, preset.said(run)
+    if chosen is None:
+        return "settings of your own", f"a passive weight {halves(run)}."
+    moved = [name for name, value in chosen.knobs.items() if run.knobs[name] != value]
+    said = ", ".join(f"{KNOBS[name].label or name} {number(run.knobs[name])}" for name in moved)
+    return chosen.name, f"moved since: {said}. A passive weight now {halves(run)}."
+
 
 _GSM = {"compression": 60.0, "momentum": 0.9, "weight_decay": 3e-3, "lr": 0.1, "smoothing": 0.0}
 
 # The values are for LeNet-300-100 on the digits; what they show holds elsewhere too.
 PRESETS: tuple[Preset, ...] = (
-    Preset("GSM at 60×", "One weight in 60 sees the loss, the rest halves every 231 steps: soon the cut is free.",
-           _GSM),
-    Preset("plain SGD", "The gate is open: every weight sees the loss, and nothing has to go (target 0%).",
+    Preset("GSM at 60×", "One weight in 60 sees the loss; each other one {halves}, until a cut costs nothing.", _GSM),
+    Preset("plain SGD", "The gate is open: every weight sees the loss, and a cut takes none.",
            {**_GSM, "compression": 1.0}),
-    Preset("too little momentum", "No momentum: passive weights halve ten times slower, and the cut hurts.",
-           {**_GSM, "momentum": 0.0}),
-    Preset("no decay", "Nothing pulls passive weights to zero: they stay as they are, and the cut ruins the net.",
+    Preset("too little momentum", "A passive weight {halves}, ten times more slowly than at momentum 0.9: "
+           "a cut hurts.", {**_GSM, "momentum": 0.0}),
+    Preset("no decay", "A passive weight {halves}: nothing pulls it to zero, and a cut ruins the network.",
            {**_GSM, "weight_decay": 0.0}),
-    Preset("Q too small", "133 weights for ten digits: near zero is reached, but too few are left to know them.",
+    Preset("Q too small", "Only {Q} weights see the loss: small weights go, but too few are left to tell the classes.",
            {**_GSM, "compression": 2000.0}),
-    Preset("too much decay", "Passive weights swing through zero, and the active ones shrink too: accuracy suffers.",
+    Preset("too much decay", "A passive weight {halves}; the active ones shrink too, and the accuracy suffers.",
            {**_GSM, "weight_decay": 3e-2}),
     Preset("smoothed gate", "An option, not the paper's: batches agree on who stays, and hardly any weight comes back.",
            {**_GSM, "smoothing": 0.99}),

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 from html import escape
 from typing import Any
 
 from gsm_lab.checks import shown
-from gsm_lab.knobs import KNOBS, checked, half_life, oscillates
+from gsm_lab.knobs import KNOBS, checked
 from gsm_lab.notebook.player import Player
-from gsm_lab.notebook.presets import Preset
+from gsm_lab.notebook.presets import Preset, halves, in_force
 from gsm_lab.optim import budget
 from gsm_lab.training.run import Run
 
 
-def explained(preset: Preset) -> str:
-    """A preset's line of explanation."""
-    return f"<b>{escape(preset.name)}</b>: {escape(preset.explanation)}"
+def explained(run: Run, chosen: Preset | None) -> str:
+    """What is set, and what it does: see `presets.in_force`."""
+    name, said = in_force(run, chosen)
+    return f"<b>{escape(name)}</b>: {escape(said)}"
 
 
-def half_life_text(lr: float, k: dict[str, Any]) -> str:
-    """How fast a passive weight decays at learning rate `lr` and the knobs `k`."""
-    steps = half_life(lr, k["momentum"], k["weight_decay"])
-    formula = "ln 2 · (1 − β) / (α · η)"
-    if math.isinf(steps):
-        return "<b>A passive weight stays where it is</b> (no decay)"
-    if oscillates(lr, k["momentum"], k["weight_decay"]):
-        return "<b>A passive weight swings through zero</b>: α · η is above (1 − √β)²"
-    return (
-        f"<b>A passive weight halves every {f'{steps:,.0f}' if steps >= 10 else f'{steps:.2g}'} steps</b> = {formula}"
-    )
+def half_life_text(run: Run) -> str:
+    """How fast a passive weight decays at the learning rate in force."""
+    said = halves(run)
+    more = {"stays where it is": " (no decay)", "swings through zero": ": α · η is above (1 − √β)²"}
+    return f"<b>A passive weight {said}</b>{more.get(said, ' = ln 2 · (1 − β) / (α · η)')}"
 
 
 def status(run: Run, player: Player) -> str:

@@ -135,14 +135,13 @@ def test_an_empty_history_draws_nothing_and_says_so():
 
 def test_titles_state_what_the_history_says():
     one = made(28)
-    texts = (text.removeprefix("<b>").removesuffix("</b>") for text in figures.title_texts(one.history))
-    first, second, third, fourth = texts
+    first, second, third, fourth = figures.title_texts(one.history)
     true = one.true
     assert first == f"Accuracy {true.live[-1]:.1f}%, after the cut {true.cut[-1]:.1f}%"
-    assert second == f"{true.tiny[-1]:.1f}% are near zero, 95.0% have to be"
+    assert second == f"{true.small[-1]:.1f}% under 1e-3, {true.tiny[-1]:.1f}% under 1e-4; a cut takes 95.0%"
     assert third == f"{np.mean(true.back):,.0f} weights a step come back"
     one.history.steps.array()["reactivated"][-50:] = [1, 0]
-    assert figures.title_texts(one.history)[2] == "<b>1 weight a step comes back</b>"
+    assert figures.title_texts(one.history)[2] == "1 weight a step comes back"
     shares = dict(zip(("a", "b"), true.kept[-1], strict=True))
     most, least = max(shares, key=shares.get), min(shares, key=shares.get)
     assert fourth == f"{most} keeps {shares[most]:.2g}% of its weights, {least} {shares[least]:.2g}%"
@@ -225,7 +224,7 @@ def test_a_mark_in_every_plot_where_a_knob_moved():
         (x, at, at) for x in ("x", "x2", "x3", "x4") for at in (20, 60)
     ]
     assert [(label["x"], label["text"]) for label in labels if label["xref"] == "x"] == [
-        (20, "C 100<br>β 0.99"), (60, "η 0.001"),
+        (20, "C 100, β 0.99"), (60, "η 0.001"),
     ]  # fmt: skip
     figure = figures.dashboard(history)
     assert len(figure.layout.shapes) == 8 and len(figure.layout.annotations) == 4 + 4
