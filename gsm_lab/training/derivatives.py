@@ -121,13 +121,29 @@ def products_with(
         return tuple(torch.zeros_like(t) for t in tensors)
     slopes, along = zip(*with_graph, strict=True)
     try:
-        return torch.autograd.grad(slopes, tensors, along, retain_graph=True, materialize_grads=True)
+        return torch.autograd.grad(_Along.apply(along, *slopes), tensors, retain_graph=True, materialize_grads=True)
     except RuntimeError as error:  # of a derivative that nobody has written, or that a function forbids
         if not any(words in str(error) for words in ("not implemented", "differentiate twice", "double backward")):
             raise
         raise NotTwiceDifferentiable(
             f"model and loss must have second derivatives in PyTorch, and have not: {str(error).splitlines()[0]}"
         ) from error
+
+
+class _Along(torch.autograd.Function):
+    """A number whose gradient at some tensors is what it is told.
+
+    Told by `autograd.grad` itself, torch imports sympy to compare two shapes: half a second and 40 MB at the first one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, along: Sequence[Tensor], *slopes: Tensor) -> Tensor:
+        ctx.along = along
+        return slopes[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[None, *tuple[Tensor, ...]]:
+        return None, *ctx.along
 
 
 class NotTwiceDifferentiable(ValueError):
