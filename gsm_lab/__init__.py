@@ -5,15 +5,14 @@
     run.train()
     gl.Playground(run)
 
-The names below are the public surface. They are imported when first used: `import gsm_lab` costs what torch costs.
+The names below are the public surface. They are imported when first used, and so is torch: figures of stored results
+and the command line's help need none.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
-
-import torch as _torch  # noqa: F401  (what every name below needs, so that the first use of one is quick)
 
 from gsm_lab._version import __version__ as __version__
 

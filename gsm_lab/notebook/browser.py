@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import reduce
-from importlib import resources
+from importlib import import_module, resources
+from importlib.util import find_spec
 from typing import Any
 
+import _plotly_utils.optional_imports
 import anywidget
 import plotly.graph_objects as go
 import traitlets
+from plotly import optional_imports
 from plotly.basedatatypes import BaseFigure, Undefined
+
+
+class _Later:
+    """Stands for a module, which is imported when it is first asked for something."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, what: str) -> Any:
+        return getattr(import_module(self._name), what)
+
+
+@contextlib.contextmanager
+def _later(*names: str) -> Iterator[None]:
+    """Meanwhile plotly finds these modules without importing them."""
+    get_module = optional_imports.get_module
+
+    def get(name: str, should_load: bool = True) -> Any:
+        return _Later(name) if name in names and should_load and find_spec(name) else get_module(name, should_load)
+
+    places = optional_imports, _plotly_utils.optional_imports  # from one or the other
+    for place in places:
+        place.get_module = get
+    try:
+        yield
+    finally:
+        for place in places:
+            place.get_module = get_module
+
+
+# What plotly imports with its widget to be ready for `show()` and `write_image()`, which nobody calls here: two seconds
+# (a grammar of addresses is compiled) and 30 MB.
+with _later("kaleido", "nbformat"):
+    _FigureWidget = go.FigureWidget
 
 _STATIC = resources.files("gsm_lab.notebook") / "static"
 STYLE = f"<style>\n{(_STATIC / 'playground.css').read_text(encoding='utf-8')}</style>"
 
 
-class Figure(go.FigureWidget):
+class Figure(_FigureWidget):
     """A figure that can be played with for hours, and gives a page opened again what it shows now.
 
     It mends three things of plotly's widget (7.1):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from gsm_lab.checks import integer
+from gsm_lab.notebook.memory import give_back
 from gsm_lab.training.loop import portion
 from gsm_lab.training.run import Run
 
@@ -24,6 +25,7 @@ UNWATCHED = 15.0  # seconds without an acknowledged frame after which a player p
 FRAME = 0.2  # seconds from one frame to the next, at least
 _SHARE = 0.12  # of the time that the browser may take to draw while nobody touches anything; the rest is for training
 _SLOWEST = 1.5  # seconds from one frame to the next that it comes to, at most
+TIDY = 20.0  # seconds of play after which memory that is not needed is given back
 
 _current: weakref.ReferenceType[Player] | None = None
 _taking_over = threading.Lock()
@@ -71,9 +73,10 @@ class Player:
         self._wake = threading.Event()
         self._stale = True  # there is something that no frame has shown
         self._hurry = False  # somebody did something and wants to see it
+        self._untidy = True  # something was done since memory was last given back
         self._painting = 0.0  # seconds from sending the last frame to seeing it
         self._sent = self._seen = 0
-        self._sent_at = self._seen_at = time.monotonic()
+        self._sent_at = self._seen_at = self._tidied_at = time.monotonic()
         with _taking_over:
             before = _current() if _current is not None else None
             _current = weakref.ref(self)
@@ -145,7 +148,7 @@ class Player:
 
     def refresh(self) -> None:
         """Draw again, also if nothing happened (a view was opened)."""
-        self._stale = self._hurry = True
+        self._stale = self._hurry = self._untidy = True
         self._wake.set()
 
     def acknowledge(self, frame: int) -> None:
@@ -197,9 +200,16 @@ class Player:
                 self._advance()
         if self._draw_due() <= 0:
             self._draw()
+        if self.playing and time.monotonic() - self._tidied_at > TIDY:
+            self._tidy()
         self._wake.clear()  # before it looks: whoever changes something from here on wakes it
-        if not (self.playing or self._posted or self.closed) and (rest := self._draw_due()) > 0:
-            self._wake.wait(rest)
+        idle = not (self.playing or self._posted or self.closed)
+        if idle and (rest := self._draw_due()) > 0 and not self._wake.wait(rest) and self._untidy:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        self._untidy, self._tidied_at = False, time.monotonic()
+        give_back()
 
     def _do_posted(self) -> None:
         while self._posted:
@@ -218,7 +228,7 @@ class Player:
                 self._clock()
         except Exception as error:
             self._stop(error)
-        self._stale = True
+        self._stale = self._untidy = True
         if self._left <= 0:
             self.playing = False
         elif self.run.finished and math.isinf(self._left):

@@ -276,7 +276,7 @@ class Problem:
 
     def _losses(self, name: str, stack: Tensor) -> Tensor:
         """The losses with one layer's tensor replaced by each of a stack."""
-        if self._at_once.get(name, True):
+        if len(stack) > 1 and self._at_once.get(name, True):  # for one, vmap has torch import sympy: 40 MB
             try:
                 found = torch.func.vmap(lambda w: self.of({name: w}), randomness="same")(stack)
                 if name not in self._at_once:  # where a tensor is used behind the model's back, replacing it shows less
