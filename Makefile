@@ -59,11 +59,13 @@ $(READY_TEST): $(READY)
 	@echo "$(EXTRAS)" > $@
 
 # --- use ------------------------------------------------------------------------------------------------------------
-# On loopback only, with Jupyter's own random token, and with the kernels and commands of $(VENV).
+# On loopback only, with Jupyter's own random token, and with the kernels and commands of $(VENV). Our notebooks are
+# trusted, so that what they have saved is shown alive, and a playground that still runs is there after a reload.
 
 lab: $(READY)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab \
-		--ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks $(shell [ "$$(id -u)" -ne 0 ] || echo --allow-root) $(ARGS)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" JUPYTER_PREFER_ENV_PATH=1 $(PY) -m gsm_lab.notebook.lab \
+		--ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks \
+		--LabApp.default_url=/lab/tree/00_start_here.ipynb $(shell [ "$$(id -u)" -ne 0 ] || echo --allow-root) $(ARGS)
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 

@@ -182,7 +182,8 @@ def test_make_has(target):
 
 def test_lab_is_served_on_loopback_with_a_token():
     line = make("lab", "ARGS=--no-browser --port 8899").strip().splitlines()[-1]
-    assert "-m jupyterlab" in line
+    assert "-m gsm_lab.notebook.lab" in line
+    assert "--LabApp.default_url=/lab/tree/00_start_here.ipynb" in line
     assert line.count("ip=") == 1 and "--ServerApp.ip=127.0.0.1" in line
     assert "token" not in line.lower() and "password" not in line.lower()  # Jupyter's own: random, every time
     assert "--ServerApp.root_dir=notebooks" in line

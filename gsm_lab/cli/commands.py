@@ -147,7 +147,8 @@ def lab(args: argparse.Namespace, rest: list[str]) -> int:
     notebooks = Path(__file__).parents[2] / "notebooks"
     if not notebooks.is_dir():
         raise ValueError("there are no notebooks beside the package: clone the project and use `make lab` there")
-    command = [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={notebooks}"]
+    command = [sys.executable, "-m", "gsm_lab.notebook.lab", "--ServerApp.ip=127.0.0.1"]
+    command += [f"--ServerApp.root_dir={notebooks}", "--LabApp.default_url=/lab/tree/00_start_here.ipynb"]
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with contextlib.suppress(KeyboardInterrupt):  # Jupyter asks what it means

@@ -143,7 +143,7 @@ def test_lab_is_jupyterlab_on_the_notebooks_on_loopback(monkeypatch):
     monkeypatch.setattr(subprocess, "call", lambda line, env: started.append(line) or 0)
     assert cli.main(["lab", "--no-browser", "--port", "8899"]) == 0
     (line,) = started
-    assert line[:3] == [sys.executable, "-m", "jupyterlab"]
+    assert line[:3] == [sys.executable, "-m", "gsm_lab.notebook.lab"]
     assert "--ServerApp.ip=127.0.0.1" in line and f"--ServerApp.root_dir={ROOT / 'notebooks'}" in line
     assert line[-3:] == ["--no-browser", "--port", "8899"]
     assert not any("token" in part for part in line)  # Jupyter's own, random
