@@ -19,6 +19,7 @@ from gsm_lab._version import __version__ as __version__
 if TYPE_CHECKING:
     from gsm_lab import data, distributed, figures, knobs, methods, models, optim, studies
     from gsm_lab.data import Dataset, load
+    from gsm_lab.metric import Metric
     from gsm_lab.notebook import expect
     from gsm_lab.notebook.explore import explore
     from gsm_lab.notebook.playground import Playground
@@ -31,6 +32,7 @@ _WHERE = {
     "param_groups": "gsm_lab.optim",
     "Dataset": "gsm_lab.data",
     "load": "gsm_lab.data",
+    "Metric": "gsm_lab.metric",
     "Run": "gsm_lab.training.run",
     "Playground": "gsm_lab.notebook.playground",
     "explore": "gsm_lab.notebook.explore",
@@ -44,7 +46,7 @@ _MODULES = {
 }
 
 __all__ = [
-    "GSM", "Dataset", "Playground", "Run",
+    "GSM", "Dataset", "Metric", "Playground", "Run",
     "cut", "data", "distributed", "expect", "explore", "figures", "knobs", "load", "methods", "models", "optim",
     "param_groups", "studies",
 ]  # fmt: skip

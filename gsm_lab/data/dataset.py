@@ -1,4 +1,4 @@
-"""`Dataset`: a training and a test set as four checked tensors."""
+"""`Dataset`: a training and a test set as four checked tensors, of labels or of numbers to be predicted."""
 
 import copy
 import hashlib
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gsm_lab.checks import integer, shown
+from gsm_lab.data import labels
 
 _STREAM = 0x7A11  # of the seed, for validation(): apart from that of the batches, and from whatever else uses the seed
 _FIELDS = ("train_x", "train_y", "test_x", "test_y")
@@ -18,12 +19,14 @@ _FIELDS = ("train_x", "train_y", "test_x", "test_y")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A training and a test set for classification, wholly in memory.
+    """A training and a test set for classification or regression, wholly in memory.
 
     Arguments, as torch tensors, numpy arrays or anything `np.asarray` takes:
         train_x, test_x: [n, ...features], float or integer. Stored as float32 on the CPU; uint8 is divided by 255,
             every other type keeps its values. [n, height, width] becomes [n, 1, height, width].
-        train_y, test_y: [n], integers 0 .. classes - 1, each of them present in `train_y`. Stored as int64.
+        train_y, test_y: [n], integers 0 .. classes - 1, each of them present in `train_y`: labels, stored as int64. Or
+            [n] or [n, k], floats: numbers to be predicted, stored as float32 [n, k]; [n] becomes [n, 1]. Floats that
+            look like labels, 0.0, 1.0, ... or one-hot rows, are refused: [n, 1] says that numbers are meant.
         name: what to call the data in histories and reports.
 
     float32 and int64 input is shared, not copied. Raises TypeError (kind of data) or ValueError (shape, length, NaN or
@@ -40,10 +43,14 @@ class Dataset:
         if not isinstance(self.name, str):
             raise TypeError(f"name is {shown(self.name)}; valid: a string")
         raw = {field: _as_array(field, getattr(self, field)) for field in _FIELDS}
+        regression = labels.are_targets(raw["train_y"], raw["test_y"])
         for part in ("train", "test"):
             x, y = raw[f"{part}_x"], raw[f"{part}_y"]
             _check_features(f"{part}_x", x)
-            _check_labels(f"{part}_y", y)
+            if regression:
+                labels.check_targets(f"{part}_y", y)
+            else:
+                labels.check_labels(f"{part}_y", y)
             if len(x) != len(y):
                 raise ValueError(
                     f"{part}_x has {len(x)} samples but {part}_y has {len(y)} labels; valid: one label each"
@@ -56,9 +63,16 @@ class Dataset:
                 f"train_x is {x.dtype} but test_x is {test_x.dtype}, and only uint8 is divided by 255; "
                 "valid: both uint8 or neither"
             )
-        _check_classes(raw["train_y"], raw["test_y"])
+        if regression:
+            labels.check_columns(raw["train_y"], raw["test_y"])
+        else:
+            labels.check_classes(raw["train_y"], raw["test_y"])
         for field, array in raw.items():
-            tensor = _to_float32(field, array) if field.endswith("_x") else _to_tensor(array, np.int64)
+            if field.endswith("_x"):
+                tensor = _to_float32(field, array)
+                tensor = tensor[:, None] if tensor.ndim == 3 else tensor
+            else:
+                tensor = _to_float32(field, array).view(len(array), -1) if regression else _to_tensor(array, np.int64)
             object.__setattr__(self, field, tensor)
 
     @property
@@ -66,10 +80,24 @@ class Dataset:
         """Shape of one sample, for example (1, 28, 28)."""
         return tuple(self.train_x.shape[1:])
 
+    @property
+    def regression(self) -> bool:
+        """Whether numbers are to be predicted, float32 [n, k], and not labels."""
+        return self.train_y.is_floating_point()
+
     @cached_property
     def classes(self) -> int:
-        """Number of classes: the largest training label plus one."""
+        """Number of classes: the largest training label plus one. Raises AttributeError where there are none."""
+        if self.regression:
+            raise AttributeError(
+                f"{self.name!r} has no classes: its targets are numbers, {self.outputs} a sample (see `outputs`)"
+            )
         return int(self.train_y.max()) + 1
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model has to give for a sample: one a class, or k for targets [n, k]."""
+        return self.train_y.shape[1] if self.regression else self.classes
 
     @property
     def mean(self) -> float:
@@ -118,27 +146,37 @@ class Dataset:
         """Split `n` samples off the training set to serve as test set: to choose settings without the real one.
 
         Stratified: each class gives its share of the `n`, rounded up or down, but keeps at least one for training.
-        The order of the samples is kept. Raises ValueError unless 1 <= n <= training samples - classes.
+        (Without classes they are drawn evenly, and one is left.) The order of the samples is kept. Raises ValueError
+        unless 1 <= n <= training samples - classes.
         """
-        labels = self.train_y.cpu().numpy()
-        n, seed = integer("n", n, 1, len(labels) - self.classes), integer("seed", seed, 0)
-        counts = np.bincount(labels)
-        share = n * counts / len(labels)
-        take = np.floor(share).astype(np.int64)
-        for _ in range(n - int(take.sum())):  # largest remainders first, see Hamilton's method of apportionment
-            take[np.where(take < counts - 1, share - take, -np.inf).argmax()] += 1
-        order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,))).permutation(len(labels))
-        held = np.zeros(len(labels), dtype=bool)
-        for label, k in enumerate(take):
-            held[order[labels[order] == label][:k]] = True
+        count = len(self.train_y)
+        least = 1 if self.regression else self.classes
+        n, seed = integer("n", n, 1, count - least), integer("seed", seed, 0)
+        order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,))).permutation(count)
+        held = np.zeros(count, dtype=bool)
+        if self.regression:
+            held[order[:n]] = True
+        else:
+            held[self._stratified(n, order)] = True
         test, train = torch.from_numpy(held).to(self.train_x.device), torch.from_numpy(~held).to(self.train_x.device)
         x, y = self.train_x, self.train_y
         return Dataset(x[train], y[train], x[test], y[test], name=f"{self.name}-validation").to(x.device)
 
+    def _stratified(self, n: int, order: np.ndarray) -> np.ndarray:
+        """The first samples of each class in `order`, as many as are its share of `n`."""
+        own = self.train_y.cpu().numpy()
+        counts = np.bincount(own)
+        share = n * counts / len(own)
+        take = np.floor(share).astype(np.int64)
+        for _ in range(n - int(take.sum())):  # largest remainders first, see Hamilton's method of apportionment
+            take[np.where(take < counts - 1, share - take, -np.inf).argmax()] += 1
+        return np.concatenate([order[own[order] == label][:k] for label, k in enumerate(take)])
+
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))
         sizes = f"{len(self.train_y):,} training and {len(self.test_y):,} test samples of {shape}"
-        return f"Dataset({self.name!r}: {sizes}, {self.classes} classes)"
+        what = "target" if self.regression and self.outputs == 1 else "targets" if self.regression else "classes"
+        return f"Dataset({self.name!r}: {sizes}, {self.outputs} {what})"
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:
@@ -167,35 +205,6 @@ def _check_features(name: str, x: np.ndarray) -> None:
         raise ValueError(f"{name} is empty, its shape is {x.shape}; valid: at least one sample with one feature")
 
 
-def _check_labels(name: str, y: np.ndarray) -> None:
-    if y.ndim != 1:
-        hint = (
-            "; .reshape(-1) flattens a column" if y.shape[1:] == (1,) else "; .argmax(1) turns one-hot rows into labels"
-        )
-        raise ValueError(f"{name} has shape {y.shape}; valid: one dimension, [n]{hint if y.ndim == 2 else ''}")
-    if y.size == 0:
-        raise ValueError(f"{name} is empty; valid: at least one label")
-    if y.dtype.kind not in "iu":
-        raise TypeError(f'{name} has dtype {y.dtype}; valid: integer labels, see .astype("int64") or .long()')
-    if y.min() < 0:
-        first = int((y < 0).argmax())
-        raise ValueError(f"{name} has label {y[first]} at index {first}; valid: 0 .. classes - 1")
-
-
-def _check_classes(train_y: np.ndarray, test_y: np.ndarray) -> None:
-    relabel = "np.unique(labels, return_inverse=True)[1] numbers them so"
-    top = int(train_y.max())
-    if top >= len(train_y):  # before bincount, which would allocate that many counters
-        raise ValueError(f"train_y has label {top} with {len(train_y)} samples; valid: 0 .. classes - 1; {relabel}")
-    absent = np.flatnonzero(np.bincount(train_y.astype(np.int64)) == 0)
-    if absent.size:
-        listed = ", ".join(map(str, absent[:8])) + (", ..." if absent.size > 8 else "")
-        raise ValueError(f"train_y has labels up to {top} but none of {listed}; valid: each of 0 .. {top}; {relabel}")
-    if test_y.max() > top:
-        first = int((test_y > top).argmax())
-        raise ValueError(f"test_y has label {test_y[first]} at index {first}; valid: those of train_y, 0 .. {top}")
-
-
 def _to_float32(name: str, x: np.ndarray) -> Tensor:
     # Division, not multiplication by 1/255, and numpy's: correctly rounded, so every CPU gets the same bits.
     with np.errstate(over="ignore"):  # too large for float32 becomes infinity, reported with its index
@@ -204,7 +213,7 @@ def _to_float32(name: str, x: np.ndarray) -> Tensor:
         first = np.unravel_index(int(finite.argmin()), x.shape)
         index = ", ".join(map(str, first))
         raise ValueError(f"{name} has {x[first]} at index [{index}]; valid: finite numbers within the range of float32")
-    return _to_tensor(x[:, None] if x.ndim == 3 else x, np.float32)
+    return _to_tensor(x, np.float32)
 
 
 def _to_tensor(array: np.ndarray, dtype: type) -> Tensor:
