@@ -1,9 +1,9 @@
 """`Metric`: what a run is measured by on its test set, how a value of it is written, and when a cut is lossless by it.
 
-    rmse = Metric("RMSE", lambda outputs, targets: F.mse_loss(outputs, targets) ** 0.5, higher_is_better=False, unit="kg")
-    rmse.shown(54.3), rmse.axis, rmse.cost(54.3, 55.0)            # "54.3 kg", "test RMSE, kg", 0.7: what the cut costs
+    rmse = Metric("RMSE", lambda outputs, targets: F.mse_loss(outputs, targets) ** 0.5, False, unit="kg")
+    rmse.shown(54.3), rmse.axis, rmse.cost(54.3, 55.0)         # "54.3 kg", "test RMSE, kg", 0.7: what the cut costs
 
-Accuracy unless one is given, R² where targets are numbers. A history and a table know theirs: figures ask it for words.
+Accuracy unless one is given, R2 where targets are numbers. A history and a table know theirs: figures ask it for words.
 No torch here, as in figures.
 """
 
@@ -58,15 +58,15 @@ class Metric:
             value = text(field, getattr(self, field))
             if len(value) > _LONGEST or value != value.strip() or not value.isprintable() or "<" in value:
                 raise ValueError(
-                    f"{field} must be of one line, at most {_LONGEST} characters, no spaces around it and no '<' in it, "
-                    f"got {shown(value)}"
+                    f"{field} must be of one line, at most {_LONGEST} characters, without spaces around it and without "
+                    f"'<', got {shown(value)}"
                 )
         if not self.name or f"cut_{self.name}" in KNOBS:  # a column of the history
-            raise ValueError(f"name must be that of the metric, such as 'RMSE', and not '' or 'at', got {shown(self.name)}")
+            raise ValueError(f"name must be one such as 'RMSE', and not '' or 'at', got {shown(self.name)}")
         if "%" in self.unit or set(self.unit) & set("()"):
             raise ValueError(
-                f"unit must be one without parentheses and per cent signs, got {shown(self.unit)}; for a share 0..1 that "
-                "is shown in percent give percent=True"
+                f"unit must have no parentheses and no %, got {shown(self.unit)}; for a share 0..1, to be shown in "
+                "percent, give percent=True"
             )
         if self.fn is not None and (isinstance(self.fn, type) or not callable(self.fn)):
             raise TypeError(f"fn must be a function of (outputs, targets), got {shown(self.fn)}")
@@ -223,10 +223,6 @@ def r_squared(outputs: Any, targets: Any) -> Any:
     return (1 - left / all_there).mean()
 
 
-ACCURACY = Metric("accuracy", percent=True)
-R2 = Metric("R²", r_squared, tolerance=LOSSLESS)  # of regression, unless another is given
-
-
 def as_metric(given: Any) -> Metric | None:
     """A `Metric`, or one made of a function by its name, of which more is better; None is None.
 
@@ -274,3 +270,7 @@ def metric_of(table: pd.DataFrame) -> Metric:
 def marked(table: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """The table with a column `metric` that says what its scores are, unless they are accuracies."""
     return table if metric.is_accuracy else table.assign(**{COLUMN: str(metric)})
+
+
+ACCURACY = Metric("accuracy", percent=True)
+R2 = Metric("R2", r_squared, tolerance=LOSSLESS)  # of regression, unless another is given

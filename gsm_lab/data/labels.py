@@ -24,7 +24,7 @@ def are_targets(train_y: np.ndarray, test_y: np.ndarray) -> bool:
 
 
 def _refuse_labels(name: str, y: np.ndarray) -> None:
-    if y.ndim == 1 and 0 < y.size and np.array_equal(np.unique(y), np.arange(min(y.size, len(np.unique(y))))):
+    if y.ndim == 1 and y.size and np.array_equal(values := np.unique(y), np.arange(len(values))):
         raise TypeError(
             f"{name} has dtype {y.dtype} and only the whole numbers 0 .. {int(y.max())} in it, as labels have; valid: "
             f'integer labels, see .astype("int64") or .long(); or [n, 1], .reshape(-1, 1), for numbers to be predicted'
@@ -37,7 +37,7 @@ def _refuse_labels(name: str, y: np.ndarray) -> None:
 
 
 def check_targets(name: str, y: np.ndarray) -> None:
-    """Raises ValueError unless they are [n] or [n, k], and some. (That they are finite is seen when they are stored.)"""
+    """Raises ValueError unless they are [n] or [n, k], and some. (Storing them finds out whether they are finite.)"""
     if y.ndim not in (1, 2):
         raise ValueError(f"{name} has shape {y.shape}; valid: [n] or [n, k], .reshape(len(y), -1) makes rows of them")
     if y.size == 0:

@@ -19,13 +19,14 @@ from gsm_lab import data as datasets
 from gsm_lab.distributed.placement import Parallel
 from gsm_lab.distributed.world import World
 from gsm_lab.knobs import KNOBS, Settings
+from gsm_lab.metric import Metric
 from gsm_lab.optim import param_groups
 from gsm_lab.optim.picks import Picks
 from gsm_lab.optim.ranks.group import local
 from gsm_lab.optim.ranks.shards import placed_as
 from gsm_lab.training.derivatives import holding
 from gsm_lab.training.history import History
-from gsm_lab.training.parts import Parts
+from gsm_lab.training.parts import Loss, Parts
 from gsm_lab.training.run import Run
 from gsm_lab.training.state import part_of
 
@@ -57,10 +58,12 @@ class FSDP(Parallel):
                     f"{getattr(settings, name):g}"
                 )
 
-    def tried(self, run: Parts, model: nn.Module, data: datasets.Dataset, batch_size: int) -> float | None:
+    def tried(
+        self, run: Parts, model: nn.Module, data: datasets.Dataset, batch_size: int, loss: Loss, metric: Metric
+    ) -> float | None:
         """As with DDP; what was gathered for it is let go of."""
         try:
-            return super().tried(run, model, data, batch_size)
+            return super().tried(run, model, data, batch_size, loss, metric)
         finally:
             _reshard(model)
 

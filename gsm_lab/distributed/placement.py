@@ -31,15 +31,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 from gsm_lab import data as datasets
 from gsm_lab.distributed.world import Elsewhere, RankLost, World, lost_ranks, stops_held_back
 from gsm_lab.knobs import LIVE, Settings
+from gsm_lab.metric import Metric
 from gsm_lab.optim.picks import Picks
 from gsm_lab.training.fitting import must_be_a_mean
 from gsm_lab.training.interrupts import interrupt
 from gsm_lab.training.outputs import answer
-from gsm_lab.training.parts import Parts
+from gsm_lab.training.parts import Loss, Parts
 from gsm_lab.training.placement import Single
 from gsm_lab.training.run import Run
 
@@ -86,6 +88,7 @@ class Parallel(Single):
     def must_suit(self, run: Parts, settings: Settings, options: dict[str, Any], data: datasets.Dataset) -> None:
         """Raises ValueError where ranks differ in what they were given, or have nothing to do in a batch."""
         its = {"method": run.method.name, "parallel": type(self).__name__, "data": data.digest}
+        its["metric"] = str(run.given_metric)
         self.world.must_agree(asdict(settings) | options | its)
         if settings.batch_size < self.size:
             raise ValueError(
@@ -98,11 +101,13 @@ class Parallel(Single):
                 if isinstance(t, Tensor) and not isinstance(t, DTensor):  # not what get_extra_state returned
                     dist.broadcast(t, 0)
 
-    def tried(self, run: Parts, model: nn.Module, data: datasets.Dataset, batch_size: int) -> float | None:
+    def tried(
+        self, run: Parts, model: nn.Module, data: datasets.Dataset, batch_size: int, loss: Loss, metric: Metric
+    ) -> float | None:
         """As in one process; the loss must be a mean over samples, too."""
-        above = super().tried(run, model, data, batch_size)
+        above = super().tried(run, model, data, batch_size, loss, metric)
         if self.size > 1:
-            must_be_a_mean(model, data, run.loss, run.output)
+            must_be_a_mean(model, data, loss, run.output)
         return above
 
     def place(self, model: nn.Module, named: bool, picks: dict[str, Picks]) -> nn.Module:
@@ -188,6 +193,27 @@ class Parallel(Single):
             rows = slice(self.rank, None, self.size)
             return int(self.world.total(torch.tensor(right(x[rows], y[rows]))))
 
+    def outputs(self, answered: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """Each rank works out every size-th row, and all get all of them, to the bit."""
+
+        def whole(mine: Any) -> Any:
+            if not isinstance(mine, Tensor):
+                return mine
+            kind = mine.dtype if mine.dtype in (torch.float32, torch.float64, torch.int64) else torch.float32
+            every = torch.zeros(len(x), *mine.shape[1:], dtype=kind)
+            every[self.rank :: self.size] = mine.to(kind)
+            return self.world.total(every).to(mine.dtype)  # of each row all ranks but one have zeros
+
+        with lost_ranks():
+            return tree_map(whole, answered(x[self.rank :: self.size]))
+
+    def measured(self, measure: Callable[[], float]) -> float:
+        """What rank 0 measures; what fails on one rank fails on all."""
+        with lost_ranks():
+            with self.world.together():
+                value = measure()
+            return self.world.exchange(value)[0]
+
     def together(self) -> contextlib.AbstractContextManager[Any]:
         """What fails with ValueError or OSError on one rank fails on all, as `gsm_lab.distributed.world.Elsewhere`."""
         return self.world.together()
@@ -212,9 +238,10 @@ class Parallel(Single):
             folder,
             None if isinstance(run.source_model, str) else run.source_model,
             None if isinstance(run.source_data, str) else run.source_data,
-            run.loss,
+            run.given_loss,
             run.output,
             lambda name: type(run.method)(),
+            metric=run.given_metric,
         )
 
 

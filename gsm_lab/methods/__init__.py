@@ -64,15 +64,15 @@ def build(method: str, **settings: Any) -> Run:
         settings: arguments of `Run`, and options of the method.
 
     Raises ValueError: an unknown method, a setting out of range, or a budget of fewer weights than there are outputs:
-    some class could then not be told from the others by any weight.
+    some output could then not be told from the others by any weight.
     """
     if isinstance(method, str) and method == "tickets":
         raise ValueError("tickets are made by gsm_lab.methods.tickets.ticket(...)")
     run = Run(method=kind(method)(), **settings)
-    if run.nonzeros < run.data.classes:
-        most = run.opt.weights / run.data.classes
+    if run.nonzeros < run.data.outputs:
+        most = run.opt.weights / run.data.outputs
         raise ValueError(
-            f"compression must leave a weight for each of the {run.data.classes} outputs, at most {most:,.0f}, "
+            f"compression must leave a weight for each of the {run.data.outputs} outputs, at most {most:,.0f}, "
             f"got {run.settings.compression:g}, which leaves {run.nonzeros}"
         )
     return run

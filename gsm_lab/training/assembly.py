@@ -15,6 +15,7 @@ from gsm_lab.knobs import KNOBS, LIVE, Settings, resolve
 from gsm_lab.optim import GSM, param_groups
 from gsm_lab.recipes import recipe_of
 from gsm_lab.training import fitting
+from gsm_lab.training.measuring import chosen
 from gsm_lab.training.method import Method
 from gsm_lab.training.parts import Anatomy
 from gsm_lab.training.state import fill
@@ -33,15 +34,16 @@ def put_together(
         data = run.placement.load(source_data)
         name = source_model if isinstance(source_model, str) else type(source_model).__name__
         now, options = resolved(run.method, given, given_options, data.name, name)
+        loss, metric = chosen(data, run.given_loss, run.given_metric)
         run.placement.must_suit(run, now, options, data)
         model = source_model
         if isinstance(model, str):
-            model = models.build(name, data.shape, data.classes, data.mean, data.std, now.seed)
-        ours = isinstance(source_model, str) and run.loss is F.cross_entropy and run.output is None
+            model = models.build(name, data.shape, data.outputs, data.mean, data.std, now.seed)
+        ours = isinstance(source_model, str) and loss is F.cross_entropy and run.output is None
         above = None
-        if not ours:  # else they are known to fit
+        if not (ours and metric.is_accuracy):  # else they are known to fit
             same = run._fits == (source_model, source_data)
-            above = run.above if same else run.placement.tried(run, model, data, now.batch_size)
+            above = run.above if same else run.placement.tried(run, model, data, now.batch_size, loss, metric)
         resting = [m for m in model.modules() if not m.training] if model.training else []
         model = run.placement.place(model, run.initial is None, run.picks)
         weights = models.prunable(model, **run.picks)
@@ -56,7 +58,9 @@ def put_together(
         run.source_model, run.source_data = source_model, source_data
         run.model, run.data, run.batches, run.opt = model, batches.dataset, batches, opt
         run.settings, run.options = now, options
+        run.loss, run.metric = loss, metric
         run.history = run.placement.history(weights)
+        run.history.metric = metric.described
         run.tensors = list(weights.values())
         run._anatomy = Anatomy(model)
         run.recorders = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from gsm_lab import data as datasets
 from gsm_lab import models
 from gsm_lab.checks import shown
+from gsm_lab.metric import R2, Metric
 from gsm_lab.training.derivatives import named
 from gsm_lab.training.outputs import Output, answer, logits
 from gsm_lab.training.parts import Loss
@@ -35,7 +37,7 @@ def check_kinds(model: Any, data: Any, loss: Any, output: Any) -> None:
         raise ValueError(f"data must be one of {', '.join(datasets.NAMES)} or a Dataset, got {shown(data)}")
     if isinstance(loss, type):
         raise TypeError(f"loss must be a function of (logits, labels), got the class {loss.__name__}: make one of it")
-    if not callable(loss):
+    if loss is not None and not callable(loss):
         raise TypeError(f"loss must be a function of (logits, labels), got {shown(loss)}")
     if output is not None and (isinstance(output, type) or not callable(output)):
         raise TypeError(f"output must be None or a function of (model, x), got {shown(output)}")
@@ -56,18 +58,20 @@ def materialise(model: nn.Module, data: datasets.Dataset, output: Output | None)
     if not any(map(is_lazy, [*model.parameters(), *model.buffers()])):
         return
     with torch.no_grad(), evaluating(model):
-        _answered(model, _rows(model, data)[0], output, "")
+        answered(model, _rows(model, data)[0], output, "")
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(t):
             raise ValueError(f"model has {name!r}, which is still without a shape after a forward pass of two rows")
 
 
-def tried(model: nn.Module, data: datasets.Dataset, loss: Loss, output: Output | None, batch_size: int) -> float | None:
+def tried(
+    model: nn.Module, data: datasets.Dataset, loss: Loss, output: Output | None, batch_size: int, metric: Metric
+) -> float | None:
     """Pass a few rows through the model and the loss, in evaluation and in training mode, and leave it as it was.
 
     Returns:
-        How a class is read from the logits: None, the greatest of [n, classes]; or above which number the one output
-        of a row stands for class 1 of 2.
+        How a class is read from the logits, where the metric is accuracy: None, the greatest of [n, classes]; or above
+        which number the one output of a row stands for class 1 of 2.
 
     Raises:
         ValueError, TypeError: what does not fit, by the name of the argument, with the shapes.
@@ -83,12 +87,14 @@ def tried(model: nn.Module, data: datasets.Dataset, loss: Loss, output: Output |
     gpus = [p.device for p in parameters[:1] if p.is_cuda]
     with as_it_was(model), torch.random.fork_rng(devices=gpus), torch.enable_grad():
         model.eval()
-        given = _answered(model, x, output, "")
+        given = answered(model, x, output, "")
         _must_be_a_loss(loss, given, y)
-        above = _reading(given, len(x), data, loss)
+        above = _reading(given, len(x), data, loss) if metric.is_accuracy else None
+        if data.regression:
+            _must_be_like_targets(given, y, data, metric)
         model.train()
         x, y = x[:batch_size], y[:batch_size]
-        _must_be_a_loss(loss, _answered(model, x, output, "in training mode, "), y)
+        _must_be_a_loss(loss, answered(model, x, output, "in training mode, "), y)
     return above
 
 
@@ -99,7 +105,8 @@ def must_be_a_mean(model: nn.Module, data: datasets.Dataset, loss: Loss, output:
     labels show nowhere else, and on logits moved at random, since those of a new network may be equal.
     """
     y = data.train_y
-    firsts = np.unique(y.cpu().numpy(), return_index=True)[1][:_CLASSES_TRIED]
+    values = np.empty(0) if data.regression else y.cpu().numpy()
+    firsts = np.unique(values, return_index=True)[1][:_CLASSES_TRIED]
     rows = list(dict.fromkeys([*firsts.tolist(), *range(min(len(y), _FEW))]))
     n, device = len(rows), next(model.parameters()).device
     x, y = data.train_x[rows].to(device, dtype_of(model)), y[rows].to(device)
@@ -165,39 +172,60 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def _rows(model: nn.Module, data: datasets.Dataset) -> tuple[Tensor, Tensor]:
-    """Two rows, or three where two could be taken for the classes; the largest label, which asks most, is there."""
+    """Two rows, or three where two could be taken for the outputs; the largest label, which asks most, is there."""
     y = data.train_y
-    top = int(y.argmax())
-    rows = [top, *(i for i in range(min(len(y), 3)) if i != top)][: 3 if data.classes == 2 else 2]
+    top = 0 if data.regression else int(y.argmax())
+    rows = [top, *(i for i in range(min(len(y), 3)) if i != top)][: 3 if data.outputs == 2 else 2]
     device = next(model.parameters()).device
     return data.train_x[rows].to(device, dtype_of(model)), y[rows].to(device)
 
 
-def _answered(model: nn.Module, x: Tensor, output: Output | None, mode: str) -> Any:
+def answered(model: nn.Module, x: Tensor, output: Output | None, mode: str) -> Any:
+    """What the model gives. Raises ValueError, saying for what, where it does not take the data."""
     try:
         return answer(model, x, output)
     except Exception as error:
         what = "model does not take the data" if output is None else "output(model, x) fails"
-        raise ValueError(f"{what}: {mode}for inputs {list(x.shape)} of {x.dtype}, {_said(error)}") from error
+        raise ValueError(f"{what}: {mode}for inputs {list(x.shape)} of {x.dtype}, {said(error)}") from error
 
 
 def _must_be_a_loss(loss: Loss, given: Any, y: Tensor) -> None:
     try:
-        value = loss(given, y)
+        with warnings.catch_warnings():
+            if y.is_floating_point():  # of two shapes that are no mistake to PyTorch: it repeats what there is less of
+                warnings.filterwarnings("error", "Using a target size")
+            value = loss(given, y)
     except Exception as error:
         hint = "" if isinstance(given, Tensor) else f"; {_ADAPTER}"
+        what = "targets" if y.is_floating_point() else "labels"
         raise ValueError(
-            f"loss does not take what the model gives, {_described(given)}, and labels {list(y.shape)} of {y.dtype}: "
-            f"{_said(error)}{hint}"
+            f"loss does not take what the model gives, {described(given)}, and {what} {list(y.shape)} of {y.dtype}: "
+            f"{said(error)}{hint}"
         ) from error
     if not isinstance(value, Tensor):
         raise TypeError(f"loss must return a tensor of one number, as a mean over the batch, got {shown(value)}")
     if value.numel() != 1 or not value.is_floating_point():
         raise ValueError(
-            f"loss must return one real number, as a mean over the batch, got {_described(value)} (reduction='none'?)"
+            f"loss must return one real number, as a mean over the batch, got {described(value)} (reduction='none'?)"
         )
     if not value.requires_grad:
         raise ValueError("loss must have a gradient: what it returns does not depend on any parameter to be trained")
+
+
+def _must_be_like_targets(given: Any, y: Tensor, data: datasets.Dataset, metric: Metric) -> None:
+    """Raises ValueError where outputs and targets are of two shapes, and a loss or R2 would repeat what is less."""
+    z = logits(given)
+    if isinstance(z, Tensor) and z.shape == y.shape:
+        return
+    repeated = isinstance(z, Tensor) and (z.ndim < 2 or (z.ndim == 2 and z.shape[1] == 1))
+    if repeated or metric.same_scale(R2):
+        k = data.outputs
+        flat = isinstance(z, Tensor) and z.ndim == 1
+        hint = "; output=lambda model, x: model(x)[:, None] adds the axis" if flat else ""
+        raise ValueError(
+            f"model must give [n, {k}] for the {k} {'target' if k == 1 else 'targets'} a sample of {data.name!r}, got "
+            f"{described(given)} for n = {len(y)}{hint}"
+        )
 
 
 def _reading(given: Any, n: int, data: datasets.Dataset, loss: Loss) -> float | None:
@@ -215,7 +243,7 @@ def _reading(given: Any, n: int, data: datasets.Dataset, loss: Loss) -> float | 
     one = " (or one output a row, of which the loss tells what it means)" if classes == 2 else ""
     raise ValueError(
         f"model must give logits [n, {classes}] for the {classes} classes of {data.name!r}{one}, got "
-        f"{_described(given)} for n = {n}{hint}"
+        f"{described(given)} for n = {n}{hint}"
     )
 
 
@@ -242,14 +270,16 @@ def _halfway(loss: Loss, given: Any) -> float | None:
     return sum(best) / 2 if best[0] < best[1] else None
 
 
-def _described(given: Any) -> str:
+def described(given: Any) -> str:
+    """An answer of a model in words: "[2, 10] of torch.float32"."""
     if isinstance(given, Tensor):
         return f"{list(given.shape)} of {given.dtype}"
     if isinstance(given, tuple | list) and len(given) < 5:
-        return f"a {type(given).__name__} of {', '.join(map(_described, given))}"
+        return f"a {type(given).__name__} of {', '.join(map(described, given))}"
     return f"a {type(given).__name__}"
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """An error in one line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

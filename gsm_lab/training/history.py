@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from gsm_lab.knobs import LIVE
+from gsm_lab.metric import ACCURACY, Metric
 from gsm_lab.optim.fused import loader
 from gsm_lab.turns import turn
 
@@ -72,10 +73,13 @@ class History:
     Args:
         layers: name and number of weights of each prunable tensor, in the order of the flat mask.
         limit: bytes that rows may take; beyond that they are thinned out evenly (see `Rows`).
+        metric: what `live` and `cut` are of an evaluation, without its function.
+
+    The arrays call these two `live_accuracy` and `cut_accuracy`, whatever the metric is; the frames go by its name.
     """
 
-    def __init__(self, layers: dict[str, int], limit: int = 40_000_000) -> None:
-        self.layers = layers
+    def __init__(self, layers: dict[str, int], limit: int = 40_000_000, metric: Metric = ACCURACY) -> None:
+        self.layers, self.metric = layers, metric
         count = (np.int32, (len(layers),))
         numbers = [(name, np.float32) for name in ("epoch", "loss", "threshold", "lr_scheduled")]
         self.steps = Rows(np.dtype([("step", np.int32), *numbers, *((c, *count) for c in _PER_LAYER)]), limit)
@@ -116,7 +120,7 @@ class History:
         self.steps.append((step, epoch, loss, threshold, lr, *counts))
 
     def evaluated(self, step: int, live: float, cut: float, kept: list[int]) -> None:
-        """Record an evaluation: accuracies 0..1 as the model is and as if cut, weights of each layer that stay."""
+        """Record an evaluation: the metric as the model is and as if cut, weights of each layer that stay."""
         self.evaluations.append((step, live, cut, self._total(np.array(kept, np.int32))))
 
     def moved(self, step: int, knob: str, old: Any, new: Any) -> None:
@@ -137,8 +141,8 @@ class History:
         """One row a step.
 
         Columns: step, epoch, loss, threshold, lr_scheduled; active, reactivated, under_1e-3, under_1e-4 (weights, in
-        total and as `active/NAME` by layer); live_accuracy, cut_accuracy, `kept/NAME` at evaluations, NaN between them;
-        every live knob as it was in that step.
+        total and as `active/NAME` by layer); live_accuracy, cut_accuracy, `kept/NAME` at evaluations, NaN between them
+        (of another metric its name, live_RMSE, cut_RMSE); every live knob as it was in that step.
         """
         rows = self.steps.array()
         columns: dict[str, np.ndarray] = {
@@ -158,11 +162,15 @@ class History:
 
     @turn
     def evaluation_frame(self) -> pd.DataFrame:
-        """One row an evaluation: step, live_accuracy, cut_accuracy, and `kept/NAME`, weights of a layer that stay."""
+        """One row an evaluation: step, live_accuracy, cut_accuracy, and `kept/NAME`, weights of a layer that stay.
+
+        Of another metric the two go by its name: `history.metric.columns`.
+        """
         rows = self.evaluations.array()
         kept = {f"kept/{layer}": rows["kept"][:, i].copy() for i, layer in enumerate(self.layers)}
-        last = {name: rows[name].copy() for name in ("step", "live_accuracy", "cut_accuracy")} | kept
-        return pd.DataFrame(last).drop_duplicates("step", keep="last")
+        live, cut = self.metric.columns
+        last = {"step": rows["step"].copy(), live: rows["live_accuracy"].copy(), cut: rows["cut_accuracy"].copy()}
+        return pd.DataFrame(last | kept).drop_duplicates("step", keep="last")
 
     @turn
     def knob_values(self, name: str, steps: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gsm_lab import data as datasets
 from gsm_lab.checks import number, shown
 from gsm_lab.knobs import Settings
+from gsm_lab.metric import Metric
 from gsm_lab.optim import GSM, budget
 from gsm_lab.training.history import History
 from gsm_lab.training.outputs import Output
@@ -33,10 +34,12 @@ class Parts:
     """The base of a `Run`, which makes what is named here.
 
     Attributes:
-        settings: in force. options: those of the method. data, batches, model, loss, output: what is trained, on what.
+        settings: in force. options: those of the method. data, batches, model, loss, output: what is trained, on what;
+        metric: what it is measured by.
         tensors: the prunable tensors, in the order of the flat masks. opt: the optimizer. history: of this run.
-        steps, dense_steps: gated and dense steps so far. base: the dense model's test accuracy, None before the gate
-        closed; magnitude: what it scored cut to Q. recorders: called after each gated step. lock: of all runs.
+        steps, dense_steps: gated and dense steps so far. base: the dense model's test accuracy, or what its metric
+        says, None before the gate closed; magnitude: what it scored cut to Q. recorders: called after each gated step.
+        lock: of all runs.
     """
 
     lock: Turns
@@ -50,6 +53,7 @@ class Parts:
     batches: datasets.Batches
     model: nn.Module
     loss: Loss
+    metric: Metric
     output: Output | None
     opt: GSM
     tensors: list[nn.Parameter]

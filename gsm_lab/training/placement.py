@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from gsm_lab import data as datasets
 from gsm_lab.knobs import Settings
+from gsm_lab.metric import Metric
 from gsm_lab.optim.picks import Picks
 from gsm_lab.training import fitting
 from gsm_lab.training.history import History
 from gsm_lab.training.interrupts import interruptible
-from gsm_lab.training.parts import Parts
+from gsm_lab.training.measuring import must_measure
+from gsm_lab.training.parts import Loss, Parts
 
 
 class Single:
@@ -54,9 +56,14 @@ class Single:
     def must_allow(self, settings: Settings) -> None:
         """Raises ValueError for settings that cannot be had here."""
 
-    def tried(self, run: Parts, model: nn.Module, data: datasets.Dataset, batch_size: int) -> float | None:
-        """Pass a few rows through a model of the user's own, as `fitting.tried` does."""
-        return fitting.tried(model, data, run.loss, run.output, batch_size)
+    def tried(
+        self, run: Parts, model: nn.Module, data: datasets.Dataset, batch_size: int, loss: Loss, metric: Metric
+    ) -> float | None:
+        """Pass a few rows through a model of the user's own, as `fitting.tried` does, and all through its metric."""
+        above = fitting.tried(model, data, loss, run.output, batch_size, metric)
+        if not metric.is_accuracy:
+            must_measure(model, data, run.output, metric)
+        return above
 
     def place(self, model: nn.Module, named: bool, picks: dict[str, Picks]) -> nn.Module:
         """The model on the device, and in the parts, in which it is trained. `named`: it is one of gsm_lab's."""
@@ -95,6 +102,14 @@ class Single:
     def count(self, right: Callable[[Tensor, Tensor], int], x: Tensor, y: Tensor) -> int:
         """`right(x, y)`, how many rows are classified rightly, over all processes."""
         return right(x, y)
+
+    def outputs(self, answered: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """`answered(x)`, the outputs for some rows, of which each process may work out a share."""
+        return answered(x)
+
+    def measured(self, measure: Callable[[], float]) -> float:
+        """`measure()`, the same number on all processes; what it raises on one, all raise."""
+        return measure()
 
     def replacing(self, model: nn.Module, replaced: dict[str, Tensor]) -> AbstractContextManager[dict[str, Tensor]]:
         """For an evaluation with these tensors in place of the model's: those that a forward pass has to be given."""

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from gsm_lab import data as datasets
 from gsm_lab import knobs as settings
 from gsm_lab.checks import flag, kind, path, shown
+from gsm_lab.metric import Metric, as_metric
 from gsm_lab.optim.picks import Picks, listed
 from gsm_lab.training import checkpoint, fitting
 from gsm_lab.training.assembly import checked, put_together, refuse_ignored
-from gsm_lab.training.evaluation import accuracy, cut_tensors, evaluate_now, too_early
+from gsm_lab.training.evaluation import cut_tensors, evaluate_now, score, too_early
 from gsm_lab.training.interrupts import uninterrupted
 from gsm_lab.training.loop import Progress, advance, repeat
 from gsm_lab.training.method import GSMMethod, Method
@@ -35,13 +36,17 @@ class Run(Training):
     """A training run: dense epochs if asked for, then GSM; repeatable to the bit from its settings on one machine.
 
     Args:
-        model: "lenet300", "lenet5", "resnet56", or an `nn.Module` that maps [n, ...] to logits [n, classes]; for two
-            classes one output a row will do, of which the loss tells what it means. A module is used as it is, on the
-            device it is on, and fed the data as it is, in the type of its parameters (the named ones standardise
-            inputs). It is trained in training mode, but for those of its modules that are in evaluation mode (frozen
-            batch norm) while the whole is not.
+        model: "lenet300", "lenet5", "resnet56", or an `nn.Module` that maps [n, ...] to logits [n, classes], or to
+            [n, k] where targets are [n, k]; for two classes one output a row will do, of which the loss tells what it
+            means. A module is used as it is, on the device it is on, and fed the data as it is, in the type of its
+            parameters (the named ones standardise inputs, and targets are never scaled). It is trained in training
+            mode, but for those of its modules that are in evaluation mode (frozen batch norm) while the whole is not.
         data: "digits", "mnist", "fashion_mnist", or a `Dataset`.
-        loss: from (logits [n, classes], labels [n]) to a scalar; cross entropy unless given.
+        loss: from (logits [n, classes], labels [n]) to a scalar, cross entropy unless given; or from (outputs, targets
+            [n, k]), where numbers are to be predicted, the mean squared error unless given.
+        metric: what the run is measured by on the test set, a `gsm_lab.Metric` or a function from (outputs, targets) of
+            the whole test set to a number, of which more is better; accuracy unless given, R2 of numbers. It is
+            tried when the run is made, on the model as it is.
         output: for a model that takes or gives something else: from (model, x) to what the loss takes, such as
             `lambda model, x: model(pixel_values=x).logits`. The accuracy is that of the logits in it: itself, or its
             field or key `logits`.
@@ -87,7 +92,8 @@ class Run(Training):
         model: str | nn.Module = "lenet300",
         data: str | datasets.Dataset = "digits",
         *,
-        loss: Loss = F.cross_entropy,
+        loss: Loss | None = None,
+        metric: Metric | Callable[[Any, Tensor], Any] | None = None,
         output: Output | None = None,
         include: Picks = None,
         exclude: Picks = None,
@@ -102,7 +108,7 @@ class Run(Training):
                 raise ValueError(f"{name} must be a new one for each run, got the {type(part).__name__} of another run")
         given, options = checked(self.method, knobs)
         fitting.check_kinds(model, data, loss, output)
-        self.loss, self.output = loss, output
+        self.given_loss, self.given_metric, self.output = loss, as_metric(metric), output
         self.picks = {k: None if x is None else listed(x) for k, x in (("include", include), ("exclude", exclude))}
         self.given, self.given_options = settings.checked(given), options
         self._fits: tuple[Any, Any] = (None, None)
@@ -195,11 +201,14 @@ class Run(Training):
 
     @torch.no_grad()
     def evaluate(self, cut: bool = False) -> float:
-        """Accuracy on the test set, 0..1; with `cut` what the model would score if it were cut now. Changes nothing."""
+        """Accuracy on the test set, 0..1; with `cut` what the model would score if it were cut now. Changes nothing.
+
+        Of another metric its value, as its function returns it. Raises ValueError where that is no finite number.
+        """
         if not isinstance(cut, bool | np.bool_):
             raise TypeError(f"cut must be True or False, got {shown(cut)}")
         with self.lock:
-            return accuracy(self, cut_tensors(self)[0] if cut else {})
+            return score(self, cut_tensors(self)[0] if cut else {})
 
     def cut(self) -> int:
         """Set all weights outside the Q of largest magnitude to exact zero; returns how many stay.
@@ -224,11 +233,12 @@ class Run(Training):
         plain: Mapping[str, Any],
         model: nn.Module | None = None,
         data: datasets.Dataset | None = None,
-        loss: Loss = F.cross_entropy,
+        loss: Loss | None = None,
         output: Output | None = None,
         method: Method | Callable[[str], Method] | None = None,
         placement: Single | None = None,
         where: str = "the state",
+        metric: Metric | Callable[[Any, Tensor], Any] | None = None,
     ) -> Run:
         """The run of a `state()`.
 
@@ -239,9 +249,11 @@ class Run(Training):
         """
         if not isinstance(method, Method):
             method = GSMMethod() if method is None else method(plain.get("method", "gsm"))
-        own = {"model": model, "data": data, "loss": None if loss is F.cross_entropy else loss, "output": output}
+        usual = F.mse_loss if isinstance(data, datasets.Dataset) and data.regression else F.cross_entropy
+        own = {"model": model, "data": data, "loss": None if loss is usual else loss}
+        own |= {"output": output, "metric": metric}
         sources, knobs = arguments_of(plain, own, method, where)
-        run = cls(*sources, loss=loss, output=output, method=method, placement=placement, **knobs)
+        run = cls(*sources, loss=loss, metric=metric, output=output, method=method, placement=placement, **knobs)
         restore(run, tensors, plain, where)
         return run
 
@@ -263,15 +275,17 @@ class Run(Training):
         folder: str | Path,
         model: nn.Module | None = None,
         data: datasets.Dataset | None = None,
-        loss: Loss = F.cross_entropy,
+        loss: Loss | None = None,
         output: Output | None = None,
         method: Method | Callable[[str], Method] | None = None,
         placement: Single | None = None,
+        metric: Metric | Callable[[Any, Tensor], Any] | None = None,
     ) -> Run:
         """The run that `save` wrote; it goes on to the bit as if it had never stopped.
 
-        A model or data set of one's own is not in the folder and has to be given again (and a loss, and an output); a
-        method other than GSM, too: `gsm_lab.methods.resume` finds out which. A run may go on under another placement.
+        A model or data set of one's own is not in the folder and has to be given again (and a loss, an output, a
+        metric); a method other than GSM, too: `gsm_lab.methods.resume` finds out which. A run may go on under another
+        placement.
 
         Raises CheckpointError (a ValueError) when the folder holds no whole run, or model or data are not those it had.
         """
@@ -281,7 +295,7 @@ class Run(Training):
         with placement.steps(), placement.together():
             tensors, plain = checkpoint.read_all(folder)
             where = f"the run in {folder}"
-            run = cls.from_state(tensors, plain, model, data, loss, output, method, placement, where)
+            run = cls.from_state(tensors, plain, model, data, loss, output, method, placement, where, metric)
             placement.must_agree(run)
             return run
 

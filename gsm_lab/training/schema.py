@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gsm_lab import knobs as settings
+from gsm_lab.checks import is_number
 from gsm_lab.training.parts import Parts
 
 ROOMS = ("model", "initial", "momentum", "average", "method", "gate", "history", "random")  # of tensors
@@ -46,6 +47,9 @@ def must_describe_a_run(plain: dict[str, Any]) -> None:
             raise ValueError(f"{name!r} is not in its header")
         if not kind(plain[name]):
             raise ValueError(f"{name!r} in its header must be {valid}, got {_short(plain[name])}")
+    for name in ("base", "magnitude"):
+        if "metric" not in plain and not _share(plain[name]):
+            raise ValueError(f"{name!r} in its header must be a share from 0 to 1, or null, got {_short(plain[name])}")
     events = ("step", "knob", "old", "new")
     for event in plain["history"]["events"]:
         if not (_is_dict(event) and set(event) == set(events) and _count(event["step"])):
@@ -128,8 +132,12 @@ def _count(x: Any) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and 0 <= x < _LARGEST
 
 
+def _number(x: Any) -> bool:
+    return x is None or is_number(x)
+
+
 def _share(x: Any) -> bool:
-    return x is None or (isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 1)
+    return x is None or 0 <= x <= 1
 
 
 def _of(*kinds: type) -> Callable[[Any], bool]:
@@ -166,13 +174,15 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "history": (_of_history, "the events, counters and layers of a history"),
     "steps": (_count, "a whole number >= 0"),
     "dense_steps": (_count, "a whole number >= 0"),
-    "base": (_share, "a share from 0 to 1, or null"),
-    "magnitude": (_share, "a share from 0 to 1, or null"),
+    "metric": (_text, "text"),
+    "own_metric": (_text, "a name"),
+    "base": (_number, "a number or null"),
+    "magnitude": (_number, "a number or null"),
     "shorn": (_of(bool), "true or false"),
     "extra": (_is_dict, "what modules keep beside their tensors, by name"),
     "beside": (_is_dict, "checksums by file"),
 }
-_LATER = ("options", "method", "shorn", "extra", "beside")  # not in the first checkpoints
+_LATER = ("options", "method", "metric", "own_metric", "shorn", "extra", "beside")  # not in the first checkpoints
 
 
 def _short(value: Any) -> str:

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from gsm_lab.knobs import KNOBS
+from gsm_lab.metric import ACCURACY, Metric
 from gsm_lab.optim.groups import exactly
 from gsm_lab.optim.layers import kernels
 from gsm_lab.optim.ranks.group import is_distributed
 from gsm_lab.training import schema
 from gsm_lab.training.checkpoint import BESIDE, VERSION, CheckpointError, as_expected
 from gsm_lab.training.derivatives import named
+from gsm_lab.training.measuring import chosen
 from gsm_lab.training.method import Method
 from gsm_lab.training.parts import Parts
 
@@ -53,8 +54,9 @@ def state_of(run: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "options": run.options,
         "own_model": None if isinstance(run.source_model, str) else run.settings.model,
         "own_data": None if isinstance(run.source_data, str) else run.data.name,
-        "own_loss": None if run.loss is cross_entropy else named(run.loss),
+        "own_loss": None if run.loss is chosen(run.data, None, None)[0] else named(run.loss),
         "own_output": None if run.output is None else named(run.output),
+        **_of_metric(run),
         "given": run.given,
         "picks": exactly(run.model, run.history.layers) if any(run.picks.values()) else {},
         "data_digest": run.data.digest,
@@ -73,6 +75,14 @@ def state_of(run: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return kept, plain
 
 
+def _of_metric(run: Parts) -> dict[str, str]:
+    """What says by which metric a run is measured, and whether it has to be given again; nothing for accuracy."""
+    if run.metric.is_accuracy:
+        return {}
+    own = {} if run.metric == chosen(run.data, None, None)[1] else {"own_metric": run.metric.name}
+    return {"metric": str(run.metric), **own}
+
+
 def readable(run: Parts) -> dict[str, bytes]:
     """The contents of the files that are there to be read beside a checkpoint, by name."""
     knobs = json.dumps(run.knobs, indent=2) + "\n"
@@ -86,7 +96,7 @@ def arguments_of(
 
     Args:
         plain: the plain values of a state.
-        given: `model`, `data`, `loss` and `output`, of the user's own, or None.
+        given: `model`, `data`, `loss`, `output` and `metric`, of the user's own, or None.
         method: what decides who stays.
         where: where the state is, for errors: "the run in runs/a".
 
@@ -136,6 +146,9 @@ def restore(run: Parts, tensors: Mapping[str, Tensor], plain: Mapping[str, Any],
             f"{where} was trained on other data: digest {plain['data_digest']}, this {run.data.name!r} has "
             f"{run.data.digest}"
         )
+    measured_by = as_expected(where, Metric.of, plain["metric"]) if "metric" in plain else ACCURACY
+    if not measured_by.same_scale(run.metric):
+        raise CheckpointError(f"{where} was measured by {measured_by}, and is to go on with metric {run.metric}")
     if plain["history"]["layers"] != run.history.layers:
         raise CheckpointError(
             f"{where} has another model: its prunable layers are {plain['history']['layers']}, "
