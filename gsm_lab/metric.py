@@ -211,6 +211,10 @@ class Metric:
             return f"%{{{field}:+.2f}}{unit}" if self.percent else f"%{{{field}:+.3g}}{unit}"
         return f"%{{{field}:.2f}}%" if self.percent else f"%{{{field}:.4g}}{unit}"
 
+    def hover_amount(self, field: str = "y") -> str:
+        """The same for a cost, without a sign where it is above 0: "%{y:.2f} points"."""
+        return self.hover(field, change=True).replace(":+", ":")
+
     @staticmethod
     def _with_unit(what: str, unit: str) -> str:
         return f"{what}, {unit}" if unit else what
@@ -261,7 +265,9 @@ def metric_of(table: pd.DataFrame) -> Metric:
     """
     if COLUMN not in table:
         return ACCURACY
-    found = list(dict.fromkeys(table[COLUMN]))
+    found = list(
+        dict.fromkeys(table[COLUMN].fillna(str(ACCURACY)))
+    )  # of rows that had no such column, put below others
     if len(found) != 1:
         raise ValueError(f"table must be of one metric, got {', '.join(map(str, found)) or 'none'}")
     return Metric.of(found[0])

@@ -103,8 +103,8 @@ CALLS: Calls = {
     "Run": (
         lambda **kw: gl.Run(**SMALL, **kw),
         {
-            "model": Made(model), "data": data(), "loss": F.cross_entropy, "output": None, "include": None,
-            "exclude": None,
+            "model": Made(model), "data": data(), "loss": F.cross_entropy, "metric": F.cross_entropy, "output": None,
+            "include": None, "exclude": None,
         },
     ),
     "Run.step": (lambda n: run().step(n), {"n": 1}),
@@ -124,6 +124,13 @@ CALLS: Calls = {
         {
             "train_x": data().train_x, "train_y": data().train_y, "test_x": data().test_x, "test_y": data().test_y,
             "name": "mine",
+        },
+    ),
+    "Metric": (
+        gl.Metric,
+        {
+            "name": "loss", "fn": F.cross_entropy, "higher_is_better": False, "unit": "nat", "percent": False,
+            "tolerance": 0.01,
         },
     ),
     "Dataset.validation": (lambda **kw: data().validation(**kw), {"n": 5, "seed": 0}),

@@ -53,7 +53,9 @@ def report(run: Run) -> str:
 def recipe(run: Run) -> str:
     """How to get to where `run` is: a command where one will do, else Python."""
     kind("run", run, Run, "a gsm_lab.Run")
-    named = isinstance(run.source_model, str) and isinstance(run.source_data, str)
+    mine = {"loss": run.given_loss, "metric": run.given_metric, "output": run.output}
+    mine = [f"{what}=my_{what}" for what, given in mine.items() if given is not None]
+    named = isinstance(run.source_model, str) and isinstance(run.source_data, str) and not mine
     moves = [e for e in run.history.events if e["old"] is not None]
     began = dict(run.knobs) | {e["knob"]: e["new"] for e in reversed(run.history.events) if e["old"] is None}
     threads = _threads(run)
@@ -63,7 +65,7 @@ def recipe(run: Run) -> str:
     own = [f"{what}=my_{what}" for what in ("model", "data") if not isinstance(getattr(run, f"source_{what}"), str)]
     given = [f"{what}={began[what]!r}" for what in ("model", "data") if f"{what}=my_{what}" not in own]
     knobs = [f"{name}={number(began[name])}" for name in KNOBS if name not in ("model", "data")]
-    call = textwrap.fill(", ".join(own + given + knobs), 100, initial_indent="    ", subsequent_indent="    ")
+    call = textwrap.fill(", ".join(own + given + mine + knobs), 100, initial_indent="    ", subsequent_indent="    ")
     lines = ["import torch, gsm_lab as gl", "", f"torch.set_num_threads({threads})", f"run = gl.Run(\n{call})"]
     at = 0
     for step, together in itertools.groupby(moves, lambda e: e["step"]):

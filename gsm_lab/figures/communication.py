@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from gsm_lab import checks
 from gsm_lab.checks import is_number, one_of, shown
 from gsm_lab.figures.style import DOTS, WIDE, error_bars, line, scatter, ticks, titled
+from gsm_lab.metric import metric_of
 from gsm_lab.studies.aggregation import mean_and_range
 from gsm_lab.wording import count, duration, layer_name, size, whole_percent
 
@@ -148,35 +149,40 @@ def volume(table: pd.DataFrame, what: str = "bytes") -> go.Figure:
 def accuracy(table: pd.DataFrame) -> go.Figure:
     """Accuracy of runs whose ranks sent only their local top kQ, against the dense exchange: mean, least and most.
 
-    Takes `with_hook(...)` of the study. Raises ValueError for a table without sparse or without dense runs.
+    Or their metric, where that is another. Takes `with_hook(...)` of the study. Raises ValueError for a table without
+    sparse or without dense runs.
     """
     checks.table("table", table, ("seed", "factor", "live", "cut", "lost", "share", "tested", "ranks"))
     dense, sparse = table[np.isinf(table["factor"])], table[~np.isinf(table["factor"])]
     if dense.empty or sparse.empty:
         raise ValueError("table must hold runs with the dense exchange and runs with a finite factor")
-    lost = 100 * sparse.groupby("factor")["lost"].mean()
-    words = ", ".join(f"{-x + 0.0:+.1f} (top {_times_q(k)})" for k, x in lost.items())
+    metric = metric_of(table)
+    gained = (sparse.groupby("factor")["lost"].mean() * (-1 if metric.higher_is_better else 1)).items()
+    words = ", ".join(f"{metric.signed(x, 1)} (top {_times_q(k)})" for k, x in gained)
     seeds = table["seed"].nunique()
-    title = f"Sending only the local top kQ changes accuracy after the cut by {words} points"
+    title = f"Sending only the local top kQ changes {metric.name} after the cut by {words} {metric.points}".rstrip()
     title += f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
     figure = go.Figure()
     ends = [sparse["factor"].min() / 1.15, sparse["factor"].max() * 1.15]
     for i, (column, text) in enumerate((("live", "as it is"), ("cut", "after the cut"))):
-        at = mean_and_range(100 * sparse[column], sparse["factor"])
+        at = mean_and_range(metric.scale * sparse[column], sparse["factor"])
         share = 100 * sparse.groupby("factor")["share"].mean()
         data = np.column_stack([at["low"], at["high"], share, at.index])
-        hover = f"top %{{customdata[3]:g}}Q, {text}: %{{y:.2f}}% (%{{customdata[0]:.2f}} to %{{customdata[1]:.2f}})"
+        ends_are = " to ".join(metric.hover(f"customdata[{j}]").removesuffix("%") for j in (0, 1))
+        hover = f"top %{{customdata[3]:g}}Q, {text}: {metric.hover()} ({ends_are})"
         hover += "<br>%{customdata[2]:.1f}% of the dense bytes"
         style = line(i, name=f"local top kQ, {text}", error_y=error_bars(at), customdata=data)
         figure.add_trace(scatter(at.index * 1.03**i, at["mean"], hover, style))  # apart, so that bars show
-        level = 100 * dense[column].mean()
+        level = metric.scale * dense[column].mean()
         style = line(i + 2, name=f"dense exchange, {text}")
-        figure.add_trace(scatter(ends, [level, level], f"dense exchange, {text}: %{{y:.2f}}%", style))
-    sample = 100 / table["tested"].iloc[0]
-    x = f"k: each of {_ranks(table)} sends its top kQ (log); one test sample is {sample:.2g} points"
+        figure.add_trace(scatter(ends, [level, level], f"dense exchange, {text}: {metric.hover()}", style))
+    x = f"k: each of {_ranks(table)} sends its top kQ (log)"
+    x += f"; one test sample is {100 / table['tested'].iloc[0]:.2g} points" if metric.is_accuracy else ""
     titled(figure, title, x, 464, 2, type="log", **ticks(sparse["factor"].unique()))
+    if not metric.is_accuracy:
+        return figure.update_yaxes(title_text=metric.axis)
     shown = 100 * table[["live", "cut"]].to_numpy()
-    return figure.update_yaxes(title_text="test accuracy, %", range=[shown.min() - 1, min(100.5, shown.max() + 1)])
+    return figure.update_yaxes(title_text=metric.axis, range=[shown.min() - 1, min(100.5, shown.max() + 1)])
 
 
 def _of_layer(table: pd.DataFrame, layer: str) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from gsm_lab import checks
 from gsm_lab.figures.style import FEW_TICKS, band, drawn, line, scatter
+from gsm_lab.metric import metric_of
 from gsm_lab.studies.aggregation import COLUMNS, bands
 
 __all__ = ["COLUMNS", "accuracies", "bands", "distance", "loss", "turnover"]
@@ -17,17 +18,20 @@ _AT = ("seed", "step", "epoch")
 def accuracies(table: pd.DataFrame, height: int = 420) -> go.Figure:
     """Accuracy as the network is and after the cut, mean over seeds in a band from the least to the greatest.
 
+    Or the metric of the runs, where that is another.
+
     Args:
         table: from `over_seeds`.
         height: in pixels.
     """
     checks.table("table", table, (*_AT, "live", "cut"))
     last = table.groupby("seed").last()
-    gain = 100 * (last["cut"] - last["live"])
-    title = f"In the end the cut changes accuracy by {gain.mean():+.2f} points"
-    title += f" ({gain.min():+.2f} to {gain.max():+.2f} over {len(gain)} seeds)" if len(gain) > 1 else ""
+    gain, metric = last["cut"] - last["live"], metric_of(table)
+    mean, low, high = (metric.signed(x) for x in (gain.mean(), gain.min(), gain.max()))
+    title = f"In the end the cut changes {metric.name} by {mean} {metric.points}".rstrip()
+    title += f" ({low} to {high} over {len(gain)} seeds)" if len(gain) > 1 else ""
     names = {"live": "as it is", "cut": "after the cut"}
-    return _banded(table, names, title, "test accuracy, %", 100, height)
+    return _banded(table, names, title, metric.axis, metric.scale, height)
 
 
 def loss(table: pd.DataFrame, height: int = 420) -> go.Figure:

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from gsm_lab import checks
 from gsm_lab.checks import kind, text
 from gsm_lab.figures.style import drawn, error_bars, line, round_numbers, scatter, ticks
+from gsm_lab.metric import metric_of
 from gsm_lab.studies.aggregation import mean_and_range
 
 _SHARES = ("share", "woken_share", "near_zero_share", "reactivated", "woken", "near_zero")
@@ -145,6 +146,8 @@ def kept(table: pd.DataFrame, height: int = 420) -> go.Figure:
 def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
     """Accuracy when weights may not come back, live and cut, against the plain run of the seed: mean, least and most.
 
+    Or the metric of the runs, where that is another.
+
     Args:
         table: from `controls`.
         height: in pixels.
@@ -152,29 +155,33 @@ def controls(table: pd.DataFrame, height: int = 460) -> go.Figure:
     checks.table("table", table, ("seed", "variant", "after", "live", "cut", "tested"))
     names = {"frozen": "frozen", "forbidden": "woken forbidden"}
     what = {"frozen": "only weights active then may be active", "forbidden": "who stays passive for long, stays so"}
-    accuracies = {"live": "as it is", "cut": "after the cut"}
+    columns, metric = {"live": "as it is", "cut": "after the cut"}, metric_of(table)
     plain = table[table["variant"] == "plain"].set_index("seed")
     figure, found = go.Figure(), {}
-    for i, (variant, accuracy) in enumerate(itertools.product(names, accuracies)):
+    for i, (variant, column) in enumerate(itertools.product(names, columns)):
         runs = table[table["variant"] == variant]
         if runs.empty:
             continue
-        change = mean_and_range(100 * (runs[accuracy] - runs["seed"].map(plain[accuracy])), runs["after"])
-        hover = f"{what[variant]}, from epoch %{{customdata[3]:g}} on<br>accuracy {accuracies[accuracy]}: %{{y:+.2f}}"
-        hover += " points, mean of %{customdata[2]:.0f} seeds (%{customdata[0]:+.2f} to %{customdata[1]:+.2f})"
-        style = line(i, name=f"{names[variant]}, {accuracies[accuracy]}", error_y=error_bars(change))
+        change = mean_and_range(metric.scale * (runs[column] - runs["seed"].map(plain[column])), runs["after"])
+        y, low, high = (metric.hover(of, change=True) for of in ("y", "customdata[0]", "customdata[1]"))
+        hover = f"{what[variant]}, from epoch %{{customdata[3]:g}} on<br>{metric.name} {columns[column]}: {y}"
+        hover += f", mean of %{{customdata[2]:.0f}} seeds ({low} to {high})"
+        style = line(i, name=f"{names[variant]}, {columns[column]}", error_y=error_bars(change))
         style["customdata"] = change[["low", "high", "seeds"]].assign(after=change.index)
         x = change.index * 1.03**i  # set apart a little, or the bars from least to most cover each other
         figure.add_trace(scatter(x, change["mean"], hover, style))
-        if accuracy == "live":
-            low, high = (f"{m + 0.0:+.1f}" for m in (change["mean"].min(), change["mean"].max()))
+        if column == "live":
+            ends = (change["mean"].min() / metric.scale, change["mean"].max() / metric.scale)
+            low, high = (metric.signed(end, 1) for end in ends)
             found[variant] = low if low == high else f"{low} to {high}"
     figure.add_hline(y=0, line={"color": "#888888", "width": 1}, annotation_text="plain run")
     verbs = {"frozen": "freezing the active set", "forbidden": "forbidding the woken to come back"}
-    title = "Accuracy changes by these points: "
+    title = f"{metric.title} changes by these points: " if metric.percent else f"{metric.name} changes by"
+    title += "" if metric.percent else f" ({metric.unit}): " if metric.unit else ": "
     title += ", ".join(f"{verbs[variant]} {span}" for variant, span in found.items())
-    x = f"from this epoch on they may not (log); one test sample is {100 / table['tested'].iloc[0]:.2g} points"
-    figure = drawn(figure, title, x, "accuracy, change in points", height)
+    x = "from this epoch on they may not (log)"
+    x += f"; one test sample is {100 / table['tested'].iloc[0]:.2g} points" if metric.is_accuracy else ""
+    figure = drawn(figure, title, x, metric.change_axis, height)
     return figure.update_xaxes(type="log", **ticks(table["after"].dropna().unique()))
 
 

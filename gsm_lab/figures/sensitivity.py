@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from gsm_lab import checks
 from gsm_lab.checks import number
 from gsm_lab.figures.style import drawn, error_bars, line, round_numbers, scatter, ticks
+from gsm_lab.metric import metric_of
 from gsm_lab.studies.aggregation import mean_and_range
 
 
@@ -39,6 +40,8 @@ def densities(table: pd.DataFrame, height: int = 420) -> go.Figure:
 def alone(table: pd.DataFrame, finetune: float = 0, height: int = 420) -> go.Figure:
     """Accuracy lost when one layer alone is pruned, by the share of its weights that is taken out.
 
+    Or how much worse the metric of the runs is, where that is another.
+
     Args:
         table: from `alone`.
         finetune: which of its lengths of fine-tuning, in epochs.
@@ -50,22 +53,24 @@ def alone(table: pd.DataFrame, finetune: float = 0, height: int = 420) -> go.Fig
     finetune = number("finetune", finetune, 0)
     part = table[table["finetune"] == finetune]
     checks.table(f"table at finetune={finetune:g}", part)
-    figure, worst = go.Figure(), {}
+    figure, worst, metric = go.Figure(), {}, metric_of(table)
     for i, (layer, rows) in enumerate(part.groupby("layer", sort=False)):
-        lost = mean_and_range(100 * rows["lost"], rows["ratio"])
+        lost = mean_and_range(metric.scale * rows["lost"], rows["ratio"])
         left = 100 * (1 - lost.index)
-        hover = f"{layer} with %{{x:.3g}}% of its weights: %{{y:+.2f}} points"
-        hover += "<br>%{customdata[0]:+.2f} to %{customdata[1]:+.2f} by seed"
+        hover = f"{layer} with %{{x:.3g}}% of its weights: {metric.hover(change=True)}"
+        hover += f"<br>{metric.hover('customdata[0]', True)} to {metric.hover('customdata[1]', True)} by seed"
         style = line(i, name=str(layer), error_y=error_bars(lost), customdata=lost[["low", "high"]])
         figure.add_trace(scatter(left, lost["mean"], hover, style))
         worst[layer] = lost["mean"].iloc[-1]
     ratio = part["ratio"].max()
     most, least = max(worst, key=worst.get), min(worst, key=worst.get)
     how = f"after {finetune:g} epoch{'' if finetune == 1 else 's'} of fine-tuning" if finetune else "as it is"
-    title = f"Without {100 * ratio:g}% of {most} the net loses {worst[most]:.1f} points {how}"
+    digits, unit = (".1f" if metric.percent else ".3g"), f" {metric.points}".rstrip()
+    loses = "loses" if metric.is_accuracy else f"is worse in {metric.name} by"
+    title = f"Without {100 * ratio:g}% of {most} the net {loses} {worst[most]:{digits}}{unit} {how}"
     if most != least:
-        title += f", of {least} {worst[least]:.1f}"
-    figure = drawn(figure, title, "weights of the layer that stay, % (log)", "accuracy lost, points", height)
+        title += f", of {least} {worst[least]:{digits}}"
+    figure = drawn(figure, title, "weights of the layer that stay, % (log)", metric.lost_axis, height)
     shares = sorted({round(100 * (1 - r), 6) for r in part["ratio"]})
     return figure.update_xaxes(type="log", autorange="reversed", **ticks(shares))
 

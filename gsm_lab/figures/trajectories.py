@@ -13,8 +13,8 @@ from plotly.subplots import make_subplots
 
 from gsm_lab.checks import number, one_of, whole
 from gsm_lab.figures.style import DOTS, NARROW, WIDE, by_run, line, name, only_run, scatter, titled
-from gsm_lab.knobs import LOSSLESS
-from gsm_lab.studies.aggregation import first_lossless
+from gsm_lab.metric import metric_of
+from gsm_lab.studies.aggregation import allowed, first_lossless
 from gsm_lab.wording import layer_name, times
 
 PATHS_SHOWN = 12  # of a kind; more cannot be told apart
@@ -51,30 +51,39 @@ def near_zero(table: pd.DataFrame) -> go.Figure:
     return titled(figure, title, "step", 440).update_yaxes(title_text="share of all weights, %", range=[0, 102], col=1)
 
 
-def cut_gap(table: pd.DataFrame, tolerance: float = LOSSLESS) -> go.Figure:
+def cut_gap(table: pd.DataFrame, tolerance: float | None = None) -> go.Figure:
     """Live minus cut accuracy above, training loss below, over the steps, a line a run. Takes `cut_gap(...)`.
 
-    The title says from which step on a cut costs at most `tolerance` (accuracy, 0..1); the grey band shows it.
+    The title says from which step on a cut costs at most `tolerance`, in the unit of the metric, unless given that of
+    the metric (0.005 of accuracy, 0..1); the grey band shows it. Raises ValueError for runs of several metrics.
     """
     runs, said = by_run(table, "step", "live", "cut", "gap", "loss"), []
-    tolerance = number("tolerance", tolerance, 0)
+    metric = metric_of(table)
+    tolerance = None if tolerance is None else number("tolerance", tolerance, 0)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.6, 0.4])
     for i, (label, rows) in enumerate(runs):
         who = name(label)
         first = first_lossless(rows, tolerance)
         said.append(f"from step {rows['step'].iloc[first]:,} on ({who})" if first < len(rows) else f"never ({who})")
-        both = 100 * rows[["live", "cut"]].to_numpy()
-        hover = f"{who}, step %{{x}}: live %{{customdata[0]:.2f}}%, cut %{{customdata[1]:.2f}}%, "
-        hover += "the cut costs %{y:.2f} points"
+        both = metric.scale * rows[["live", "cut"]].to_numpy()
+        hover = f"{who}, step %{{x}}: live {metric.hover('customdata[0]')}, cut {metric.hover('customdata[1]')}, "
+        hover += f"the cut costs {metric.hover_amount()}"
         style = {"name": who, "legendgroup": who, **line(i)}
-        figure.add_trace(scatter(rows["step"], 100 * rows["gap"], hover, {**style, "customdata": both}), 1, 1)
+        figure.add_trace(scatter(rows["step"], metric.scale * rows["gap"], hover, {**style, "customdata": both}), 1, 1)
         hover = f"{who}, step %{{x}}: training loss %{{y:.3g}}, mean since the evaluation before"
         figure.add_trace(scatter(rows["step"], rows["loss"], hover, {**style, "showlegend": False}), 2, 1)
-    points = 100 * tolerance
+    most = max(allowed(rows, tolerance) for _, rows in runs)
+    points = metric.scale * most
     figure.add_hrect(y0=-points, y1=points, fillcolor="#999999", opacity=0.3, line_width=0, row=1, col=1)
-    title = f"A cut costs at most {points:g} {'point' if points == 1 else 'points'}: " + ", ".join(said)
+    unit = "point" if metric.percent and points == 1 else metric.points
+    of = "" if metric.is_accuracy else f"of {metric.name}"
+    title = (
+        " ".join(["A cut costs at most", f"{points:.4g}", unit, of]).replace("  ", " ").rstrip()
+        + ": "
+        + ", ".join(said)
+    )
     titled(figure, title, "step", 560, row=2)
-    figure.update_yaxes(title_text="live − cut accuracy, points", row=1)
+    figure.update_yaxes(title_text=metric.cost_axis, row=1)
     return figure.update_yaxes(title_text="training loss (log)", **NARROW, row=2)
 
 

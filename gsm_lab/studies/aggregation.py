@@ -7,7 +7,7 @@ import pandas as pd
 
 from gsm_lab import checks
 from gsm_lab.checks import one_of
-from gsm_lab.knobs import LOSSLESS, lossless
+from gsm_lab.metric import metric_of
 
 COLUMNS = ("loss", "live", "cut", "distance", "turnover", "renewed")  # what `convergence.over_seeds` measures
 ESTIMATES = ("first order", "|g w|", "Fisher", "first + diagonal", "second order")  # of a loss change, see `taylor`
@@ -33,6 +33,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     Raises TypeError or ValueError for a table without rows or without one of these columns.
     """
     checks.table("table", table, METHODS)
+    if not (metric := metric_of(table)).is_accuracy:
+        raise ValueError(f"table must be of accuracies, as `gsm-lab reproduce` measures them, got {metric}")
     table = table.assign(**{k: 100 * table[k] for k in ("base", "live", "cut")})
     by = table.groupby(["label", "model", "compression"], sort=False)
     result = by.agg(
@@ -57,10 +59,16 @@ def bands(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return result.reset_index(drop=True)
 
 
-def first_lossless(table: pd.DataFrame, tolerance: float = LOSSLESS) -> int:
+def allowed(table: pd.DataFrame, tolerance: float | None = None) -> float:
+    """What a cut may cost a run and be lossless, by its `trajectories.cut_gap`: `tolerance`, or that of its metric."""
+    return metric_of(table).allowed(table["live"].iloc[-1]) if tolerance is None else tolerance
+
+
+def first_lossless(table: pd.DataFrame, tolerance: float | None = None) -> int:
     """From which row of a run's `trajectories.cut_gap` a cut is lossless, there and at every later row.
 
-    The position of that row; the number of rows where not even the last one is.
+    The position of that row; the number of rows where not even the last one is. `tolerance`: as in `allowed`.
     """
-    costs = np.flatnonzero(~lossless(table["live"], table["cut"], tolerance))
+    within = metric_of(table).lossless(table["live"], table["cut"], allowed(table, tolerance))
+    costs = np.flatnonzero(~within)
     return int(costs[-1]) + 1 if len(costs) else 0

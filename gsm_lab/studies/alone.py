@@ -17,6 +17,7 @@ from gsm_lab.checks import MOST, flag, is_number, several, shown
 from gsm_lab.data import Dataset
 from gsm_lab.knobs import each
 from gsm_lab.methods.base import Rival
+from gsm_lab.metric import marked
 from gsm_lab.models import copied
 from gsm_lab.optim.groups import exactly
 from gsm_lab.studies.runs import fresh
@@ -53,7 +54,8 @@ def alone(
     Returns:
         A row a seed, layer, ratio and length of fine-tuning: `seed`, `layer`, `weights`, `ratio`, `finetune` (epochs);
         `loss`, `accuracy`; `more`, the loss minus that of the dense network, fine-tuned for as long; `lost`, that
-        network's accuracy minus this one's.
+        network's accuracy minus this one's. Of another metric its values are in `score`, `lost` is how much worse this
+        network's is, and `metric` says which it is.
 
     Raises ValueError: no seeds, ratios or lengths, or one out of range; a setting out of range.
     """
@@ -68,6 +70,7 @@ def alone(
     dense = {seed: with_all_layers(model, data, settings, seed) for seed in seeds}
     first = next(iter(dense.values()))
     cases = [(None, 0.0), *itertools.product(first.history.layers, ratios)]
+    score = "accuracy" if first.metric.is_accuracy else "score"
     rows = []
     with tqdm(total=len(seeds) * len(cases) * len(lengths), unit="network", disable=hidden) as bar:
         for seed, run in dense.items():
@@ -79,11 +82,11 @@ def alone(
                     found[layer, ratio] = _measured(run, layer, ratio, epochs)
                     bar.update()
                 unpruned_loss, unpruned = found.pop((None, 0.0))
-                for (layer, ratio), (loss, accuracy) in found.items():
+                for (layer, ratio), (loss, value) in found.items():
                     row = {"seed": seed, "layer": layer_name(layer), "weights": run.history.layers[layer]}
-                    row |= {"ratio": ratio, "finetune": epochs, "loss": loss, "accuracy": accuracy}
-                    rows.append(row | {"more": loss - unpruned_loss, "lost": unpruned - accuracy})
-    return pd.DataFrame(rows)
+                    row |= {"ratio": ratio, "finetune": epochs, "loss": loss, score: value}
+                    rows.append(row | {"more": loss - unpruned_loss, "lost": first.metric.cost(unpruned, value)})
+    return marked(pd.DataFrame(rows), first.metric)
 
 
 def with_all_layers(model: str | nn.Module, data: str | Dataset, settings: dict[str, Any], seed: int) -> Run:
@@ -104,12 +107,13 @@ class _Alone(Rival):
 
 
 def _measured(run: Run, layer: str | None, ratio: float, epochs: float) -> tuple[float, float]:
-    """Loss and accuracy on the held-out data of a copy of the dense network, one layer of it pruned, fine-tuned."""
+    """Loss and metric on the held-out data of a copy of the dense network, one layer of it pruned, fine-tuned."""
     model, own = copied(run.model)[0], run.settings
     settings = exactly(model, run.history.layers) | {"batch_size": own.batch_size, "seed": own.seed, "hold": 1.0}
     settings |= {"lr": own.pretrain_lr / 10, "weight_decay": own.pretrain_decay, "momentum": 0.9, "pretrain": 0}
     settings |= {"compression": 1, "evaluate_every": 10**9}
-    tuned = Run(model, run.data, loss=run.loss, output=run.output, method=_Alone(), **settings)
+    own = {"loss": run.loss, "metric": run.metric, "output": run.output}
+    tuned = Run(model, run.data, method=_Alone(), **own, **settings)
     tuned.method.keep(tuned, _mask(tuned, layer, ratio))
     tuned.step(round(epochs * tuned.epoch_steps))
     return _loss(tuned), tuned.evaluate()

@@ -15,6 +15,7 @@ import pandas as pd
 
 from gsm_lab.checks import flag, kind, several, whole
 from gsm_lab.knobs import each
+from gsm_lab.metric import marked
 from gsm_lab.studies.aggregation import COLUMNS, bands
 from gsm_lab.studies.runs import fresh, train_each
 from gsm_lab.training.run import Run
@@ -57,13 +58,13 @@ class Distances:
         table = pd.DataFrame(self._rows, columns=["step", "distance", "renewed"])
         step, spans = table["step"], (history["step"] - 1) // self.every
         sums = history.groupby(spans)[["reactivated", "active"]].sum()
-        accuracies = history.set_index("step")[["live_accuracy", "cut_accuracy"]].reindex(step)
+        live, cut = (history.set_index("step")[name].reindex(step) for name in self.run.history.metric.columns)
         at = (step - 1) // self.every
         table = table.assign(
             epoch=step / self.run.epoch_steps,
             loss=at.map(history.groupby(spans)["loss"].mean()),
-            live=accuracies["live_accuracy"].to_numpy(),
-            cut=accuracies["cut_accuracy"].to_numpy(),
+            live=live.to_numpy(),
+            cut=cut.to_numpy(),
             turnover=at.map(sums["reactivated"] / sums["active"].clip(lower=1)),
         )
         return table[["step", "epoch", *COLUMNS]]
@@ -99,7 +100,8 @@ def over_seeds(
         A row a seed and record: `seed`, `step`, `epoch`; `loss`, mean over the steps since the last record; `live` and
         `cut`, test accuracy 0..1; `distance`, |W - cut(W)| / |W|; `turnover`, the share of the active set that was
         passive one step before, mean over the steps since the last record; `renewed`, the share of the active set that
-        was passive at the last record (NaN at the first).
+        was passive at the last record (NaN at the first). Of another metric than accuracy `live` and `cut` are its
+        values, and `metric` says which it is.
 
     Raises ValueError: no seeds, or a setting or number out of range.
     """
@@ -108,4 +110,5 @@ def over_seeds(
     recorders = {seed: Distances(run, max(1, run.planned // looks)) for seed, run in runs.items()}
     train_each(runs, progress, "seed")
     tables = [recorder.frame().assign(seed=seed) for seed, recorder in recorders.items()]
-    return pd.concat(tables, ignore_index=True)[["seed", "step", "epoch", *COLUMNS]]
+    table = pd.concat(tables, ignore_index=True)[["seed", "step", "epoch", *COLUMNS]]
+    return marked(table, next(iter(runs.values())).metric)

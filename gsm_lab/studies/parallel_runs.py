@@ -22,6 +22,7 @@ from gsm_lab.checks import flag, integer, is_number, several, shown
 from gsm_lab.distributed.launch import MOST, on_ranks
 from gsm_lab.distributed.placement import DDP
 from gsm_lab.knobs import each
+from gsm_lab.metric import marked
 from gsm_lab.studies.runs import fresh
 from gsm_lab.studies.sparse_exchange import Exchange, exchange_hook
 from gsm_lab.training.fitting import must_be_a_mean
@@ -108,7 +109,8 @@ def with_hook(
         `lost`, the cut accuracy of the seed's dense exchange minus this one's; `base`, the dense model's accuracy when
         the gate closed; `tested`, test samples; `bytes` a rank sends in a step over a ring (indices of 4 bytes), and
         `share` of these in the bytes of the dense exchange; `ranks`. Accuracies are with the batch norm statistics of
-        the network, which are averaged over ranks at every step.
+        the network, which are averaged over ranks at every step. Of another metric its values, `lost` being how much
+        worse, and `metric`, which it is.
 
     Raises:
         ValueError: a setting out of range, no seeds or no factors, or a loss that is no mean over samples.
@@ -124,7 +126,8 @@ def with_hook(
             raise RuntimeError(f"rank {rank} ended with another model than rank 0")
     table = pd.DataFrame(found[0]).drop(columns="digest")
     dense = table[np.isinf(table["factor"])].set_index("seed")
-    table.insert(4, "lost", table["seed"].map(dense["cut"]) - table["cut"])
+    table.insert(4, "lost", first.metric.cost(table["seed"].map(dense["cut"]), table["cut"]))
+    table = marked(table, first.metric)
     return table.assign(share=table["bytes"] / table["seed"].map(dense["bytes"]), ranks=ranks)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from gsm_lab.checks import kind, several, shown, whole
+from gsm_lab.metric import marked
 from gsm_lab.studies.recording import Recorder, survivors
 from gsm_lab.studies.runs import controls, watch
 from gsm_lab.studies.scan import NEAR_ZERO, length_bins
@@ -140,7 +141,8 @@ def kept(recorder: Recorder) -> pd.DataFrame:
 def per_momentum(recorders: Mapping[float, Recorder]) -> pd.DataFrame:
     """One row for each run that `watch` returned.
 
-    Columns: `momentum`, `lr`; the row "all" of `per_layer`; `live` and `cut`, test accuracy 0..1 at the end.
+    Columns: `momentum`, `lr`; the row "all" of `per_layer`; `live` and `cut`, test accuracy 0..1 at the end
+    (of another metric its values, and `metric`, which it is).
 
     Raises ValueError: no runs, or one that has no two steps.
     """
@@ -152,7 +154,7 @@ def per_momentum(recorders: Mapping[float, Recorder]) -> pd.DataFrame:
         total = per_layer(recorder).iloc[-1].drop("layer").to_dict()
         live, cut = recorder.run.evaluate(), recorder.run.evaluate(cut=True)
         rows.append({"momentum": momentum, "lr": recorder.run.settings.lr, **total, "live": live, "cut": cut})
-    return pd.DataFrame(rows)
+    return marked(pd.DataFrame(rows), recorder.run.metric)
 
 
 def _layer(recorder: Recorder, layer: str) -> list[int]:

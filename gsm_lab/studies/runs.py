@@ -17,6 +17,7 @@ from torch import nn
 
 from gsm_lab.checks import flag, is_number, several, shown, whole
 from gsm_lab.knobs import each
+from gsm_lab.metric import marked
 from gsm_lab.models import copied
 from gsm_lab.studies.recording import Recorder, survivors
 from gsm_lab.training.loop import Progress, advance
@@ -119,7 +120,8 @@ def controls(
         A row a run: `seed`; `variant`: "plain", "frozen" (only weights active in the step `after` may ever be) or
         "forbidden" (a weight passive for `patience` steps in a row, from then on, is so for good); `after` (NaN for
         plain runs); `live`, `cut` (test accuracy 0..1 at the end); `lost`, the cut accuracy of the seed's plain run
-        minus this one's; `tested`, test samples; `active` weights ever, `woken` ones, and `kept_woken`.
+        minus this one's; `tested`, test samples; `active` weights ever, `woken` ones, and `kept_woken`. Of another
+        metric its values, `lost` being how much worse, and `metric`, which it is.
 
     Raises ValueError: no seeds or no `after`, or one out of range.
     """
@@ -147,11 +149,12 @@ def controls(
                 advance(run, run.planned, [progress])
                 live, cut = run.evaluate(), run.evaluate(cut=True)
                 plain = cut if variant == "plain" else plain
-                row = {"seed": seed, "variant": variant, "after": epochs, "live": live, "cut": cut, "lost": plain - cut}
+                row = {"seed": seed, "variant": variant, "after": epochs, "live": live, "cut": cut}
+                row["lost"] = run.metric.cost(plain, cut)
                 active, woken = recorder.last_active > recorder.first, recorder.woken
                 row |= {"tested": len(run.data.test_y), "active": int(active.sum()), "woken": int(woken.sum())}
                 rows.append(row | {"kept_woken": int((woken & survivors(run)).sum())})
-    return pd.DataFrame(rows)
+    return marked(pd.DataFrame(rows), first.metric)
 
 
 class _Gatekeeper:

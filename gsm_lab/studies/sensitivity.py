@@ -25,6 +25,7 @@ from gsm_lab import checks
 from gsm_lab.checks import integer, shown, whole
 from gsm_lab.data import Dataset
 from gsm_lab.knobs import each
+from gsm_lab.metric import marked
 from gsm_lab.optim.groups import keep_masks
 from gsm_lab.studies.alone import RATIOS, alone, with_all_layers
 from gsm_lab.studies.runs import train_each
@@ -69,7 +70,8 @@ def densities(
 ) -> pd.DataFrame:
     """What `sensitivity` is made of: a row a seed and layer with `seed`, `layer`, `weights`, `kept` and `density`.
 
-    Also `live` and `cut`, the run's accuracy on `data.test_x` at its end. Arguments and errors as in `sensitivity`.
+    Also `live` and `cut`, the run's accuracy on `data.test_x` at its end (of another metric its values, and `metric`,
+    which it is). Arguments and errors as in `sensitivity`.
     """
     runs = {seed: with_all_layers(model, data, settings, seed) for seed in each("seeds", seeds, "seed")}
     train_each(runs, progress, "seed")
@@ -80,7 +82,7 @@ def densities(
             kept = int(mask.sum())
             row = {"seed": seed, "layer": layer_name(name), "weights": mask.numel(), "kept": kept}
             rows.append(row | {"density": kept / mask.numel()} | reached)
-    return pd.DataFrame(rows)
+    return marked(pd.DataFrame(rows), run.metric)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from gsm_lab.checks import flag, kind, number, one_of, shown
-from gsm_lab.knobs import LOSSLESS
+from gsm_lab.metric import marked, metric_of
 from gsm_lab.studies.aggregation import first_lossless
 from gsm_lab.studies.decay import closed_form_rate, critical, decay_rate, passive, settling_steps, zero_out_speed
 from gsm_lab.studies.paths import KINDS, ActiveSets, Paths, predicted
@@ -105,41 +105,49 @@ def cut_gap(runs: Runs) -> pd.DataFrame:
 
     Returns:
         run, step, live, cut (test accuracies, 0..1), gap (live - cut), loss (mean over the steps since the evaluation
-        before; NaN at the first one).
+        before; NaN at the first one). Of another metric its values, the gap being how much worse the cut one is, and
+        `metric`, which it is.
 
     Raises:
         ValueError: no runs, or a run without evaluations.
     """
     tables = []
     for label, run in _each(runs):
-        evaluations, rows = _evaluated(label, run), _history(run).steps.array()
+        evaluations, rows, metric = _evaluated(label, run), _history(run).steps.array(), _history(run).metric
         step = evaluations["step"].to_numpy()
-        live, cut = (evaluations[f"{name}_accuracy"].to_numpy(np.float64) for name in ("live", "cut"))
+        live, cut = (evaluations[name].to_numpy(np.float64) for name in metric.columns)
         ends = np.searchsorted(rows["step"], step, side="right")
         sums, counts = np.diff(np.append(0.0, np.cumsum(rows["loss"], dtype=np.float64))[ends]), np.diff(ends)
         loss = np.append(np.nan, np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0))
-        table = pd.DataFrame({"step": step, "live": live, "cut": cut, "gap": live - cut, "loss": loss})
-        tables.append(_labelled(label, table))
+        table = pd.DataFrame({"step": step, "live": live, "cut": cut, "gap": metric.cost(live, cut), "loss": loss})
+        tables.append(_labelled(label, marked(table, metric)))
     return pd.concat(tables, ignore_index=True)
 
 
-def lossless_from(runs: Runs, tolerance: float = LOSSLESS) -> pd.DataFrame:
-    """From which evaluation on a cut costs no more than `tolerance` (accuracy, 0..1) at every later one too.
+def lossless_from(runs: Runs, tolerance: float | None = None) -> pd.DataFrame:
+    """From which evaluation on a cut costs no more than `tolerance` at every later one too.
+
+    Args:
+        runs: one or several.
+        tolerance: in the unit of the metric; unless given that of the metric, 0.005 of accuracy, 0..1.
 
     Returns:
         One row a run: run, step (NaN: it never does, not even at the last evaluation), share (of the steps so far, NaN
-        likewise), gap (at the last evaluation), live, cut (accuracies there).
+        likewise), gap (at the last evaluation), live, cut (accuracies there; of another metric its values, and
+        `metric`).
 
     Raises:
         ValueError: a tolerance that is negative or not finite, no runs, or a run without evaluations.
     """
-    tolerance = number("tolerance", tolerance, 0)
+    tolerance = None if tolerance is None else number("tolerance", tolerance, 0)
     rows = []
     for label, table in cut_gap(runs).groupby("run", sort=False):
         first, end = first_lossless(table, tolerance), table.iloc[-1]
         step = float(table["step"].iloc[first]) if first < len(table) else np.nan
         share = step / end["step"] if end["step"] else 0.0
-        rows.append({"run": label, "step": step, "share": share, **end[["gap", "live", "cut"]]})
+        row = {"run": label, "step": step, "share": share, **end[["gap", "live", "cut"]]}
+        metric = metric_of(table)
+        rows.append(row if metric.is_accuracy else row | {"metric": str(metric)})
     return pd.DataFrame(rows)
 
 

@@ -365,7 +365,7 @@ REFUSED: dict[str, tuple[Callable[[], Run], type[Exception], str]] = {
     "meta": (lambda: Run(mlp().to("meta"), corners()), ValueError, "meta device"),
     "extra state": (lambda: Run(Extra(object()), corners()), ValueError, "'_extra_state'"),
     "loss by name": (lambda: Run(mlp(), corners(), loss="cross_entropy"), TypeError, "loss must be.*'cross_entropy'"),
-    "no loss": (lambda: Run(mlp(), corners(), loss=None), TypeError, "loss must be a function"),
+    "no loss": (lambda: Run(mlp(), corners(), loss=3), TypeError, "loss must be a function"),
     "loss class": (lambda: Run(mlp(), corners(), loss=nn.CrossEntropyLoss), TypeError, "the class CrossEntropyLoss"),
     "reduction none": (
         lambda: Run(mlp(), corners(), loss=nn.CrossEntropyLoss(reduction="none")),
