@@ -105,7 +105,8 @@ class Parallel(Single):
         self, run: Parts, model: nn.Module, data: datasets.Dataset, batch_size: int, loss: Loss, metric: Metric
     ) -> float | None:
         """As in one process; the loss must be a mean over samples, too."""
-        above = super().tried(run, model, data, batch_size, loss, metric)
+        with self.world.together():  # what is a user's own may fail on one rank alone
+            above = super().tried(run, model, data, batch_size, loss, metric)
         if self.size > 1:
             must_be_a_mean(model, data, loss, run.output)
         return above

@@ -13,7 +13,7 @@ from gsm_lab import data as datasets
 from gsm_lab import models
 from gsm_lab.knobs import KNOBS, LIVE, Settings, resolve
 from gsm_lab.optim import GSM, param_groups
-from gsm_lab.recipes import recipe_of
+from gsm_lab.recipes import REGRESSION, recipe_of
 from gsm_lab.training import fitting
 from gsm_lab.training.measuring import chosen
 from gsm_lab.training.method import Method
@@ -33,7 +33,7 @@ def put_together(
     with run.placement.together():
         data = run.placement.load(source_data)
         name = source_model if isinstance(source_model, str) else type(source_model).__name__
-        now, options = resolved(run.method, given, given_options, data.name, name)
+        now, options = resolved(run.method, given, given_options, data, name)
         loss, metric = chosen(data, run.given_loss, run.given_metric)
         run.placement.must_suit(run, now, options, data)
         model = source_model
@@ -111,9 +111,10 @@ def refuse_ignored(method: Method, given: Mapping[str, Any]) -> None:
 
 
 def resolved(
-    method: Method, given: Mapping[str, Any], given_options: Mapping[str, Any], data: str, model: str
+    method: Method, given: Mapping[str, Any], given_options: Mapping[str, Any], data: datasets.Dataset, model: str
 ) -> tuple[Settings, dict[str, Any]]:
     """All settings and all options: those given, else what works for this data and model, else the defaults."""
-    recipe = method.recipe(recipe_of(data, model))
+    recipe = REGRESSION if data.regression else method.recipe(recipe_of(data.name, model))
+    recipe = {name: value for name, value in recipe.items() if name not in method.ignores}
     options = {option.name: recipe.pop(option.name, option.default) for option in method.options}
-    return resolve(recipe | given, data, model), options | given_options
+    return resolve(recipe | given, data.name, model), options | given_options

@@ -67,7 +67,9 @@ def test_a_validation_set_is_part_of_the_training_set_in_its_order(count: int, d
     y = np.stack([x[:, 0] + 0.5, -x[:, 0]], axis=1)
     split = Dataset(x, y, x, y, name="all").validation(n, seed)
     held, left = split.test_x[:, 0].tolist(), split.train_x[:, 0].tolist()
-    assert len(held) == n and held == sorted(held) and left == sorted(left) and sorted(held + left) == list(range(count))
+    assert (
+        len(held) == n and held == sorted(held) and left == sorted(left) and sorted(held + left) == list(range(count))
+    )
     for part, of in ((split.test_x, split.test_y), (split.train_x, split.train_y)):
         np.testing.assert_array_equal(of, np.concatenate([part + 0.5, -part], axis=1))
     assert split.name == "all-validation" and split.digest == Dataset(x, y, x, y).validation(n, seed).digest
@@ -80,7 +82,7 @@ def test_a_validation_set_leaves_a_sample() -> None:
 
 REFUSED = {
     "mixed": ({"train_y": [0, 1, 2, 3, 4, 5]}, TypeError, ["train_y has dtype int64", "test_y has float64", "in both"]),
-    "mixed the other way": ({"test_y": [0, 1, 2, 3, 4, 5]}, TypeError, ["train_y has dtype float64", "test_y has int64"]),
+    "mixed otherwise": ({"test_y": [0, 1, 2, 3, 4, 5]}, TypeError, ["train_y has dtype float64", "test_y has int64"]),
     "flags": ({"train_y": Y > 0, "test_y": Y > 0}, TypeError, ["train_y has dtype bool"]),
     "labels as floats": (
         {"train_y": [0.0, 1, 2, 0, 1, 2]},
