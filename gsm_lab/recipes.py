@@ -15,8 +15,8 @@ for _data in ("mnist", "fashion_mnist"):
         "batch_size": 128, "pretrain": 6, "pretrain_lr": 0.05, "lr": 0.1, "weight_decay": 2e-3, "compression": 125.0,
         "epochs": 12, "evaluate_every": 468,
     }  # fmt: skip
-# Where numbers are to be predicted: the squares of errors have larger gradients than cross entropy, and at ten times less
-# learning rate, with as much more momentum, passive weights vanish as soon. For targets of about unit size.
+# Where numbers are to be predicted, of about unit size: squared errors have larger gradients than cross entropy. With a
+# tenth of the learning rate, and so much more momentum, passive weights vanish as soon.
 REGRESSION: dict[str, Any] = {"lr": 0.01, "pretrain_lr": 0.005, "momentum": 0.99}
 # An option beside the paper's method, for LeNet-300-100 on MNIST: `Run(..., **SMOOTHED)`. The cut costs nothing then,
 # and hardly any weight comes back: it is close to gradual pruning.
