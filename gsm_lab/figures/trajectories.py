@@ -72,16 +72,15 @@ def cut_gap(table: pd.DataFrame, tolerance: float | None = None) -> go.Figure:
         figure.add_trace(scatter(rows["step"], metric.scale * rows["gap"], hover, {**style, "customdata": both}), 1, 1)
         hover = f"{who}, step %{{x}}: training loss %{{y:.3g}}, mean since the evaluation before"
         figure.add_trace(scatter(rows["step"], rows["loss"], hover, {**style, "showlegend": False}), 2, 1)
-    most = max(allowed(rows, tolerance) for _, rows in runs)
-    points = metric.scale * most
+    points = metric.scale * max(allowed(rows, tolerance) for _, rows in runs)
     figure.add_hrect(y0=-points, y1=points, fillcolor="#999999", opacity=0.3, line_width=0, row=1, col=1)
     unit = "point" if metric.percent and points == 1 else metric.points
-    of = "" if metric.is_accuracy else f"of {metric.name}"
-    title = (
-        " ".join(["A cut costs at most", f"{points:.4g}", unit, of]).replace("  ", " ").rstrip()
-        + ": "
-        + ", ".join(said)
-    )
+    most = [
+        f"{points:g}" if metric.is_accuracy else f"{points:.3g}",
+        unit,
+        "" if metric.is_accuracy else f"of {metric.name}",
+    ]
+    title = f"A cut costs at most {' '.join(filter(None, most))}: " + ", ".join(said)
     titled(figure, title, "step", 560, row=2)
     figure.update_yaxes(title_text=metric.cost_axis, row=1)
     return figure.update_yaxes(title_text="training loss (log)", **NARROW, row=2)

@@ -3,16 +3,15 @@
 import multiprocessing
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from gsm_lab import Metric, Run, distributed
 from gsm_lab.distributed import world
-from tests.distributed.over_ranks import PRELOAD, TIMEOUT
+from tests.distributed.over_ranks import KINDS, PRELOAD, TIMEOUT
 from tests.processes import in_ranks
-from tests.training.test_metric import RMSE, TEN, diabetes, mlp
+from tests.training.test_metric import TEN, diabetes, mlp
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
 SMALL = TEN | {"pretrain": 1, "epochs": 2, "evaluate_every": 4}
@@ -25,53 +24,54 @@ def every_number(outputs: Tensor, targets: Tensor) -> float:
     return float(((outputs.double() + 2 * targets.double()) * places).sum() / len(outputs))
 
 
-def trained(kind: str, folder: Path) -> tuple[list[float], list[float], list[str]]:
-    """In a rank: the scores of some steps, those of the same weights in this process alone, and what is refused."""
+def trained(folder: Path) -> dict[str, tuple[list[float], list[float], list[str]]]:
+    """In a rank, for each placement: scores after some steps, those of one process alone, and what is refused."""
     with world.joined(TIMEOUT):
-        rank, said = torch.distributed.get_rank(), []
+        return {kind: measured_by(kind, folder / kind) for kind in KINDS}
 
-        def fails_on_one(outputs: Tensor, targets: Tensor) -> float:
-            return float("nan") if rank == 1 else 0.5
 
-        for metric in (fails_on_one, Metric("RMSE" if rank else "other", every_number)):
-            try:
-                Run(mlp(), diabetes(), metric=metric, placement=distributed.kind(kind)(), **SMALL)
-            except ValueError as error:
-                said.append(str(error))
-        metric = Metric("every", every_number)
-        run = Run(mlp(), diabetes(), metric=metric, placement=distributed.kind(kind)(), **SMALL)
-        run.step(9)
-        over = [run.evaluate(), run.evaluate(cut=True)]
-        run.save(folder)
-        frame = run.history.frame().filter(like="every").dropna().to_numpy()
-        if rank == 0:
-            alone = Run.resume(folder, mlp(), diabetes(), metric=metric)
-            np.testing.assert_array_equal(alone.history.frame().filter(like="every").dropna(), frame)
-            return over, [alone.evaluate(), alone.evaluate(cut=True)], said
+def measured_by(kind: str, folder: Path) -> tuple[list[float], list[float], list[str]]:
+    rank, said = torch.distributed.get_rank(), []
+
+    def fails_on_one(outputs: Tensor, targets: Tensor) -> float:
+        return float("nan") if rank == 1 else 0.5
+
+    for metric in (fails_on_one, Metric("RMSE" if rank else "other", every_number)):
+        try:
+            Run(mlp(), diabetes(), metric=metric, placement=distributed.kind(kind)(), **SMALL)
+        except ValueError as error:
+            said.append(str(error))
+    metric = Metric("every", every_number)
+    run = Run(mlp(), diabetes(), metric=metric, placement=distributed.kind(kind)(), **SMALL)
+    run.step(5)
+    over = [run.evaluate(), run.evaluate(cut=True)]
+    run.save(folder)
+    again = Run.resume(folder, mlp(), diabetes(), metric=metric, placement=distributed.kind(kind)())
+    assert [again.evaluate(), again.evaluate(cut=True)] == over
+    if rank:
         return over, [], said
+    alone = Run.resume(folder, mlp(), diabetes(), metric=metric)
+    assert alone.history.frame().equals(run.history.frame())
+    return over, [alone.evaluate(), alone.evaluate(cut=True)], said
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_outputs_are_gathered_in_their_order(kind: str, tmp_path: Path) -> None:
-    ended = in_ranks(RANKS, trained, kind, tmp_path)
-    over, alone, _ = ended[0].result
+@pytest.fixture(scope="module")
+def by_rank(tmp_path_factory) -> list[dict[str, tuple[list[float], list[float], list[str]]]]:
+    """What `trained` returned in each of the ranks."""
+    return [ended.result for ended in in_ranks(RANKS, trained, tmp_path_factory.mktemp("runs"))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_are_gathered_in_their_order(kind: str, by_rank) -> None:
+    over, alone, _ = by_rank[0][kind]
     assert over == pytest.approx(alone, rel=1e-6) and over[0] != over[1]
-    for other in ended[1:]:
-        assert other.result[0] == over  # to the bit
-    for rank, (_, _, (failed, differs)) in enumerate(e.result for e in ended):
+    assert all(other[kind][0] == over for other in by_rank)  # to the bit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_fails_or_differs_on_one_rank_is_said_on_all(kind: str, by_rank) -> None:
+    for rank, result in enumerate(by_rank):
+        failed, differs = result[kind][2]
         assert "metric 'fails_on_one' must return a finite number, got nan" in failed
         assert failed.startswith("rank 1: ") == (rank != 1)
         assert "metric must be the same on every rank, got 'other (higher is better)' on rank 0" in differs
-
-
-def test_the_metric_over_ranks_goes_on_in_one_process(tmp_path: Path) -> None:
-    run = Run(mlp(), diabetes(), metric=RMSE, **SMALL)
-    run.step(4)
-    run.save(tmp_path)
-    ended = in_ranks(2, resumed, tmp_path)
-    assert ended[0].result == ended[1].result == pytest.approx(run.evaluate(), rel=1e-6)
-
-
-def resumed(folder: Path) -> float:
-    with world.joined(TIMEOUT):
-        return Run.resume(folder, mlp(), diabetes(), metric=RMSE, placement=distributed.DDP()).evaluate()
