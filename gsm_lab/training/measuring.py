@@ -23,16 +23,15 @@ AT_ONCE = 2000  # samples; bounds memory
 
 
 def chosen(data: datasets.Dataset, loss: Loss | None, metric: Metric | None) -> tuple[Loss, Metric]:
-    """The loss and the metric of a run on this data: those given, else cross entropy and accuracy of labels, and the
-    mean squared error and R2 of numbers.
+    """The loss and the metric of a run on this data, those given or the usual ones.
 
-    Raises ValueError for an accuracy where there are no classes.
+    Of labels these are cross entropy and accuracy, of numbers the mean squared error and R2. Raises ValueError for an
+    accuracy where there are no classes.
     """
     if data.regression and metric is not None and metric.is_accuracy:
         raise ValueError(f"metric must be another than accuracy for {data.name!r}, whose targets are numbers")
-    if data.regression:
-        return loss or F.mse_loss, metric or R2
-    return loss or F.cross_entropy, metric or ACCURACY
+    usual, by = (F.mse_loss, R2) if data.regression else (F.cross_entropy, ACCURACY)
+    return usual if loss is None else loss, by if metric is None else metric
 
 
 def kept(answer: Any) -> Any:

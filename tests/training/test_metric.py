@@ -221,7 +221,7 @@ def test_named_models_have_as_many_outputs_as_there_are_numbers() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*left no weight in layer")
-@pytest.mark.parametrize("method", ["magnitude", "l1", "admm", "dns", "lobs", "fisher", "gates", "random"])
+@pytest.mark.parametrize("method", ["dns", "lobs", "fisher"])
 def test_rivals_take_numbers(method: str) -> None:
     few = {"samples": 4, "rounds": 1} if method == "fisher" else {}
     run = gl.methods.build(
@@ -495,14 +495,14 @@ def test_metrics_are_not_drawn_on_one_axis(by_error, progressed) -> None:
 
 
 def test_the_other_studies_and_their_figures() -> None:
-    settings = {"model": mlp(), "data": diabetes(), "metric": RMSE, **TEN, "pretrain": 2, "epochs": 2}
-    over = gl.studies.convergence.over_seeds(settings, range(2), 4, progress=False)
+    settings = {"model": mlp(), "data": diabetes(), "metric": RMSE, **TEN, "pretrain": 1, "epochs": 1}
+    over = gl.studies.convergence.over_seeds(settings, range(2), 2, progress=False)
     last = over.groupby("seed").last()
     change = (last["cut"] - last["live"]).mean()
     figure = gl.figures.convergence.accuracies(over)
     assert f"the cut changes RMSE by {change:+.3g} kg (" in figure.layout.title.text
     assert figure.layout.yaxis.title.text == "test RMSE, kg"
-    held = gl.studies.runs.controls(settings, after=(1,), seeds=[0], progress=False)
+    held = gl.studies.runs.controls(settings, after=(0.5,), seeds=[0], progress=False)
     frozen = held[held["variant"] == "frozen"].iloc[0]
     assert frozen["lost"] == pytest.approx(frozen["cut"] - held.iloc[0]["cut"])
     figure = gl.figures.reactivation.controls(held)
@@ -517,7 +517,11 @@ def test_the_other_studies_and_their_figures() -> None:
     figure = gl.figures.sensitivity.alone(truth)
     assert "is worse in RMSE by" in figure.layout.title.text and figure.layout.yaxis.title.text == "RMSE, worse by, kg"
     assert (
-        metric_of(gl.studies.sensitivity.densities(mlp(), diabetes(), [0], False, **{**TEN, "metric": RMSE}))
+        metric_of(
+            gl.studies.sensitivity.densities(
+                mlp(), diabetes(), [0], False, **{**TEN, "metric": RMSE, "pretrain": 0, "epochs": 1}
+            )
+        )
         == RMSE.described
     )
 
