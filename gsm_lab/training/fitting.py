@@ -191,8 +191,8 @@ def answered(model: nn.Module, x: Tensor, output: Output | None, mode: str) -> A
 
 def _must_be_a_loss(loss: Loss, given: Any, y: Tensor) -> None:
     try:
-        with warnings.catch_warnings():
-            if y.is_floating_point():  # of two shapes that are no mistake to PyTorch: it repeats what there is less of
+        with warnings.catch_warnings() if y.is_floating_point() else contextlib.nullcontext():
+            if y.is_floating_point():  # two shapes are no mistake to PyTorch, which repeats what there is less of
                 warnings.filterwarnings("error", "Using a target size")
             value = loss(given, y)
     except Exception as error:
