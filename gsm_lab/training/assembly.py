@@ -114,7 +114,6 @@ def resolved(
     method: Method, given: Mapping[str, Any], given_options: Mapping[str, Any], data: datasets.Dataset, model: str
 ) -> tuple[Settings, dict[str, Any]]:
     """All settings and all options: those given, else what works for this data and model, else the defaults."""
-    recipe = REGRESSION if data.regression else method.recipe(recipe_of(data.name, model))
-    recipe = {name: value for name, value in recipe.items() if name not in method.ignores}
+    recipe = dict(REGRESSION) if data.regression else method.recipe(recipe_of(data.name, model))
     options = {option.name: recipe.pop(option.name, option.default) for option in method.options}
     return resolve(recipe | given, data.name, model), options | given_options
