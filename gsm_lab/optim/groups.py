@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -230,14 +231,16 @@ def _keep(
     if any(map(is_distributed, weights.values())):
         setting = f"nonzeros={nonzeros}" if compression is None else f"compression={compression}"
         return shards.keep_masks(weights, q, setting)
-    for name, p in weights.items():
-        if not torch.isfinite(p).all():
-            raise FloatingPointError(f"weight {name!r} holds NaN or infinite values; nothing was cut")
-    magnitude = torch.cat([p.detach().abs().float().reshape(-1).cpu() for p in weights.values()])
-    flat = torch.from_numpy(chosen(magnitude.numpy(), top_q(magnitude.numpy(), q)))
+    magnitude = torch.cat([p.detach().abs().float().reshape(-1).cpu() for p in weights.values()]).numpy()
+    top = top_q(magnitude, q)
+    if not top.finite:  # what is not finite ranks first, so that there is nothing to look for where all of these are
+        for name, p in weights.items():
+            if not torch.isfinite(p).all():
+                raise FloatingPointError(f"weight {name!r} holds NaN or infinite values; nothing was cut")
+    flat = torch.from_numpy(chosen(magnitude, top))
     parts = flat.split([p.numel() for p in weights.values()])
     masks = {name: part.view(p.shape).to(p.device) for (name, p), part in zip(weights.items(), parts, strict=True)}
-    return masks, [int(part.sum()) for part in parts]
+    return masks, [np.count_nonzero(part.numpy()) for part in parts]  # torch's sum takes ten times as long
 
 
 def warn_of_empty(what: str, left: dict[str, int]) -> None:
