@@ -88,7 +88,8 @@ class History:
         self.events: list[dict[str, Any]] = []
         self.reactivations = 0  # of all steps, also where rows were thinned out
         self._bounds = np.cumsum([0, *layers.values()])
-        self._before: np.ndarray | None = None  # who was active one step earlier, bool [N]
+        self._before: np.ndarray | None = None  # who was active in the last step, bool [N]
+        self._earlier: np.ndarray | None = None  # and in the one before it
 
     def record(
         self,
@@ -108,11 +109,11 @@ class History:
             loss: of this step's batch, before the update.
             threshold: the smallest T = |g * w| that was active.
             lr: learning rate in force, schedule included.
-            active: who received a gradient, bool [N]; kept by reference until the next call.
+            active: who received a gradient, bool [N]; kept by reference until the next call but one.
             weights: the layers' values after the step, float32, each contiguous.
         """
         held, reactivated = flags(active, self._before, self._bounds)
-        self._before = active
+        self._earlier, self._before = self._before, active
         near = [near_zero(w.reshape(-1), THRESHOLDS) for w in weights]
         counts = np.array([held, reactivated, [n[0] for n in near], [n[1] for n in near]], np.int32)
         counts = self._total(counts)
@@ -135,6 +136,14 @@ class History:
                     del self.events[i]
                 return
         self.events.append({"step": step, "knob": knob, "old": old, "new": new})
+
+    @turn
+    def last_active(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Who was active in the last step and in the one before, bool [N]: not to be written to.
+
+        None where nothing is known: before the first step, and of the step before after the first one and a resume.
+        """
+        return self._before, self._earlier
 
     @turn
     def frame(self) -> pd.DataFrame:
@@ -202,7 +211,7 @@ class History:
             for column in rows.dtype.names:
                 rows[column] = arrays[f"{table}/{column}"]
             target.restore(rows, **plain[table])
-        self._before = None
+        self._before = self._earlier = None
         if "before" in arrays:
             count = sum(self.layers.values())
             self._before = self._part_of(np.unpackbits(arrays["before"], count=count).astype(bool))

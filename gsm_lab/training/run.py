@@ -68,8 +68,9 @@ class Run(Training):
         method. base: test accuracy of the dense model when the gate closed, None before; magnitude: what it scored cut
         to Q without GSM.
         recorders: called after every gated step with (step, active: bool [N], weights: the layers' values, float32
-        numpy arrays), all of them the run's own: not to be written to, nor kept beyond the call except `active`. A
-        reset empties the list; it is not saved.
+        numpy arrays), all of them the run's own: not to be written to, nor kept beyond the call except `active`. One
+        that has a method `gate_closes` has it called when the dense epochs are over. A reset empties the list; it is
+        not saved.
 
     Raises:
         ValueError, TypeError: a knob or argument out of range, with its name, the value and what is valid; a model,

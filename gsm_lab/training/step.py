@@ -120,6 +120,9 @@ class Training(Parts):
             self.opt.state.clear()
             self.apply_settings()
             self.method.gate_closes(self)
+            for recorder in self.recorders:
+                if (closes := getattr(recorder, "gate_closes", None)) is not None:
+                    closes()
 
     def gated_step(self) -> None:
         """One gated step, under `lock` and within `one_step`."""
