@@ -66,9 +66,9 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
     return figure.update_xaxes(AXIS).update_yaxes(AXIS)
 
 
-def headed(figure: go.Figure, title: str, top: int = 64, size: int = 16) -> go.Figure:
+def headed(figure: go.Figure, title: str, top: int = 64, size: int = 16, line: int = LINE) -> go.Figure:
     """Give a figure its title, a sentence, in as many lines as it takes, under `top` pixels of margin with one line."""
-    words = textwrap.wrap(title, LINE, break_long_words=False)
+    words = textwrap.wrap(title, line, break_long_words=False)
     at = {"x": 0.02, "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 18}}
     said = {"text": f"<b>{'<br>'.join(words)}</b>", "font": {"size": size}, **at}
     return figure.update_layout(title=said, margin={"t": top + round(1.3 * size) * (max(1, len(words)) - 1)})

@@ -29,7 +29,7 @@ from gsm_lab.wording import layer_name
 
 __all__ = ["KINDS", "Film", "View", "look"]
 
-UNITS = 60
+UNITS = 40
 STRIP = 64  # inputs in a row; more are folded into a square
 _LARGEST = 128 * 128  # places of a unit's image; where there are more inputs, neighbours share one
 _MOST = 120_000  # places of all units that are shown
@@ -220,7 +220,7 @@ class Film(Attached):
 
     The first moment is when the gate closes, or when the film is attached if that is later. Views are taken at every
     step at first; whenever there are as many as may be, every second one goes, and from then on only every second step
-    is taken. A view of LeNet-300-100 takes 0.4 MB.
+    is taken. A view of LeNet-300-100 takes 0.2 MB.
 
     Args:
         run: to attach to, before its first gated step if the film shall begin where the gate closes.
