@@ -1,7 +1,7 @@
 """Figures: tables and histories in, `plotly.graph_objects.Figure` out; nothing here trains.
 
 One module for each study, imported when first used: `communication`, `convergence`,
-`reactivation`, `rivals`, `sensitivity`, `taylor`, `trajectories`.
+`network`, `reactivation`, `rivals`, `sensitivity`, `taylor`, `trajectories`.
 """
 
 from importlib import import_module
@@ -18,7 +18,7 @@ __all__ = [
     "title_texts", "update",
 ]  # fmt: skip
 
-_STUDIES = ("communication", "convergence", "reactivation", "rivals", "sensitivity", "taylor", "trajectories")
+_STUDIES = ("communication", "convergence", "network", "reactivation", "rivals", "sensitivity", "taylor", "trajectories")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -95,8 +95,7 @@ def _title(said: str) -> dict[str, Any]:
 
 def _frame(view: View, said: str, ends: Scales) -> go.Frame:
     """A view as a frame: its pictures and marks; bars and axes are the same in all."""
-    map_, units, marks, names, *_ = content(view, ends)
-    del map_["hovertemplate"]
+    map_, units, marks, names = content(view, ends)
     data = [go.Image(**map_), go.Image(**units), go.Scatter(**marks), go.Scatter(**names)]
     layout = {"title": _title(said), "xaxis8": {"title": {"text": captions(view, MARKS)[1]}}}
     return go.Frame(name=f"{view.step:,}", data=data, traces=[0, 1, 2, 3], layout=layout)

@@ -8,11 +8,11 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure, BaseTraceType
 
-from gsm_lab.checks import flag, kind
+from gsm_lab.checks import flag, kind, number, several, shown
 from gsm_lab.figures import raster
 from gsm_lab.figures.network_words import NOUNS, captions, of_unit, titles
 from gsm_lab.figures.style import AXIS
-from gsm_lab.studies.view import View
+from gsm_lab.studies.view import PIXELS, POSITIONS, View
 
 # Names of the traces, and of what belongs to them in the layout: `show` hides these.
 TRACES = ("network inputs", "network units", "network returned", "network names", "network bar", "network unit bar")
@@ -44,9 +44,14 @@ def add(figure: go.Figure, view: View, left: Box = LEFT, right: Box = RIGHT, tit
         left, right: where the plots go, titles and bars included: x from, x to, y from, y to, in shares of the plot
             area ("paper" coordinates).
         titled: whether each has its title above it, an annotation called "network".
+
+    Raises:
+        TypeError, ValueError: no figure or view, a figure without a height, a box that is none.
     """
-    view, titled = checked(view), flag("titled", titled)
-    area = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    kind("figure", figure, BaseFigure, "a plotly figure")
+    view, left, right, titled = checked(view), _box("left", left), _box("right", right), flag("titled", titled)
+    margin = figure.layout.margin
+    area = number("figure.layout.height", figure.layout.height, 10) - (margin.t or 0) - (margin.b or 0)
     for (x0, x1, y0, y1), x, y in ((left, "7", "8"), (right, "8", "9")):
         top = y1 - titled * _ABOVE / area
         fits = {**AXIS, "mirror": True, "showgrid": False, "constrain": "domain"}
@@ -87,13 +92,14 @@ def update(figure: go.Figure, view: View) -> list[dict[str, Any]]:
     return put(figure, checked(view), scales([view]))
 
 
-def show(figure: go.Figure, shown: bool) -> None:
+def show(figure: go.Figure, visible: bool) -> None:
     """Show or hide what `add` has added, but for its titles, in place."""
-    shown = flag("shown", shown)
+    kind("figure", figure, BaseFigure, "a figure to which `add` has added the network")
+    visible = flag("visible", visible)
     for trace in _ours(figure):
-        trace.visible = shown
+        trace.visible = visible
     for axis in AXES:
-        figure.layout[axis].visible = shown
+        figure.layout[axis].visible = visible
 
 
 def checked(view: View) -> View:
@@ -103,33 +109,50 @@ def checked(view: View) -> View:
 
 def put(figure: go.Figure, view: View, ends: Scales) -> list[dict[str, Any]]:
     """Have the plots show a view, on scales that end there; returns the titles."""
-    traces = _ours(figure)
-    for trace, new in zip(traces, content(view, ends), strict=True):
+    traces, (most, largest) = _ours(figure), ends
+    # plotly takes milliseconds to be told what it knows: all that stays is set once, and what changes only where it has
+    stays = repr((view.inputs.shape, mosaic_shape(view), view.kind, min(most, 2), captions(view, MARKS)))
+    if traces[0].meta != stays:
+        traces[0].meta = stays
+        figure.update_layout(_axes(view))
+        noun, across = NOUNS[view.kind], "%{x}" if view.inputs.shape[0] == 1 else "in row %{y}, column %{x}"
+        traces[0].hovertemplate = f"{noun} {across}: %{{customdata:,}} weights kept<extra></extra>"
+        traces[4].marker.update(_counts(most, noun))
+        traces[5].marker.update(_sizes())
+    said = (_counts(most, "")["colorbar"]["ticktext"], (f"−{largest:.2g}", "goes", f"+{largest:.2g}"))
+    for trace, text in zip(traces[4:], said, strict=True):
+        if trace.marker.colorbar.ticktext != text:
+            trace.marker.colorbar.ticktext = text
+    for trace, new in zip(traces, content(view, ends), strict=False):
         for name, value in new.items():
-            if _differs(trace[name], value):  # to set it costs far more
-                trace.update({name: value})
+            old = trace[name]
+            if not (np.array_equal(old, value) if isinstance(value, np.ndarray) else old == value):
+                trace[name] = value
+    notes = [note.to_plotly_json() for note in figure.layout.annotations if note.name == "network"]
+    return [{**note, "text": f"<b>{text}</b>"} for note, text in zip(notes, titles(view), strict=False)]
+
+
+def _axes(view: View) -> dict[str, dict[str, Any]]:
+    """Ranges, titles and ticks of the axes, which follow from the shape of what is shown."""
     layout: dict[str, dict[str, Any]] = {}
     (h, w), (down, across) = view.inputs.shape, mosaic_shape(view)
     places = (("7", "8", h, w), ("8", "9", down, across))
     for (x, y, rows, columns), said in zip(places, captions(view, MARKS), strict=True):
         layout |= {
-            f"xaxis{x}": {"range": (-0.5, columns - 0.5), "title": {"text": said}},
+            f"xaxis{x}": {"range": [-0.5, columns - 0.5], "title": {"text": said}},
             # a single row would be a line: it may fill its place
-            f"yaxis{y}": {"range": (rows - 0.5, -0.5), "scaleanchor": f"x{x}" if rows > 1 else False},
+            f"yaxis{y}": {"range": [rows - 0.5, -0.5], "scaleanchor": f"x{x}" if rows > 1 else False},
         }
-    square = view.kind in ("pixels", "positions")
+    square = view.kind in (PIXELS, POSITIONS)
     layout["xaxis7"] |= {"showticklabels": square or h == 1, "nticks": 5}
     layout["yaxis8"] |= {"showticklabels": square and h > 1, "nticks": 5}
     for axis in ("xaxis8", "yaxis9"):
         layout[axis] |= {"showticklabels": False, "ticks": ""}
-    if any(_differs(figure.layout[axis], new) for axis, new in layout.items()):
-        figure.update_layout(layout)
-    notes = [note.to_plotly_json() for note in figure.layout.annotations if note.name == "network"]
-    return [{**note, "text": f"<b>{text}</b>"} for note, text in zip(notes, titles(view), strict=False)]
+    return layout
 
 
 def content(view: View, ends: Scales) -> list[dict[str, Any]]:
-    """What the traces show, a mapping for each of `TRACES`."""
+    """What the first four of `TRACES` show; the others are bars of colours."""
     most, largest = ends
     k, h, w = view.units.shape
     across = raster.columns(k, h, w)
@@ -139,17 +162,13 @@ def content(view: View, ends: Scales) -> list[dict[str, Any]]:
     if len(unit) > MARKS:
         first = np.argsort(~view.kept[unit, y, x], kind="stable")[:MARKS]
         unit, y, x = unit[first], y[first], x[first]
-    noun = NOUNS[view.kind]
-    place = f"{noun} %{{x}}" if view.inputs.shape[0] == 1 else f"{noun} in row %{{y}}, column %{{x}}"
+    said = of_unit(view)
     return [
-        {"source": raster.png(raster.levels(view.inputs, most), raster.MAP), "customdata": view.inputs,
-         "hovertemplate": f"{place}: %{{customdata:,}} weights kept<extra></extra>"},
+        {"source": raster.png(raster.levels(view.inputs, most), raster.MAP), "customdata": view.inputs},
         {"source": raster.png(units, raster.UNITS)},
         {"x": (column[unit] + x).astype(np.float32), "y": (row[unit] + y).astype(np.float32)},
         {"x": (column + (w - 1) / 2).astype(np.float32), "y": (row + (h - 1) / 2).astype(np.float32),
-         "text": tuple(map(of_unit(view), view.shown.tolist(), view.unit_kept.tolist()))},
-        {"marker": _counts(most, noun)},
-        {"marker": _sizes(largest)},
+         "text": tuple(map(said, view.shown.tolist(), view.unit_kept.tolist()))},
     ]  # fmt: skip
 
 
@@ -158,6 +177,13 @@ def mosaic_shape(view: View) -> tuple[int, int]:
     k, h, w = view.units.shape
     across = raster.columns(k, h, w)
     return -(-k // across) * (h + raster.GAP) + raster.GAP, across * (w + raster.GAP) + raster.GAP
+
+
+def _box(name: str, box: Any) -> Box:
+    sides = tuple(number(f"{name}[{i}]", side, 0, 1) for i, side in enumerate(several(name, box)))
+    if len(sides) != 4 or not (sides[0] < sides[1] and sides[2] < sides[3]):
+        raise ValueError(f"{name} must be x from, x to, y from, y to, each pair rising, got {shown(box)}")
+    return sides
 
 
 def _bar(box: Box) -> dict[str, Any]:
@@ -180,14 +206,13 @@ def _counts(most: int, noun: str) -> dict[str, Any]:
     return _marked([(0.0, white), (_EMPTY, white), *zip(at, shades, strict=True)], ticks, f"weights kept at each {noun}")
 
 
-def _sizes(largest: float) -> dict[str, Any]:
+def _sizes() -> dict[str, Any]:
     """The bar of the units: kept and negative, what goes, kept and positive."""
     dark, light = raster.UNITS[1 : raster.LEVELS + 1], raster.UNITS[-raster.LEVELS :]
     colours = [*dark, raster.UNITS[raster.ZERO], *light]
     edges = np.linspace(0, 1, len(colours) + 1).tolist()
     steps = [(edge, raster.css(colour)) for i, colour in enumerate(colours) for edge in edges[i : i + 2]]
-    ends = (f"−{largest:.2g}", f"+{largest:.2g}") if largest else ("−", "+")
-    return _marked(steps, {0.05: ends[0], 0.5: "goes", 0.95: ends[1]}, "kept: dark negative, light positive")
+    return _marked(steps, {0.05: "−", 0.5: "goes", 0.95: "+"}, "kept: dark negative, light positive")
 
 
 def _marked(colours: list[tuple[float, str]], ticks: dict[float, str], title: str) -> dict[str, Any]:
@@ -200,12 +225,3 @@ def _ours(figure: go.Figure) -> list[BaseTraceType]:
     if len(found) != len(TRACES):
         raise ValueError("figure must be one to which `add` has added the network")
     return found
-
-
-def _differs(old: Any, new: Any) -> bool:
-    """Whether a part of a figure has other values than these, nested ones included."""
-    if isinstance(new, dict):
-        return any(_differs(old[name], value) for name, value in new.items())
-    if isinstance(new, np.ndarray):
-        return old is None or not np.array_equal(old, new)
-    return old != new

@@ -60,12 +60,9 @@ def captions(view: View, most: int) -> tuple[str, str]:
     right = f"all {view.of_units:,} {unit}s" if shown > 1 else f"the only {unit}"
     if shown < view.of_units:
         right = f"the {shown:,} of {view.of_units:,} {unit}s with most weights kept"
-    if view.returned is None:
-        return left, f"{right}<br> "
-    back = int(view.reactivated.sum())
-    dots = f"dot: came back in this step, {back:,} here" if back else "none here came back in this step"
-    if back > most:
-        dots = f"dot: came back in this step, {most:,} of {back:,} here"
+    dots = " " if view.returned is None else "dot: came back in this step"
+    if view.returned is not None and view.reactivated.size > most:
+        dots += f" ({most:,} at most)"
     return left, f"{right}<br>{dots}"
 
 

@@ -77,7 +77,7 @@ def png(colours: np.ndarray, palette: tuple[tuple[int, int, int], ...]) -> str:
     """A picture, uint8 [h, w], as the source of an image: PNG, base64."""
     image, buffer = Image.fromarray(colours, "L"), io.BytesIO()
     image.putpalette(bytes(channel for colour in palette for channel in colour))  # it is of mode P from here on
-    image.save(buffer, "png", compress_level=3)
+    image.save(buffer, "png", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

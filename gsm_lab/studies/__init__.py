@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["communication", "convergence", "reactivation", "sensitivity", "taylor", "trajectories"]
+__all__ = ["communication", "convergence", "network", "reactivation", "sensitivity", "taylor", "trajectories"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -146,7 +147,7 @@ def _form(run: Run) -> _Form:
         return _Form(tensor, POSITIONS, 1, math.prod(shape), _places(1, shape))
     shape, fan = run.data.shape, p[0].numel()
     if not (sees and isinstance(module, nn.Linear) and fan == math.prod(shape)):
-        return _Form(tensor, INPUTS, 1, fan, _places(1, _folded(fan)))
+        return _Form(tensor, INPUTS, 1, fan, _places(1, _folded(fan), fan))
     if len(shape) < 2 or min(shape[-2:]) == 1:
         return _Form(tensor, FEATURES, 1, fan, _places(1, _folded(fan), fan))
     channels = math.prod(shape[:-2])
@@ -177,27 +178,32 @@ def _places(channels: int, shape: tuple[int, int], count: int | None = None) -> 
 def _first_called(run: Run) -> tuple[int, nn.Module | None, bool]:
     """The first of the layers that compete to be called: number of its tensor, module, and whether it sees the data.
 
-    Found out by giving the model a few samples. Where none of the modules is called it is the first layer by name, of
-    which nothing else is known.
+    Found out by giving the model a few samples. A module that is called around others (and has a tensor of its own, a
+    token for example) is not meant. Where no module is called it is the first layer by name, of which nothing is known.
     """
-    x, called = run.data.train_x[:_SAMPLES], list[tuple[int, nn.Module, Tensor | None]]()
+    x, called = run.data.train_x[:_SAMPLES], dict[str, tuple[int, nn.Module, Tensor | None]]()
 
-    def note(tensor: int, module: nn.Module, given: tuple) -> None:
-        called.append((tensor, module, given[0] if given and isinstance(given[0], Tensor) else None))
+    def note(path: str, tensor: int, module: nn.Module, given: tuple) -> None:
+        arrived = given[0] if given and isinstance(given[0], Tensor) else None
+        called.setdefault(path, (tensor, module, arrived))
 
-    owners = [run.model.get_submodule(name.rpartition(".")[0]) for name in run.history.layers]
-    hooks = [m.register_forward_pre_hook(lambda m, given, i=i: note(i, m, given)) for i, m in enumerate(owners)]
+    hooks = []
     try:
+        for i, name in enumerate(run.history.layers):
+            path = name.rpartition(".")[0]
+            hook = partial(note, path, i)
+            hooks.append(run.model.get_submodule(path).register_forward_pre_hook(hook))
         drawn = torch.random.fork_rng(devices=[], enabled=run.draws)
         with as_it_was(run.model), drawn, run.placement.replacing(run.model, {}) as given:
             answer_with(run.model, given, x, run.output)
     finally:
         for hook in hooks:
             hook.remove()
-    if not called:
-        return 0, None, False
-    tensor, module, arrived = called[0]
-    return tensor, module, arrived is not None and _same(x, arrived)
+    around = {path for path in called if any(o != path and o.startswith(f"{path}." if path else "") for o in called)}
+    for path, (tensor, module, arrived) in called.items():
+        if path not in around:
+            return tensor, module, arrived is not None and _same(x, arrived)
+    return 0, None, False
 
 
 def _same(x: Tensor, arrived: Tensor) -> bool:
