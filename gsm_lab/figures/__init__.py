@@ -18,7 +18,16 @@ __all__ = [
     "title_texts", "update",
 ]  # fmt: skip
 
-_STUDIES = ("communication", "convergence", "network", "reactivation", "rivals", "sensitivity", "taylor", "trajectories")
+_STUDIES = (
+    "communication",
+    "convergence",
+    "network",
+    "reactivation",
+    "rivals",
+    "sensitivity",
+    "taylor",
+    "trajectories",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

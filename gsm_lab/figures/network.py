@@ -52,13 +52,15 @@ def film(views: Iterable[View], height: int = 540) -> go.Figure:
         height: in pixels.
 
     Raises:
-        TypeError, ValueError: no views, or some of another layer or shape than the first.
+        TypeError, ValueError: no views, some of another layer or shape than the first, or not in their order.
     """
     views = several("views", views, "View")
     for i, view in enumerate(views):
         got, first = ((v.layer, v.units.shape) for v in (checked(view), views[0]))
         if got != first:
             raise ValueError(f"views must be of one layer, {first[0]!r} of shape {first[1]}, got {got} at {i}")
+        if i and view.step <= views[i - 1].step:
+            raise ValueError(f"views must be in the order of their steps, got {view.step} after {views[i - 1].step}")
     ends, said = scales(views), [f"Step {view.step:,}: {sentence(view)}" for view in views]
     said[-1] = changed(views[0], views[-1])
     longest = max(said, key=lambda text: _title(text)["text"].count("<br>"))  # there is room for it from the start
@@ -70,8 +72,8 @@ def film(views: Iterable[View], height: int = 540) -> go.Figure:
     moments = [(f"{frame.name}", [[frame.name], now]) for frame in figure.frames]
     figure.update_layout(
         updatemenus=[{
-            "type": "buttons", "direction": "left", "x": 0, "xanchor": "left", "y": 0, "yanchor": "top", "showactive": False,
-            "pad": {"t": 38, "r": 8}, "buttons": _steps(buttons),
+            "type": "buttons", "direction": "left", "showactive": False, "x": 0, "xanchor": "left", "y": 0,
+            "yanchor": "top", "pad": {"t": 38, "r": 8}, "buttons": _steps(buttons),
         }],
         sliders=[{
             "active": len(views) - 1, "x": 0.24, "len": 0.76, "y": 0, "yanchor": "top", "pad": {"t": 22, "b": 0},

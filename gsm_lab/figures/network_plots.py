@@ -63,7 +63,7 @@ def add(figure: go.Figure, view: View, left: Box = LEFT, right: Box = RIGHT, tit
             place |= {"xanchor": "left", "yanchor": "bottom", "align": "left", "showarrow": False, "font": {"size": 15}}
             figure.add_annotation(text="", **place)
     # a dot is light with a dark rim, so that it shows on every ground, in grey too
-    dot = {"symbol": "circle", "size": 3.5, "color": "#00e5ff", "opacity": 1, "line": {"width": 0.8, "color": "#000000"}}
+    dot = {"symbol": "circle", "size": 3.5, "color": "#00e5ff", "line": {"width": 0.8, "color": "#000000"}}
     quiet: dict[str, Any] = {"mode": "markers", "hoverinfo": "skip", "showlegend": False}
     figure.add_traces(
         [
@@ -203,7 +203,8 @@ def _counts(most: int, noun: str) -> dict[str, Any]:
         shades = [shades[0] if most else white] * 2
         ticks = {_EMPTY / 2: "none"} | ({(1 + _EMPTY) / 2: "1"} if most else {})
     at = np.linspace(_EMPTY, 1, len(shades)).tolist()
-    return _marked([(0.0, white), (_EMPTY, white), *zip(at, shades, strict=True)], ticks, f"weights kept at each {noun}")
+    colours = [(0.0, white), (_EMPTY, white), *zip(at, shades, strict=True)]
+    return _marked(colours, ticks, f"weights kept at each {noun}")
 
 
 def _sizes() -> dict[str, Any]:

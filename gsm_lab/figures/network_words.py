@@ -92,7 +92,9 @@ def percent(part: int, whole: int) -> str:
     share = 100 * part / whole
     if share < 0.01:
         return "under 0.01%"
-    return f"{min(share, 99.9):.1f}%" if share >= 99 else f"{share:.0f}%" if share >= 10 else f"{float(f'{share:.2g}'):g}%"
+    if share >= 99:
+        return f"{min(share, 99.9):.1f}%"
+    return f"{share:.0f}%" if share >= 10 else f"{float(f'{share:.2g}'):g}%"
 
 
 def _unit(view: View) -> str:

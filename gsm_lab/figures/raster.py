@@ -1,4 +1,4 @@
-"""Pictures of a layer's weights as PNG of at most 256 colours, an entry a pixel: small enough to be sent at every frame.
+"""Pictures of a layer's weights as PNG of few colours, an entry a pixel: small enough to be sent at every frame.
 
 A picture is made of numbers of colours, uint8 [h, w], and a palette.
 """
@@ -20,8 +20,8 @@ NEAR_ZERO, SMALL = 1e-3, 1e-2  # |w| of what goes: under the first flat, under t
 # Of a map: colour 0 where there is no input, 1 where none of its weights is kept, then Cividis, which ends before it
 # gets as light as the white of 1.
 _NO_INPUT, _NONE = (200, 200, 200), (255, 255, 255)
-_CIVIDIS = [tuple(round(c) for c in unlabel_rgb(rgb)) for rgb in sample_colorscale("Cividis", np.linspace(0, 0.85, COUNTS))]
-MAP = (_NO_INPUT, _NONE, *_CIVIDIS)
+_CIVIDIS = sample_colorscale("Cividis", np.linspace(0, 0.85, COUNTS))
+MAP = (_NO_INPUT, _NONE, *(tuple(map(round, unlabel_rgb(colour))) for colour in _CIVIDIS))
 
 # Of units: 0 between them; then weights, the most negative first. By lightness: kept negative ones 4 to 36, what goes
 # 49 to 63 (flat where it is near zero: 56), kept positive ones 76 to 98; so it can be read in grey.
