@@ -14,13 +14,14 @@ from gsm_lab import figures
 from gsm_lab.cli import report
 from gsm_lab.figures import communication as of_ranks
 from gsm_lab.figures import convergence as of_seeds
+from gsm_lab.figures import network as of_layer
 from gsm_lab.figures import reactivation as of_recorders
-from gsm_lab.figures import rivals
+from gsm_lab.figures import rivals, style
 from gsm_lab.figures import sensitivity as of_layers
 from gsm_lab.figures import taylor as of_estimates
 from gsm_lab.figures import trajectories as of_runs
 from gsm_lab.paper import reproduce
-from gsm_lab.studies import communication, convergence, reactivation, sensitivity, taylor, trajectories
+from gsm_lab.studies import communication, convergence, network, reactivation, sensitivity, taylor, trajectories
 from gsm_lab.training import checkpoint
 from tests import random_study_calls as studied
 from tests.random_inputs import Calls, Made, figure, folder, run, steps_on
@@ -99,6 +100,18 @@ def _one_playground() -> gl.Playground:
     return gl.Playground(run(), hide="taylor")
 
 
+@cache
+def views() -> list[network.View]:
+    one = run()
+    film = network.Film(one, 3)
+    one.step(2)
+    return film.views
+
+
+def with_layer() -> Any:
+    return of_layer.add(style.finish(figure(), 500), views()[0])
+
+
 def drawn(**choices: Any) -> Any:
     return figure()
 
@@ -118,6 +131,18 @@ FIGURE_CALLS: Calls = {
         {"table": pd.DataFrame({"a": [1.0, 2.0]}), "title": "It rises", "x": "step", "y": "a", "log": True,
          "height": 420},
     ),
+    "of_layer.network": (of_layer.network, {"view": Made(lambda: views()[0]), "height": 440}),
+    "of_layer.film": (of_layer.film, {"views": Made(views), "height": 500}),
+    "of_layer.titles": (of_layer.titles, {"view": Made(lambda: views()[0])}),
+    "of_layer.sentence": (of_layer.sentence, {"view": Made(lambda: views()[0])}),
+    "of_layer.changed": (of_layer.changed, {"first": Made(lambda: views()[0]), "last": Made(lambda: views()[-1])}),
+    "of_layer.add": (
+        of_layer.add,
+        {"figure": Made(lambda: style.finish(figure(), 500)), "view": Made(lambda: views()[0]),
+         "left": (0.0, 0.4, 0.0, 1.0), "right": (0.5, 1.0, 0.0, 1.0), "titled": True},
+    ),
+    "of_layer.update": (of_layer.update, {"figure": Made(with_layer), "view": Made(lambda: views()[-1])}),
+    "of_layer.show": (of_layer.show, {"figure": Made(with_layer), "visible": False}),
     "of_ranks.recall": (
         of_ranks.recall, {"table": Made(lambda: communication.agreement(studied.looks(), [1, 2])), "layer": "all"},
     ),

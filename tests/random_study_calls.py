@@ -18,6 +18,7 @@ from gsm_lab.studies import (
     convergence,
     curvature,
     exhaustive,
+    network,
     paths,
     reactivation,
     sensitivity,
@@ -128,6 +129,8 @@ STUDY_CALLS: Calls = {
     "exhaustive.loss_changes": (
         exhaustive.loss_changes, {"problem": Made(problem), "layer": "2.weight", "progress": False},
     ),
+    "network.look": (network.look, {"run": Made(steps_on), "units": 3, "like": None}),
+    "network.Film": (network.Film, {"run": Made(run), "frames": 4, "units": 3}),
     "curvature.diagonal": (curvature.diagonal, {"problem": Made(problem), "all_layers": False}),
     "trajectories.per_momentum": (
         trajectories.per_momentum, {"settings": Made(settings), "momenta": [0.9], "matched": True},

@@ -17,8 +17,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from gsm_lab.checks import several
-from gsm_lab.figures.network_plots import AXES, MARKS, TRACES, Scales, add, checked, content, put, scales, show, update
-from gsm_lab.figures.network_words import captions, changed, sentence, titles
+from gsm_lab.figures.network_plots import AXES, MARKS, TRACES, Scales, add, content, put, scales, show, update
+from gsm_lab.figures.network_words import captions, changed, checked, sentence, titles
 from gsm_lab.figures.style import finish, headed
 from gsm_lab.studies.view import View
 

@@ -10,7 +10,7 @@ from plotly.basedatatypes import BaseFigure, BaseTraceType
 
 from gsm_lab.checks import flag, kind, number, several, shown
 from gsm_lab.figures import raster
-from gsm_lab.figures.network_words import NOUNS, captions, of_unit, titles
+from gsm_lab.figures.network_words import NOUNS, captions, checked, of_unit, titles
 from gsm_lab.figures.style import AXIS
 from gsm_lab.studies.view import PIXELS, POSITIONS, View
 
@@ -100,11 +100,6 @@ def show(figure: go.Figure, visible: bool) -> None:
         trace.visible = visible
     for axis in AXES:
         figure.layout[axis].visible = visible
-
-
-def checked(view: View) -> View:
-    """The view. Raises TypeError where it is none."""
-    return kind("view", view, View, "a View, as gsm_lab.studies.network.look returns it")
 
 
 def put(figure: go.Figure, view: View, ends: Scales) -> list[dict[str, Any]]:

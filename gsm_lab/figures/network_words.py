@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
+from gsm_lab.checks import kind
 from gsm_lab.studies.view import FEATURES, INPUTS, PIXELS, POSITIONS, View
 
 NOUNS = {PIXELS: "pixel", FEATURES: "feature", POSITIONS: "kernel position", INPUTS: "input"}
 _LONGEST = 28  # characters of a layer's name
 
 
+def checked(view: View, name: str = "view") -> View:
+    """The view. Raises TypeError where it is none."""
+    return kind(name, view, View, "a View, as gsm_lab.studies.network.look returns it")
+
+
 def titles(view: View) -> tuple[str, str]:
     """What the two plots show: how many inputs have a weight left, and how much of the layer is left."""
-    noun, began = NOUNS[view.kind], view.step > 0
+    noun, began = NOUNS[checked(view).kind], view.step > 0
     which = f"{view.reached:,} of {view.count:,} {noun}s"
     if view.reached in (0, view.count):
         which = f"All {view.count:,} {noun}s" if view.reached else f"None of the {view.count:,} {noun}s"
@@ -38,7 +44,7 @@ def sentence(view: View) -> str:
 
 def changed(first: View, last: View) -> str:
     """What happened between two views, as one sentence."""
-    noun, steps = NOUNS[last.kind], last.step - first.step
+    noun, steps = NOUNS[checked(last, "last").kind], last.step - checked(first, "first").step
     if not steps:
         return sentence(last)
     said = [
