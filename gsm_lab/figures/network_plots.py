@@ -20,7 +20,7 @@ AXES = ("xaxis7", "yaxis8", "xaxis8", "yaxis9")
 LEFT, RIGHT = (0.0, 0.34, 0.0, 1.0), (0.42, 1.0, 0.0, 1.0)
 MARKS = 1000  # re-activated weights that are marked; where there are more, those that are kept come first
 _ON = ({"xaxis": "x7", "yaxis": "y8"}, {"xaxis": "x8", "yaxis": "y9"})
-_ABOVE, _BELOW = 34, 112  # pixels over a plot for its title, and under it for what its axis and its bar say
+_ABOVE, _BELOW = 52, 112  # pixels over a plot for its title of two lines, and under it for its axis and its bar
 _EMPTY = 0.2  # of the bar of counts: inputs that keep no weight
 _SMALL = {"size": 12}
 
@@ -124,7 +124,8 @@ def put(figure: go.Figure, view: View, ends: Scales) -> list[dict[str, Any]]:
             if not (np.array_equal(old, value) if isinstance(value, np.ndarray) else old == value):
                 trace[name] = value
     notes = [note.to_plotly_json() for note in figure.layout.annotations if note.name == "network"]
-    return [{**note, "text": f"<b>{text}</b>"} for note, text in zip(notes, titles(view), strict=False)]
+    said = (f"<b>{text.replace('; ', ';<br>')}</b>" for text in titles(view))  # in half a figure's width two lines
+    return [{**note, "text": text} for note, text in zip(notes, said, strict=False)]
 
 
 def _axes(view: View) -> dict[str, dict[str, Any]]:
