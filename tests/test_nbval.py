@@ -104,10 +104,11 @@ def fates(said: str, name: str) -> list[str]:
     return [fate for fate, _ in sorted(found, key=lambda pair: pair[1])]
 
 
-def test_saved_outputs_hold_what_was_stored_and_nothing_measured(saved):
+def test_saved_outputs_hold_what_was_stored_and_what_was_measured(saved):
     texts = ["".join(out.text for out in cell.outputs) for cell in saved.cells]
-    assert texts[1] == "ok  cut accuracy: 0.978 within 0.02\n"
-    assert texts[2].splitlines()[0] == "ok  trace loss: scatter lines solid - x y, 45..55 points, y within 0.05"
+    assert texts[1] == "ok  cut accuracy: 0.978 within 0.02 (measured 0.978)\n"
+    loss = "ok  trace loss: scatter lines solid - x y, 45..55 points, y within 0.05 (measured first, last: 1, 0.00745)"
+    assert texts[2].splitlines()[0] == loss
     assert texts[4].splitlines()[1] == "FloatLogSlider      'compression C'  = 60  from 0 to 2.5"
 
 

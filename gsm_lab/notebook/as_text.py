@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from gsm_lab.checks import shown
 
 STATISTICS = ("first", "last", "min", "max", "mean")
+SHOWN = 6  # numbers of an array that are all shown; of more the least and the greatest
 
 
 def digest(figure: Any) -> dict[str, dict[str, Any]]:
@@ -73,6 +75,29 @@ def values(one: Any) -> np.ndarray:
 def statistics(y: np.ndarray) -> tuple[float, ...]:
     """First, last, least and greatest value, and the mean."""
     return float(y[0]), float(y[-1]), float(y.min()), float(y.max()), float(y.mean())
+
+
+def measured(got: np.ndarray, beside: float, what: str = "") -> str:
+    """The end of a line of `expect`: " (measured 0.972)", which nbval does not compare.
+
+    Args:
+        got: the numbers, of any shape, at least one; all finite.
+        beside: the tolerance or bound they were held against: as many decimals as it has are shown, or more.
+        what: what the numbers are, where that is not plain.
+    """
+    decimals = max(0, -int(Decimal(f"{beside:.8g}").as_tuple().exponent))
+    numbers, between = (got.flat, ", ") if got.size <= SHOWN else ((got.min(), got.max()), " to ")
+    said = between.join(_rounded(x, decimals) for x in numbers)
+    return f" (measured {f'{what}: ' if what else ''}{said})"
+
+
+def _rounded(x: float, decimals: int) -> str:
+    """To three digits, at least so many decimals, and always to the unit; what is tiny or huge to three digits."""
+    size = abs(float(x))
+    if not 1e-4 <= size < 1e8:
+        return f"{x:.3g}" if size else "0"
+    text = f"{x:.{max(decimals, 2 - math.floor(math.log10(size)), 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _of(thing: Any, *path: str) -> Any:

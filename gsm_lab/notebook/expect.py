@@ -2,14 +2,16 @@
 
     from gsm_lab import expect
 
-    expect("cut accuracy", run.evaluate(cut=True), 0.978, 0.02)      # ok  cut accuracy: 0.978 within 0.02
+    expect("cut accuracy", 0.972, 0.978, 0.02)  # ok  cut accuracy: 0.978 within 0.02 (measured 0.972)
     expect.at_least("share near zero", share, 0.97)
-    expect.digest(figure)                                            # once: what to store for each trace
+    expect.digest(figure)  # once: what to store for each trace
     expect.trace(figure, {"loss": {"look": "scatter lines solid - x y", ...}})
-    print(expect.describe(playground))                               # the controls, as text
+    print(expect.describe(playground))  # the controls, as text
 
-The printed lines hold stored numbers only. Training differs in the last digits from one CPU to the next, these lines do
-not, so nbval may compare them to the letter; a number that is not as stored raises AssertionError with both values.
+A line says what was stored and, at its end in "(measured ...)", what came out: to three digits, or as many as the
+tolerance or the bound has; of more than six numbers the least and the greatest. Training differs in the last digits
+from one CPU to the next, and of a line nothing but that end does. So `tests/nbval.cfg` blanks it, and nbval compares
+the rest to the letter; a number that is not as stored raises AssertionError with both values.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from gsm_lab.checks import number, shown, text
-from gsm_lab.notebook.as_text import STATISTICS, appearance, describe, digest, named, statistics, values
+from gsm_lab.notebook.as_text import STATISTICS, appearance, describe, digest, measured, named, statistics, values
 
 __all__ = ["at_least", "at_most", "describe", "digest", "expect", "trace"]
 
@@ -57,7 +59,7 @@ def expect(name: str, value: Any, stored: Any, tolerance: float) -> None:
     if not tolerance and (pair := _unequal_integers(value, stored)):
         raise AssertionError(f"{name}: got {pair[0]}, stored {pair[1]}, which are not equal. {OTHERWISE}")
     what = f"{wanted[()]:.8g}" if wanted.ndim == 0 else f"{wanted.size:,} numbers"
-    print(f"ok  {name}: {what}" + (f" within {tolerance:g}" if tolerance else " exactly"))
+    print(f"ok  {name}: {what} " + (f"within {tolerance:g}{measured(got, tolerance)}" if tolerance else "exactly"))
 
 
 def at_least(name: str, value: Any, bound: float) -> None:
@@ -111,7 +113,8 @@ def trace(figure: Any, stored: Mapping[str, Mapping[str, Any]]) -> None:
             for statistic, a, b in zip(STATISTICS, statistics(y), entry["y"], strict=True):
                 _must_be_near(f"trace {name!r}: {statistic} is {a:.8g}", a, b, tolerance)
         numbers = f", {fewest}..{most} points, y within {entry['tolerance']:g}" if "y" in entry else ", no points"
-        print(f"ok  trace {name}: {look}{numbers}")
+        came = measured(y[[0, -1]], entry["tolerance"], "first, last") if "y" in entry else ""
+        print(f"ok  trace {name}: {look}{numbers}{came}")
     print(f"ok  {len(stored)} of {len(found)} traces")
 
 
@@ -185,7 +188,7 @@ def _bounded(name: str, value: Any, bound: float, words: str, holds: np.ufunc) -
     if wrong.size:
         more = f" ({wrong.size:,} of {got.size:,} values are wrong)" if got.ndim else ""
         raise AssertionError(f"{name}: got {wrong[0]:.8g}, not {words} {bound:.8g}{more}. {OTHERWISE}")
-    print(f"ok  {name}: {words} {bound:.8g}")
+    print(f"ok  {name}: {words} {bound:.8g}{measured(got, bound)}")
 
 
 class _Expect(types.ModuleType):

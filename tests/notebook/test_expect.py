@@ -1,7 +1,11 @@
-"""Regression values: what passes and what fails, and that the printed lines do not depend on what was measured."""
+"""Regression values: what passes and what fails, and that only the end of a line depends on what was measured."""
 
+import contextlib
+import io
 import math
+import re
 import types
+from pathlib import Path
 
 import ipywidgets
 import numpy as np
@@ -10,17 +14,27 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from nbval.plugin import get_sanitize_patterns
 
 import gsm_lab as gl
 from gsm_lab import expect
+from gsm_lab.notebook.as_text import measured
 
 finite = st.floats(-1e6, 1e6)
+BLANKS = get_sanitize_patterns((Path(__file__).parents[1] / "nbval.cfg").read_text())
 
 
 def error(check, *args) -> str:
     with pytest.raises(AssertionError) as failed:
         check(*args)
     return str(failed.value)
+
+
+def blanked(text: str) -> str:
+    """What nbval compares of a text."""
+    for pattern, replacement in BLANKS:
+        text = re.sub(pattern, replacement, text)
+    return text
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -35,12 +49,12 @@ def test_the_module_is_the_check():
 @pytest.mark.parametrize(
     ("value", "stored", "tolerance", "line"),
     [
-        (0.9712, 0.978, 0.02, "ok  it: 0.978 within 0.02"),
-        (0.958, 0.978, 0.02, "ok  it: 0.978 within 0.02"),  # their difference is 0.020000000000000018
+        (0.9712, 0.978, 0.02, "ok  it: 0.978 within 0.02 (measured 0.971)"),
+        (0.958, 0.978, 0.02, "ok  it: 0.978 within 0.02 (measured 0.958)"),  # their difference is 0.020000000000000018
         (4436, 4436, 0, "ok  it: 4436 exactly"),
         (np.float32(0.5), 0.5, 0, "ok  it: 0.5 exactly"),
         (torch.tensor(0.5), 0.5, 0, "ok  it: 0.5 exactly"),
-        ([1, 2.01, 3], (1, 2, 3), 0.1, "ok  it: 3 numbers within 0.1"),
+        ([1, 2.01, 3], (1, 2, 3), 0.1, "ok  it: 3 numbers within 0.1 (measured 1, 2.01, 3)"),
         (torch.ones(2, 2), np.ones((2, 2)), 0, "ok  it: 4 numbers exactly"),
         (True, True, 0, "ok  it: 1 exactly"),
     ],
@@ -55,6 +69,48 @@ def test_what_is_far_fails_with_both_numbers_and_a_way_out(capsys):
     assert "cut accuracy: got 0.9534, stored 0.978; they differ by 0.0246, more than the tolerance 0.02" in said
     assert "store the new value" in said and "find what changed" in said
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "tolerance", "shown"),
+    [
+        (98.2389, 0.01, "98.24"),  # as many decimals as the tolerance has
+        (98.2389, 3, "98.2"),  # or three digits
+        (173.2868, 9, "173"),
+        (1299.94, 500, "1300"),  # always to the unit
+        (0.00026123, 2e-5, "0.000261"),
+        (5.9604e-08, 1e-6, "5.96e-08"),
+        (3.99600e11, 1e9, "4e+11"),
+        (-0.9, 1, "-0.9"),
+        (0, 1, "0"),
+        (-0.0, 1, "0"),
+        ([7, 1, 2, 3, 4, 5.25], 9, "7, 1, 2, 3, 4, 5.25"),
+        ([7, 1, 2, 3, 4, 5.25, 3], 9, "1 to 7"),
+    ],
+)
+def test_what_was_measured_is_shown_to_three_digits_or_those_of_the_tolerance(value, tolerance, shown, capsys):
+    expect("it", value, value, tolerance)
+    assert capsys.readouterr().out.endswith(f" within {tolerance:g} (measured {shown})\n")
+
+
+@given(finite, st.floats(1e-3, 1e3))
+def test_what_is_shown_lies_within_the_tolerance_as_far_as_its_digits_go(value, tolerance):
+    tolerance = float(f"{tolerance:.2g}")
+    said = measured(np.array(value), tolerance)
+    shown = float(said.removeprefix(" (measured ").removesuffix(")"))
+    assert abs(shown - value) <= 0.5 * max(tolerance / 10, 1e-2 * abs(value)) * (1 + 1e-9)
+
+
+@given(st.text("a(1.5 )", max_size=12), finite, st.floats(0, 1e3), st.floats(-1e3, 1e3))
+def test_nbval_compares_all_but_what_was_measured(name, stored, tolerance, noise):
+    lines = []
+    for value in (stored, stored + max(-tolerance, min(tolerance, noise))):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            expect(f"x{name}", value, stored, tolerance)
+            expect.at_least("y", value, min(value, stored) if tolerance else stored)
+        lines.append(blanked(out.getvalue()))
+    assert lines[0].splitlines()[0] == lines[1].splitlines()[0]
+    assert "measured" not in lines[0] and lines[0].startswith(f"ok  x{name}: {stored:.8g} ")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")])
@@ -117,7 +173,9 @@ def test_bounds(value, bound):
 def test_bounds_of_arrays_and_of_no_numbers(capsys):
     expect.at_least("share", [0.98, 0.99], 0.97)
     expect.at_most("gap", 0.001, 0.006)
-    assert capsys.readouterr().out == "ok  share: at least 0.97\nok  gap: at most 0.006\n"
+    assert capsys.readouterr().out == (
+        "ok  share: at least 0.97 (measured 0.98, 0.99)\nok  gap: at most 0.006 (measured 0.001)\n"
+    )
     assert "got 0.5, not at least 0.97 (2 of 3 values are wrong)" in error(
         expect.at_least, "share", [0.5, 1, math.nan], 0.97
     )
@@ -157,10 +215,14 @@ def test_digest_is_what_passes(capsys):
     assert stored["later"] == {"look": "scatter - solid circle x y", "points": (0, 0)}
     expect.trace(figure(), stored)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "ok  trace square: scatter lines+markers dash x x y, 18..22 points, y within 20"
+    looks = "ok  trace square: scatter lines+markers dash x x y, 18..22 points, y within 20"
+    assert lines[0] == looks + " (measured first, last: 0, 361)"
     assert lines[-1] == "ok  5 of 5 traces"
     expect.trace(figure(shift=3.0), stored)
-    assert capsys.readouterr().out.splitlines() == lines, "another CPU, the same lines"
+    again = capsys.readouterr().out.splitlines()
+    assert again[0] == looks + " (measured first, last: 3, 364)"
+    assert [blanked(line) for line in again] == [blanked(line) for line in lines], "another CPU"
+    assert blanked(lines[0]) == looks
 
 
 def test_digest_survives_being_pasted():
