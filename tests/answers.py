@@ -82,6 +82,13 @@ EXERCISES = (
         Claim("the cut one at most {high}", "cut", high=5),
         Claim("halves ten times more slowly", "longer", 9.99, 10.01),
     )),
+    Exercise("01", 1, do.largest_compression, (
+        Claim("At least 300: there it costs at most {high} point", "lost at 300x", high=1),
+    )),
+    Exercise("01", 2, do.schedule, (
+        Claim("With *GSM at 60×* the cut costs {low} to {high} points", "GSM at 60×, falls, lost", 0, 6),
+        Claim("with *too little momentum* still {low} to {high}", "too little momentum, falls, lost", 10, 60),
+    )),
     Exercise("01", 3, do.copied_state, (
         Claim("at step 0", "begun", 0, 0),
         Claim("The same settings, seed included", "same", 1, 1),
