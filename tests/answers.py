@@ -106,7 +106,7 @@ EXERCISES = (
     )),
     Exercise("02", 3, do.fast_steps, (
         Claim("At 0.1 it is already {low} to {high}% off", "error at 0.1", 30, 150),
-        Claim("at 0.3 more than {low}%", "error at 0.3", 300),
+        Claim("at 0.3 more than {low}%", "error at 0.3", 200),
         Claim("{low} to {high}% of the steps raise the loss", "rises at 0.3", 20, 60),
     )),
     Exercise("03", 1, do.compression_dragged_back, (
