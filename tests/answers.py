@@ -200,7 +200,8 @@ EXERCISES = (
     Exercise("09", 2, do.larger_batch, (
         Claim("({low} to {high}% in the first third", "early, 256", 50, 65),
         Claim("not {low} to {high}%): larger parts", "early, 64", 38, 49),
-        Claim("({low} to {high}% in the last third", "late, 256", 55, 66),
+        Claim("({low} to {high}% in the last third", "late, 256", 55, 68),
+        Claim("Later they do not", "late, less", 0),
         Claim("not {low} to {high}%): with", "late, 64", 62, 72),
         Claim("the run is over after {high} steps", "steps", 200, 200),
     )),

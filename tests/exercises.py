@@ -391,7 +391,7 @@ def larger_batch(seed: int) -> Numbers:
         table = local_sets(seed, batch_size=size)
         top = table[(table["layer"] == "all") & (table["factor"] == 1)]
         found |= {f"{stage}, {size}": 100 * x for stage, x in top.groupby("stage")["between"].mean().items()}
-    return found | {"steps": table["step"].max()}
+    return found | {"late, less": found["late, 64"] - found["late, 256"], "steps": table["step"].max()}
 
 
 def crossing(seed: int) -> Numbers:
