@@ -1,0 +1,206 @@
+"""Two to four runs on the same axes: a colour, dash and marker a run, a plot a quantity, titles that say who differs.
+
+    figure = comparison({"a": run_a.history, "b": run_b.history})
+    update(figure, {"a": run_a.history, "b": run_b.history})        # in place, for a live figure
+    arrange(figure, columns=1)                                      # where the page is narrow
+
+`told` says in words how runs differ: see `gsm_lab.figures.differences`.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from html import escape, unescape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.basedatatypes import BaseFigure
+
+from gsm_lab.checks import kind, one_of, text
+from gsm_lab.figures.comparison_titles import headline, titles
+from gsm_lab.figures.dashboard import curves
+from gsm_lab.figures.differences import Account, checked, common_step, history_type, standing, told
+from gsm_lab.figures.style import AXIS, DASHES, FONT, finish, line, ticks
+from gsm_lab.wording import layer_name
+
+if TYPE_CHECKING:
+    from gsm_lab.training.history import History
+
+__all__ = ["PANELS", "Account", "arrange", "comparison", "told", "update"]
+
+PANELS = ("loss", "live accuracy", "cut accuracy", "under 1e-4", "re-activated", "last layer")
+_NEAR = PANELS.index("under 1e-4")
+_ACCURACY = {"range": [0, 101], "tickmode": "linear", "dtick": 25}
+_AXES: tuple[dict[str, Any], ...] = (
+    {"title_text": "loss (log)", "type": "log", "autorangeoptions": {"clipmax": 100}},
+    {"title_text": "accuracy, %", **_ACCURACY},
+    {"title_text": "accuracy, %", **_ACCURACY},
+    {"title_text": "of all weights, %", **_ACCURACY},
+    {"title_text": "weights per step", "rangemode": "tozero"},
+    {"title_text": "of the layer, % (log)", "type": "log"},
+)
+_LOG = tuple(i for i, axis in enumerate(_AXES) if axis.get("type") == "log")
+_HOVER = (
+    "training loss %{y:.3g}", "test accuracy %{y:.2f}% as it is", "test accuracy %{y:.2f}% if cut now",
+    "%{y:.2f}% of weights with |w| < 1e-4", "%{y:,.0f} weights passive the step before", "%{y:.3g}% would stay",
+)  # fmt: skip
+# Pixels of a panel: title, plot, foot; of a row of the headline, of the legend. Characters of a title in a line.
+_TITLE, _PLOT, _FOOT, _ROW, _LEGEND = 42, {1: 150, 2: 112}, 44, 21, 24
+_LINE, _HEADLINE = {1: 62, 2: 45}, {1: 58, 2: 88}
+_WIDE = 0.445  # of the width, a panel of two beside each other
+_ROOM = {1: 500, 2: 800}  # pixels that the legend has in a row
+_TICKS = 6  # on a logarithmic axis
+
+
+def comparison(histories: Mapping[str, History], columns: int = 2, note: str = "") -> go.Figure:
+    """Six plots: loss, accuracy as it is and if cut, near zero, re-activated, what a cut keeps of the last layer.
+
+    In the plot of what is near zero a thin line a run says how much has to be: 1 − 1/C. Titles compare the runs at the
+    last step that all have on record.
+
+    Args:
+        histories: by name, one to four.
+        columns: of plots, 1 or 2; 2 from 900 pixels of width on, else 1, down to 600.
+        note: what the headline has to add, such as that accuracies cannot be compared.
+
+    Raises:
+        TypeError, ValueError: no mapping of names (of 1 to 16 characters) to histories, more than four, or none;
+            `columns` or `note` is none.
+    """
+    histories = _checked(histories)
+    one_of("columns", columns, (1, 2))
+    figure = go.Figure()
+    for panel, of_runs in enumerate(_lines(histories)):
+        for i, (x, y) in enumerate(of_runs):
+            figure.add_trace(go.Scatter(x=x, y=y, **_style(panel, i, list(histories))))
+    finish(figure, 600)
+    for panel in range(len(PANELS)):
+        name = "" if not panel else panel + 1
+        small = {"tickfont": {"size": 11}, "title_font": {"size": 12}}
+        x = {"anchor": f"y{name}", "rangemode": "tozero", "title_text": "step", "title_standoff": 2, **AXIS, **small}
+        y = {"anchor": f"x{name}", "title_standoff": 6, **AXIS, **_AXES[panel], **small}
+        figure.update_layout({f"xaxis{name}": x | ({"matches": "x"} if panel else {}), f"yaxis{name}": y})
+    legend = {"orientation": "h", "yanchor": "top", "xanchor": "left", "x": 0}
+    figure.update_layout(showlegend=True, legend={**legend, "font": {"size": 13}})
+    title = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "align": "left",
+             "showarrow": False, "font": {"size": 13, "family": FONT}}  # fmt: skip
+    first = {**title, "yanchor": "top", "font": {"size": 16, "family": FONT}}
+    figure.layout.annotations = [*[title] * len(PANELS), first]
+    figure.layout.meta = {"columns": columns}
+    _say(figure, histories, text("note", note))
+    return figure
+
+
+def update(figure: go.Figure, histories: Mapping[str, History], note: str = "") -> None:
+    """Bring a `comparison` of these runs up to date, in place; for a live figure, inside its `batch_update()`."""
+    histories = _checked(histories)
+    lines = [xy for of_runs in _lines(histories) for xy in of_runs]
+    if len(kind("figure", figure, BaseFigure, "a figure that `comparison` made").data) != len(lines):
+        raise ValueError(f"figure must be a `comparison` of {len(histories)} runs")
+    for trace, (x, y) in zip(figure.data, lines, strict=True):
+        trace.x, trace.y = x, y
+    _say(figure, histories, text("note", note))
+
+
+def arrange(figure: go.Figure, columns: int) -> go.Figure:
+    """Put the plots of a `comparison` into 1 or 2 columns, in place: changes the layout alone. Returns the figure."""
+    one_of("columns", columns, (1, 2))
+    *said, first = (_wrapped(_plain(note.text), columns, i) for i, note in enumerate(figure.layout.annotations))
+    names = [trace.name for trace in figure.data if trace.showlegend]
+    keys = 1 + (sum(8 * len(name) + 54 for name in names) > _ROOM[columns])  # rows of the legend
+    head = 24 + _ROW * (first.count("<br>") + 1) + _LEGEND * keys
+    rows, row = -(-len(PANELS) // columns), _TITLE + _PLOT[columns] + _FOOT
+    inside, notes = rows * row, [note.to_plotly_json() for note in figure.layout.annotations]
+    for panel, title in enumerate(said):
+        down, right = divmod(panel, columns)
+        top = 1 - (down * row + _TITLE) / inside
+        left, wide = (right * (1 - _WIDE), _WIDE) if columns == 2 else (0.0, 1.0)
+        name = "" if not panel else panel + 1
+        figure.layout[f"xaxis{name}"].domain = [left, left + wide]
+        figure.layout[f"yaxis{name}"].domain = [top - _PLOT[columns] / inside, top]
+        notes[panel] |= {"x": left, "y": top + 4 / inside, "text": title}
+    notes[-1] |= {"x": 0, "y": 1 + (head - 8) / inside, "text": first}
+    figure.layout.annotations = notes
+    figure.update_layout(
+        height=head + inside, margin={"t": head, "b": 0, "l": 66, "r": 18}, legend_y=1 + (_LEGEND * keys + 8) / inside,
+        meta={"columns": columns},
+    )  # fmt: skip
+    return figure
+
+
+def _checked(histories: Any) -> dict[str, History]:
+    return checked(histories, history_type(), "a History, as run.history is one")
+
+
+def _lines(histories: Mapping[str, History]) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """The lines, x and y, by panel: those of the runs in order, and then of the targets."""
+    every = [curves(history) for history in histories.values()]
+    last = [f"layer {list(history.layers)[-1]}" for history in histories.values()]
+    panels = [[of_run[name] for of_run in every] for name in PANELS[:-1]]
+    panels[_NEAR] += [of_run["target"] for of_run in every]
+    return [*panels, [of_run[name] for of_run, name in zip(every, last, strict=True)]]
+
+
+def _style(panel: int, i: int, names: list[str]) -> dict[str, Any]:
+    """Of a line: the run's, or, after those of all runs, of a target."""
+    of, target = i % len(names), i >= len(names)
+    look, hover = line(of), _HOVER[panel]
+    if target:  # differs in dash and marker from the runs, and from other targets
+        symbol, hover = f"{look['marker']['symbol']}-open", "target 1 − 1/C = %{y:.2f}%"
+        look["line"] |= {"dash": DASHES[4 + of], "width": 1, "shape": "hv"}
+        look["marker"] |= {"symbol": symbol, "size": 6, "maxdisplayed": 4}
+    axis = "" if not panel else panel + 1
+    name = escape(names[of], quote=False)
+    return {
+        **look, "name": name, "legendgroup": str(of), "showlegend": not panel, "xaxis": f"x{axis}",
+        "yaxis": f"y{axis}", "hovertemplate": f"%{{fullData.name}}, step %{{x}}: {hover}<extra></extra>",
+    }  # fmt: skip
+
+
+# -- titles ------------------------------------------------------------------------------------------------------------
+
+
+def _say(figure: go.Figure, histories: Mapping[str, History], note: str) -> None:
+    step = common_step(histories)
+    at = {name: standing(history, step) for name, history in histories.items()}
+    layers = {layer_name(list(history.layers)[-1]) for history in histories.values()}
+    layer = layers.pop() if len(layers) == 1 else "the last layer"
+    said = [*titles(at, layer), headline(at, step) + (f"; {note}" if note else "")]
+    notes = zip(figure.layout.annotations, said, strict=True)
+    figure.layout.annotations = [{**one.to_plotly_json(), "text": escape(text, quote=False)} for one, text in notes]
+    for panel in _LOG:
+        axis = f"x{panel + 1}" if panel else "x"
+        figure.layout[f"yaxis{panel + 1 if panel else ''}"].update(
+            _ticks(np.concatenate([trace.y for trace in figure.data if trace.xaxis == axis]))
+        )
+    arrange(figure, figure.layout.meta["columns"])
+
+
+def _ticks(values: np.ndarray) -> dict[str, list]:
+    """A few round numbers among the positive ones of the values: plotly's would overprint each other, or be digits."""
+    values = values[values > 0]
+    if not values.size:
+        return ticks([1.0])
+    low, high = float(values.min()), float(values.max())
+    decades, found = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1), [low]
+    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 7, 8), (1, 2, 5), (1, 3), (1,)):
+        found = [tick for e in decades for step in steps if low <= (tick := step * 10.0**e) <= high]
+        if len(found) <= _TICKS:
+            break
+    if len(found) < 2:
+        return ticks({float(f"{low:.2g}"), float(f"{high:.2g}")})
+    return ticks(found[:: -(-len(found) // _TICKS)])
+
+
+def _wrapped(words: str, columns: int, i: int) -> str:
+    """The i-th title in lines, in bold: that of a plot, or the headline."""
+    width = (_LINE if i < len(PANELS) else _HEADLINE)[columns]
+    lines = textwrap.wrap(words, width, break_long_words=False)
+    return f"<b>{'<br>'.join(escape(one, quote=False) for one in lines)}</b>"
+
+
+def _plain(said: str) -> str:
+    return unescape(said.removeprefix("<b>").removesuffix("</b>").replace("<br>", " "))

@@ -1,0 +1,77 @@
+"""The titles of a comparison: who differs, in words and numbers, at the last step that all runs have on record."""
+
+from __future__ import annotations
+
+import math
+
+from gsm_lab.figures.differences import Standing, per_step, signed
+from gsm_lab.wording import times
+
+
+def headline(at: dict[str, Standing], step: int) -> str:
+    """Who loses most at the cut, and who least."""
+    costs = {name: round(s.cost, 1) for name, s in at.items() if not math.isnan(s.cost)}
+    if len(costs) < len(at):
+        return "Nothing to compare yet"
+    worst, best = max(costs, key=costs.get), min(costs, key=costs.get)
+    verb, other = ("loses" if costs[name] >= 0 else "gains" for name in (worst, best))
+    most = f"{abs(costs[worst]):.1f} points at the cut"
+    if costs[worst] == costs[best]:
+        who = {1: worst, 2: "each"}.get(len(at), "each of them")
+        return f"{who} {verb} {most}, at step {step:,}"
+    said = f"{worst} {verb} {most}, {best} {'' if verb == other else other + ' '}{abs(costs[best]):.1f}"
+    return f"{said}{', the others between' if len(at) > 2 else ''}, at step {step:,}"
+
+
+def titles(at: dict[str, Standing], layer: str) -> tuple[str, ...]:
+    """What each of the six plots shows; `layer`, what the last one is called."""
+    back = {name: s.back for name, s in at.items()}
+    last = {name: list(s.kept.values())[-1] if s.kept else math.nan for name, s in at.items()}
+    near = _each("Near zero", {name: s.near for name, s in at.items()}, "{:.1f}%")
+    target = _each("; target", {name: s.target for name, s in at.items()}, "{:.4g}%")
+    return (
+        _loss({name: s.loss for name, s in at.items()}),
+        _points("As it is", {name: s.live for name, s in at.items()}),
+        _points("If cut", {name: s.cut for name, s in at.items()}),
+        near + (target if ":" in target else ""),
+        _extremes("Re-activated per step", back, {n: per_step(v) for n, v in back.items() if not math.isnan(v)}),
+        _each(f"A cut keeps of {layer}", last, "{:.2g}%"),
+    )
+
+
+def _loss(losses: dict[str, float]) -> str:
+    high, low = max(losses, key=losses.get), min(losses, key=losses.get)
+    if all(0 < loss < math.inf for loss in losses.values()) and losses[high] >= 1.05 * losses[low]:
+        factor = losses[high] / losses[low]
+        said = times(factor) if factor <= 1000 else "over 1,000×"
+        return f"The loss of {high} is {said} that of {low}: {losses[high]:.2g} against {losses[low]:.2g}"
+    return _each("Training loss", losses, "{:.2g}")
+
+
+def _points(where: str, accuracies: dict[str, float]) -> str:
+    """Who scores more, in points; `accuracies` in percent."""
+    if len(accuracies) == 1 or any(map(math.isnan, accuracies.values())):
+        return _each(f"Accuracy {where.lower()}", accuracies, "{:.1f}%")
+    rounded = {name: round(accuracy, 1) for name, accuracy in accuracies.items()}  # what is read adds up
+    high, low = max(rounded, key=rounded.get), min(rounded, key=rounded.get)
+    if rounded[high] == rounded[low]:
+        return f"{where}, {'both' if len(rounded) == 2 else 'all'} score {rounded[high]:.1f}%"
+    than = "" if len(rounded) == 2 else f" than {low}"
+    more = f"{rounded[high] - rounded[low]:.1f} points more{than}"
+    return f"{where}, {high} scores {more}: {rounded[high]:.1f}% against {rounded[low]:.1f}%"
+
+
+def _each(what: str, values: dict[str, float], form: str) -> str:
+    return _extremes(what, values, {n: signed(form.format(v)) for n, v in values.items() if not math.isnan(v)})
+
+
+def _extremes(what: str, values: dict[str, float], said: dict[str, str]) -> str:
+    """All values of one or two runs, the least and the greatest of more; one where all are alike."""
+    if not said:
+        return what
+    if len(set(said.values())) == 1:
+        return f"{what}: {next(iter(said.values()))}"
+    if len(said) <= 2:
+        return f"{what}: " + ", ".join(f"{name} {value}" for name, value in said.items())
+    low, high = (how(said, key=values.get) for how in (min, max))
+    return f"{what}: from {said[low]} ({low}) to {said[high]} ({high})"
