@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gsm_lab.data import Dataset, load
     from gsm_lab.metric import Metric
     from gsm_lab.notebook import expect
+    from gsm_lab.notebook.compare import Compare
     from gsm_lab.notebook.explore import explore
     from gsm_lab.notebook.playground import Playground
     from gsm_lab.optim import GSM, cut, param_groups
@@ -34,6 +35,7 @@ _WHERE = {
     "load": "gsm_lab.data",
     "Metric": "gsm_lab.metric",
     "Run": "gsm_lab.training.run",
+    "Compare": "gsm_lab.notebook.compare",
     "Playground": "gsm_lab.notebook.playground",
     "explore": "gsm_lab.notebook.explore",
 }
@@ -46,7 +48,7 @@ _MODULES = {
 }
 
 __all__ = [
-    "GSM", "Dataset", "Metric", "Playground", "Run",
+    "GSM", "Compare", "Dataset", "Metric", "Playground", "Run",
     "cut", "data", "distributed", "expect", "explore", "figures", "knobs", "load", "methods", "models", "optim",
     "param_groups", "studies",
 ]  # fmt: skip

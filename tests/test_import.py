@@ -12,8 +12,8 @@ import gsm_lab as gl
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = (  # of the project's plan: what users, notebooks and checks rely on
-    "Dataset", "GSM", "Playground", "Run", "cut", "data", "expect", "explore", "figures", "knobs", "load", "models",
-    "optim", "param_groups",
+    "Compare", "Dataset", "GSM", "Playground", "Run", "cut", "data", "expect", "explore", "figures", "knobs", "load",
+    "models", "optim", "param_groups",
 )  # fmt: skip
 
 

@@ -9,18 +9,20 @@ from gsm_lab.wording import times
 
 
 def headline(at: dict[str, Standing], step: int) -> str:
-    """Who loses most at the cut, and who least."""
+    """Who loses most at the cut, and who least, at the evaluation in common, or at the latest of each up to `step`."""
     costs = {name: round(s.cost, 1) for name, s in at.items() if not math.isnan(s.cost)}
     if len(costs) < len(at):
         return "Nothing to compare yet"
     worst, best = max(costs, key=costs.get), min(costs, key=costs.get)
+    looked = {s.evaluated for s in at.values()}
+    when = f"at step {looked.pop():,}" if len(looked) == 1 else f"by step {step:,}"
     verb, other = ("loses" if costs[name] >= 0 else "gains" for name in (worst, best))
     most = f"{abs(costs[worst]):.1f} points at the cut"
     if costs[worst] == costs[best]:
         who = {1: worst, 2: "each"}.get(len(at), "each of them")
-        return f"{who} {verb} {most}, at step {step:,}"
+        return f"{who} {verb} {most}, {when}"
     said = f"{worst} {verb} {most}, {best} {'' if verb == other else other + ' '}{abs(costs[best]):.1f}"
-    return f"{said}{', the others between' if len(at) > 2 else ''}, at step {step:,}"
+    return f"{said}{', the others between' if len(at) > 2 else ''}, {when}"
 
 
 def titles(at: dict[str, Standing], layer: str) -> tuple[str, ...]:

@@ -191,7 +191,7 @@ def numbers(accounts: Mapping[str, Account], step: int) -> dict[str, dict[str, s
     at = {name: standing(a.history, step) for name, a in accounts.items()}
     found = {what: {name: _said(of(s), form) for name, s in at.items()} for what, (of, form) in _QUANTITIES.items()}
     found = {what: values for what, values in found.items() if set(values.values()) != {_UNKNOWN}}
-    if len({s.evaluated for s in at.values()}) > 1:
+    if {s.evaluated for s in at.values()} - {step, -1}:
         found["evaluated at step"] = {n: f"{s.evaluated:,}" if s.kept else _UNKNOWN for n, s in at.items()}
     if all(s.kept for s in at.values()):
         for which, i in (("first", 0), ("last", -1)):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from gsm_lab.checks import integer
+from gsm_lab.notebook.in_step import InStep
 from gsm_lab.notebook.memory import give_back
 from gsm_lab.training.loop import portion
 from gsm_lab.training.run import Run
@@ -35,8 +36,8 @@ class Player:
     """A thread that trains `run` while it plays. A new player closes the one before: one per kernel.
 
     Args:
-        run: the run to drive. When somebody else steps or trains it, the player pauses; all other reading and changing
-            of it is done between two steps.
+        run: the run to drive, or several `InStep`. When somebody else steps or trains one of them, the player pauses;
+            all other reading and changing of it is done between two steps.
         draw: called on the player's thread whenever there is something new to show, at most five times a second and
             never twice at once. It returns the number of the frame it sent, or None if it sent none.
         watched: whether a viewer acknowledges frames (`acknowledge`). If so, no frame is sent before the last one was
@@ -51,7 +52,7 @@ class Player:
 
     def __init__(
         self,
-        run: Run,
+        run: Run | InStep,
         draw: Callable[[], int | None] = lambda: None,
         watched: bool = False,
         threads: int | None = None,
@@ -232,7 +233,7 @@ class Player:
         if self._left <= 0:
             self.playing = False
         elif self.run.finished and math.isinf(self._left):
-            self.pause_with("the schedule has come to its end; Reset to begin again")
+            self.pause_with(getattr(self.run, "at_its_end", "the schedule has come to its end; Reset to begin again"))
         elif self.watched and time.monotonic() - self._seen_at > UNWATCHED:
             self.pause_with(f"nobody was watching for {UNWATCHED:.0f} seconds")
 

@@ -21,10 +21,12 @@ function render({ model, el }) {
     const width = Math.round(entries[0].contentRect.width);
     if (width && Math.abs(width - told) >= 4) model.send({ width: (told = width), page: window.innerWidth });
   };
-  requestAnimationFrame(() => {
+  const find = (tries) => requestAnimationFrame(() => {  // it is in the page a moment after this
     const board = el.closest(".gsm-playground");
     if (board) (observer = new ResizeObserver(measure)).observe(board);
+    else if (tries) find(tries - 1);
   });
+  find(100);
   model.on("change:frame", seen);
   model.on("msg:custom", act);
   model.send({ opened: true });
