@@ -78,8 +78,7 @@ def comparison(histories: Mapping[str, History], columns: int = 2, note: str = "
             figure.add_trace(go.Scatter(x=x, y=y, **_style(panel, i, list(histories))))
     finish(figure, 600)
     for panel in range(len(PANELS)):
-        name = "" if not panel else panel + 1
-        small = {"tickfont": {"size": 11}, "title_font": {"size": 12}}
+        name, small = _number(panel), {"tickfont": {"size": 11}, "title_font": {"size": 12}}
         x = {"anchor": f"y{name}", "rangemode": "tozero", "title_text": "step", "title_standoff": 2, **AXIS, **small}
         y = {"anchor": f"x{name}", "title_standoff": 6, **AXIS, **_AXES[panel], **small}
         figure.update_layout({f"xaxis{name}": x | ({"matches": "x"} if panel else {}), f"yaxis{name}": y})
@@ -89,46 +88,74 @@ def comparison(histories: Mapping[str, History], columns: int = 2, note: str = "
              "showarrow": False, "font": {"size": 13, "family": FONT}}  # fmt: skip
     first = {**title, "yanchor": "top", "font": {"size": 16, "family": FONT}}
     figure.layout.annotations = [*[title] * len(PANELS), first]
-    figure.layout.meta = {"columns": columns}
-    _say(figure, histories, text("note", note))
+    update(figure, histories, note, columns)
     return figure
 
 
-def update(figure: go.Figure, histories: Mapping[str, History], note: str = "") -> None:
-    """Bring a `comparison` of these runs up to date, in place; for a live figure, inside its `batch_update()`."""
-    histories = _checked(histories)
-    lines = [xy for of_runs in _lines(histories) for xy in of_runs]
+def update(figure: go.Figure, histories: Mapping[str, History], note: str = "", columns: int | None = None) -> None:
+    """Bring a `comparison` of these runs up to date, in place; for a live figure, inside its `batch_update()`.
+
+    `columns`: into how many to put the plots, as they are unless given.
+    """
+    histories, note = _checked(histories), text("note", note)
+    panels = _lines(histories)
+    lines = [xy for of_runs in panels for xy in of_runs]
     if len(kind("figure", figure, BaseFigure, "a figure that `comparison` made").data) != len(lines):
         raise ValueError(f"figure must be a `comparison` of {len(histories)} runs")
+    if columns is not None:
+        one_of("columns", columns, (1, 2))
     for trace, (x, y) in zip(figure.data, lines, strict=True):
         trace.x, trace.y = x, y
-    _say(figure, histories, text("note", note))
+    for panel in _LOG:
+        axis, found = figure.layout[f"yaxis{_number(panel)}"], _ticks(np.concatenate([y for _, y in panels[panel]]))
+        if axis.tickvals is None or list(axis.tickvals) != found["tickvals"]:
+            axis.tickvals, axis.ticktext = found["tickvals"], found["ticktext"]
+    _arrange(figure, columns or figure.layout.meta["columns"], _said(histories, note))
 
 
 def arrange(figure: go.Figure, columns: int) -> go.Figure:
     """Put the plots of a `comparison` into 1 or 2 columns, in place: changes the layout alone. Returns the figure."""
     one_of("columns", columns, (1, 2))
-    *said, first = (_wrapped(_plain(note.text), columns, i) for i, note in enumerate(figure.layout.annotations))
+    _arrange(figure, columns, [_plain(note.text) for note in figure.layout.annotations])
+    return figure
+
+
+def _arrange(figure: go.Figure, columns: int, said: list[str]) -> None:
+    """Titles, the headline last, and what depends on how many columns and lines there are.
+
+    Nothing is set to what it is, which would take as long; and nothing that is set is read again, because in a live
+    figure's `batch_update` it is still what it was.
+    """
+    said = [_wrapped(text, columns, i) for i, text in enumerate(said)]
+    notes = [note.to_plotly_json() for note in figure.layout.annotations]
     names = [trace.name for trace in figure.data if trace.showlegend]
     keys = 1 + (sum(8 * len(name) + 54 for name in names) > _ROOM[columns])  # rows of the legend
-    head = 24 + _ROW * (first.count("<br>") + 1) + _LEGEND * keys
-    rows, row = -(-len(PANELS) // columns), _TITLE + _PLOT[columns] + _FOOT
-    inside, notes = rows * row, [note.to_plotly_json() for note in figure.layout.annotations]
-    for panel, title in enumerate(said):
-        down, right = divmod(panel, columns)
-        top = 1 - (down * row + _TITLE) / inside
-        left, wide = (right * (1 - _WIDE), _WIDE) if columns == 2 else (0.0, 1.0)
-        name = "" if not panel else panel + 1
-        figure.layout[f"xaxis{name}"].domain = [left, left + wide]
-        figure.layout[f"yaxis{name}"].domain = [top - _PLOT[columns] / inside, top]
-        notes[panel] |= {"x": left, "y": top + 4 / inside, "text": title}
-    notes[-1] |= {"x": 0, "y": 1 + (head - 8) / inside, "text": first}
-    figure.layout.annotations = notes
-    figure.update_layout(
-        height=head + inside, margin={"t": head, "b": 0, "l": 66, "r": 18}, legend_y=1 + (_LEGEND * keys + 8) / inside,
-        meta={"columns": columns},
-    )  # fmt: skip
-    return figure
+    made = {"columns": columns, "lines": said[-1].count("<br>") + 1, "keys": keys}
+    if figure.layout.meta != made:
+        figure.layout.meta = made
+        head = 24 + _ROW * made["lines"] + _LEGEND * keys
+        rows, row = -(-len(PANELS) // columns), _TITLE + _PLOT[columns] + _FOOT
+        inside = rows * row
+        for panel in range(len(PANELS)):
+            down, right = divmod(panel, columns)
+            top = 1 - (down * row + _TITLE) / inside
+            left, wide = (right * (1 - _WIDE), _WIDE) if columns == 2 else (0.0, 1.0)
+            figure.layout[f"xaxis{_number(panel)}"].domain = [left, left + wide]
+            figure.layout[f"yaxis{_number(panel)}"].domain = [top - _PLOT[columns] / inside, top]
+            notes[panel] |= {"x": left, "y": top + 4 / inside}
+        notes[-1] |= {"x": 0, "y": 1 + (head - 8) / inside}
+        figure.update_layout(
+            height=head + inside, margin={"t": head, "b": 0, "l": 66, "r": 18},
+            legend_y=1 + (_LEGEND * keys + 8) / inside,
+        )  # fmt: skip
+    elif [note["text"] for note in notes] == said:
+        return
+    figure.layout.annotations = [note | {"text": text} for note, text in zip(notes, said, strict=True)]
+
+
+def _number(panel: int) -> str:
+    """What the names of a plot's axes end with."""
+    return str(panel + 1) if panel else ""
 
 
 def _checked(histories: Any) -> dict[str, History]:
@@ -152,8 +179,7 @@ def _style(panel: int, i: int, names: list[str]) -> dict[str, Any]:
         symbol, hover = f"{look['marker']['symbol']}-open", "target 1 − 1/C = %{y:.2f}%"
         look["line"] |= {"dash": DASHES[4 + of], "width": 1, "shape": "hv"}
         look["marker"] |= {"symbol": symbol, "size": 6, "maxdisplayed": 4}
-    axis = "" if not panel else panel + 1
-    name = escape(names[of], quote=False)
+    axis, name = _number(panel), escape(names[of], quote=False)
     return {
         **look, "name": name, "legendgroup": str(of), "showlegend": not panel, "xaxis": f"x{axis}",
         "yaxis": f"y{axis}", "hovertemplate": f"%{{fullData.name}}, step %{{x}}: {hover}<extra></extra>",
@@ -163,20 +189,13 @@ def _style(panel: int, i: int, names: list[str]) -> dict[str, Any]:
 # -- titles ------------------------------------------------------------------------------------------------------------
 
 
-def _say(figure: go.Figure, histories: Mapping[str, History], note: str) -> None:
+def _said(histories: Mapping[str, History], note: str) -> list[str]:
+    """The titles of the plots, and the headline."""
     step = common_step(histories)
     at = {name: standing(history, step) for name, history in histories.items()}
     layers = {layer_name(list(history.layers)[-1]) for history in histories.values()}
     layer = layers.pop() if len(layers) == 1 else "the last layer"
-    said = [*titles(at, layer), headline(at, step) + (f"; {note}" if note else "")]
-    notes = zip(figure.layout.annotations, said, strict=True)
-    figure.layout.annotations = [{**one.to_plotly_json(), "text": escape(text, quote=False)} for one, text in notes]
-    for panel in _LOG:
-        axis = f"x{panel + 1}" if panel else "x"
-        figure.layout[f"yaxis{panel + 1 if panel else ''}"].update(
-            _ticks(np.concatenate([trace.y for trace in figure.data if trace.xaxis == axis]))
-        )
-    arrange(figure, figure.layout.meta["columns"])
+    return [*titles(at, layer), headline(at, step) + (f"; {note}" if note else "")]
 
 
 def _ticks(values: np.ndarray) -> dict[str, list]:

@@ -172,8 +172,7 @@ class Compare(widgets.VBox):
         with self.player.lock:
             self._show_words()
             with self.figure.batch_update():
-                comparison.update(self.figure, self.accounts.histories(), self.accounts.note())
-                comparison.arrange(self.figure, self._columns)
+                comparison.update(self.figure, self.accounts.histories(), self.accounts.note(), self._columns)
             self.viewer.frame += 1
             return self.viewer.frame
 

@@ -100,8 +100,10 @@ class InStep:
         """In words, what comes before steps in common; nothing where they go on."""
         said = []
         for name, left in self.to_do().items():
-            what = "begins with its dense epochs" if self.runs[name].base is None else "catches up"
-            said += [f"{name} {what}, {left:,} step{'s'[: left > 1]} to go"] if left else []
+            run = self.runs[name]
+            if left and (run.base is not None or run.dense_left):  # without dense epochs, the gate has but to close
+                what = "begins with its dense epochs" if run.base is None else "catches up"
+                said.append(f"{name} {what}, {left:,} step{'s'[: left > 1]} to go")
         return "; ".join(said)
 
     @contextlib.contextmanager
