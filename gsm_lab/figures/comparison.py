@@ -129,7 +129,7 @@ def _arrange(figure: go.Figure, columns: int, said: list[str]) -> None:
     said = [_wrapped(text, columns, i) for i, text in enumerate(said)]
     notes = [note.to_plotly_json() for note in figure.layout.annotations]
     names = [trace.name for trace in figure.data if trace.showlegend]
-    keys = 1 + (sum(8 * len(name) + 54 for name in names) > _ROOM[columns])  # rows of the legend
+    keys = 1 + (sum(9 * len(name) + 60 for name in names) > _ROOM[columns])  # rows of the legend
     made = {"columns": columns, "lines": said[-1].count("<br>") + 1, "keys": keys}
     if figure.layout.meta != made:
         figure.layout.meta = made

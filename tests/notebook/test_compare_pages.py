@@ -55,7 +55,9 @@ def page(chromium: Any) -> Iterator[Any]:
     page.close()
 
 
-@pytest.mark.parametrize("names", ["ab", ("a", "no decay", "W" * 16, "m" * 16)], ids=["two", "four, long names"])
+@pytest.mark.parametrize(
+    "names", ["ab", ("a", "no decay", "smaller momentum", "Q far too small!")], ids=["two", "four, long names"]
+)
 @pytest.mark.parametrize("steps", [0, 30, 490])
 def test_nothing_overlaps_at_any_width(page: Any, names: Any, steps: int) -> None:
     histories = {name: made(steps + i).history if steps else History(LAYERS) for i, name in enumerate(names)}
