@@ -9,7 +9,7 @@ from plotly.offline import get_plotlyjs
 from gsm_lab.figures.comparison import arrange, comparison
 from gsm_lab.training.history import History
 from tests.figures.test_dashboard import LAYERS, made
-from tests.notebook.pages import Place, command, opened, wait_for, went_wrong
+from tests.notebook.pages import Place, command, new_page, opened, wait_for, went_wrong
 
 BOARD = """gl.Compare({"a": gl.Run(pretrain=0, hold=1.0, batch_size=8),
                        "no momentum": gl.Run(pretrain=0, hold=1.0, momentum=0.0, batch_size=8)})"""
@@ -31,7 +31,8 @@ threading.Thread(target=tell, daemon=True).start()
 
 # Of all texts in a figure: those that overlap another one, and those that stick out of the figure.
 FAULTS = """() => {
-  const plot = document.querySelector('.js-plotly-plot'), frame = plot.getBoundingClientRect();
+  const plot = document.querySelector('.js-plotly-plot');
+  const frame = plot.querySelector('.main-svg').getBoundingClientRect();
   const texts = [...plot.querySelectorAll('.main-svg text')].filter(t => t.textContent.trim() && t.checkVisibility());
   const boxes = texts.map(t => [t.textContent, t.getBoundingClientRect()]).filter(([, b]) => b.width && b.height);
   const faults = boxes.length > 30 ? [] : [`only ${boxes.length} texts`];
@@ -48,7 +49,7 @@ FAULTS = """() => {
 
 @pytest.fixture(scope="module")
 def page(chromium: Any) -> Iterator[Any]:
-    page = chromium.new_page()
+    page = new_page(chromium, [])
     page.set_content("<body style='margin: 0'><div id='plot'></div></body>")
     page.add_script_tag(content=get_plotlyjs())
     yield page
