@@ -8,14 +8,14 @@ from importlib import import_module
 from types import ModuleType
 
 from gsm_lab.figures.arrangement import Arrangement, arrange
-from gsm_lab.figures.dashboard import curves, dashboard, marks, update
+from gsm_lab.figures.dashboard import add_network, curves, dashboard, marks, update
 from gsm_lab.figures.headlines import PANELS, title_texts
 from gsm_lab.figures.pictures import static
 from gsm_lab.figures.style import line, lines, show
 
 __all__ = [
-    "PANELS", "Arrangement", "arrange", "curves", "dashboard", "line", "lines", "marks", "show", "static",
-    "title_texts", "update",
+    "PANELS", "Arrangement", "add_network", "arrange", "curves", "dashboard", "line", "lines", "marks", "show",
+    "static", "title_texts", "update",
 ]  # fmt: skip
 
 _STUDIES = (

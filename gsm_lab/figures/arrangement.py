@@ -26,6 +26,7 @@ TITLE, LEGEND, LABELS = 14, 12, 12  # sizes of letters, in pixels
 _BOLD, _PLAIN = 0.575, 0.53  # width of a letter in the mean, over its size
 _LEFT, _RIGHT, _EDGE = 62, 52, 36  # pixels beside a plot: labels of its axis, of a second one; for the mode bar
 _TITLE_LINE, _LEGEND_LINE, _UNDER = 19, 20, 44  # pixels of height
+_UNDER_PICTURES = 112  # under a plot of the network: what its axis says, and a bar of colours
 _SIGN, _LEAST = 44, 60  # pixels of a line's sample in a legend; of a plot
 _LONGEST = 58  # letters of a title
 _NOWHERE = [0, 0.0005]  # plotly takes no less than 1/4096, and gives the whole width instead
@@ -133,9 +134,13 @@ def arrange(figure: go.Figure, arrangement: Arrangement) -> go.Figure:
     """
     kind("figure", figure, BaseFigure, "a figure that `dashboard` made")
     a = kind("arrangement", arrangement, Arrangement, "an Arrangement of gsm_lab.figures")
+    bars = {place.plot.x: place for place in _places(figure.data, a) if place.plot.view == "network"}
     for trace, visible in zip(figure.data, shown(figure.data, a), strict=True):
         if (trace.visible is not False) != visible:
             trace.visible = visible
+        if visible and trace.xaxis in bars and trace.type == "scatter" and trace.marker.showscale:
+            place = bars[trace.xaxis]
+            trace.marker.colorbar.update(x=place.left, len=place.right - place.left, y=place.floor)
     notes = [note.to_plotly_json() for note in figure.layout.annotations]
     figure.update_layout(places(figure.data, notes, a))
     return figure
@@ -144,40 +149,65 @@ def arrange(figure: go.Figure, arrangement: Arrangement) -> go.Figure:
 def shown(traces: Sequence[go.Scatter], a: Arrangement) -> list[bool]:
     """Which of the traces are to be seen: not the spare ones of the density, which have no name."""
     there = {plot.x for plot in PLOTS if plot.view in a.views}
-    return [(t.xaxis or "x") in there and (t.legend != "legend4" or t.name is not None) for t in traces]
+    return [(t.xaxis or "x") in there and (t.type != "scatter" or t.legend != "legend4" or t.name is not None)
+            for t in traces]  # fmt: skip
+
+
+class _Place(NamedTuple):
+    """Where a plot stands, in shares of what is between the margins; its title begins at `title`, from below."""
+
+    plot: Plot
+    left: float
+    right: float
+    floor: float
+    bottom: float
+    top: float
+    title: float
+
+
+def _places(traces: Sequence[go.Scatter], a: Arrangement) -> list[_Place]:
+    there = {trace.xaxis or "x" for trace in traces}
+    plots = [plot for view in a.views for plot in PLOTS if plot.view == view and plot.x in there]
+    rows, wide = _rows(traces, plots, a), max(1.0, a.width - a.margins["l"] - a.margins["r"])
+    area, above, found = _area(rows), 0.0, []
+    for row, height, over in rows:
+        floor, top = max(0.0, 1 - (above + height) / area), 1 - (above + over) / area
+        for i, plot in enumerate(row):
+            left = i * (a.plot_width + a._gap) / wide
+            right = min(1.0, left + a.plot_width / wide)
+            legend = _LEGEND_LINE * a.legend_lines(_names(traces, plot)) if plot.legend else 6
+            under = _UNDER_PICTURES if plot.view == "network" else _UNDER
+            found.append(_Place(plot, left, right, floor, floor + under / area, top, top + legend / area))
+        above += height
+    return found
+
+
+def _area(rows: list[tuple[list[Plot], float, float]]) -> float:
+    return max(1.0, sum(height for _, height, _ in rows))
 
 
 def places(traces: Sequence[go.Scatter], notes: list[dict[str, Any]], a: Arrangement) -> dict[str, Any]:
     """What `arrange` sets in a layout; `notes`: the annotations that it has."""
-    there = {trace.xaxis or "x" for trace in traces}
-    plots = [plot for view in a.views for plot in PLOTS if plot.view == view and plot.x in there]
-    rows, margins = _rows(traces, plots, a), a.margins
-    area = max(1.0, sum(height for _, height, _ in rows))
+    found, margins = {place.plot: place for place in _places(traces, a)}, a.margins
+    area = _area(_rows(traces, [*found], a))
     wide = max(1.0, a.width - margins["l"] - margins["r"])
     layout: dict[str, Any] = {"height": area + margins["t"] + margins["b"], "margin": {**margins, "autoexpand": False}}
     titles: dict[str, dict[str, Any]] = {}
-    above = 0.0
-    for row, height, over in rows:
-        top, bottom = 1 - (above + over) / area, 1 - (above + height - _UNDER) / area
-        for i, plot in enumerate(row):
-            left = i * (a.plot_width + a._gap) / wide
-            layout[_axis(plot.x)] = {"domain": [left, min(1.0, left + a.plot_width / wide)], "visible": True}
-            for y in filter(None, (plot.y, plot.right)):
-                layout[_axis(y)] = {"domain": [max(0.0, bottom), top], "visible": True}
-            if plot.legend:
-                layout[plot.legend] = {"x": left, "y": top, "visible": True}
-            legend = _LEGEND_LINE * a.legend_lines(_names(traces, plot))
-            titles[plot.title] = {"x": left - (_LEFT - 8) / wide, "y": top + legend / area, "visible": True}
-        above += height
+    there = {trace.xaxis or "x" for trace in traces}
     for plot in PLOTS:
         if plot.x not in there:
             continue
-        if plot not in plots:
-            for axis in filter(None, (plot.x, plot.y, plot.right)):
-                layout[_axis(axis)] = {"domain": _NOWHERE, "visible": False}
-            if plot.legend:
-                layout[plot.legend] = {"visible": False}
+        place, axes = found.get(plot), [axis for axis in (plot.y, plot.right) if axis]
+        across, up, visible = _NOWHERE, _NOWHERE, place is not None
+        if place is not None:
+            across, up = [place.left, place.right], [place.bottom, place.top]
+            titles[plot.title] = {"x": place.left - (_LEFT - 8) / wide, "y": place.title, "visible": True}
+        else:
             titles[plot.title] = {"visible": False}
+        layout[_axis(plot.x)] = {"domain": across, "visible": visible}
+        layout |= {_axis(y): {"domain": up, "visible": visible} for y in axes}
+        if plot.legend:
+            layout[plot.legend] = {"visible": visible} | ({"x": place.left, "y": place.top} if place else {})
         if plot.view != "network" and plot.title != "change":  # its steps are the latest ones, and few
             how = {"type": "log" if a.log else "linear", "rangemode": "normal" if a.last or a.log else "tozero"}
             layout[_axis(plot.x)] |= how
@@ -220,10 +250,12 @@ def _rows(traces: Sequence[go.Scatter], plots: list[Plot], a: Arrangement) -> li
             row = of_view[i : i + a.columns]
             legends = max(a.legend_lines(_names(traces, plot)) if plot.legend else 0 for plot in row)
             over = a.title_lines * _TITLE_LINE + max(1, legends) * _LEGEND_LINE
+            under = _UNDER_PICTURES if view == "network" else _UNDER
             alone = len(a.views) == 1 and len(of_view) <= 2 == a.columns
             height = a.row * (2 if alone else 1) + max(0, legends - 1) * _LEGEND_LINE
-            height = max(height, min(a.row, a.plot_width) + over) if view == "network" else height
-            rows.append((row, max(height, over + _UNDER + _LEAST), over))
+            if view == "network":  # as high as wide, as far as there is room
+                height = max(height, over + under + min(320, a.plot_width))
+            rows.append((row, max(height, over + under + _LEAST), over))
     return rows
 
 

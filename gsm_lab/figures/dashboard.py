@@ -13,14 +13,16 @@ import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 
 from gsm_lab.checks import kind, number, whole
-from gsm_lab.figures import taylor_view
+from gsm_lab.figures import network, taylor_view
 from gsm_lab.figures.arrangement import PLOTS, Arrangement, frame, merged, places, shown
 from gsm_lab.figures.headlines import title_texts
 from gsm_lab.figures.style import AXIS, COLOURS, FEW_TICKS, finish, line
 from gsm_lab.knobs import KNOBS
+from gsm_lab.metric import Metric
 from gsm_lab.wording import layer_name, short_layer_name
 
 if TYPE_CHECKING:
+    from gsm_lab.studies.view import View
     from gsm_lab.training.history import History
 
 POINTS = 400  # a line; more cannot be seen, and makes a live figure slow
@@ -37,7 +39,8 @@ def curves(history: History, points: int = POINTS, last: int | None = None) -> C
     """The lines of the four plots by name: x in steps, y, both float32 of at most `points` entries.
 
     With `last`, only of so many steps up to the latest. Loss and re-activations are means over stretches of steps,
-    everything else is what it was at the end of a stretch. Shares and accuracies are in percent.
+    everything else is what it was at the end of a stretch. Shares and accuracies
+    are in percent, other metrics as they are.
     """
     points = whole("points", points)
     rows, evaluations = _history(history).steps.array(), history.evaluations.array()
@@ -50,8 +53,8 @@ def curves(history: History, points: int = POINTS, last: int | None = None) -> C
     share = np.float32(100.0 / max(1, sum(history.layers.values())))
     lines: Curves = {  # in the order in which a dashboard holds them
         "loss": (step, mean(rows["loss"])),
-        "live accuracy": (at, 100 * evaluations["live_accuracy"][seen]),
-        "cut accuracy": (at, 100 * evaluations["cut_accuracy"][seen]),
+        "live accuracy": (at, history.metric.scale * evaluations["live_accuracy"][seen]),
+        "cut accuracy": (at, history.metric.scale * evaluations["cut_accuracy"][seen]),
         "under 1e-3": (step, rows["under_1e-3"][ends].sum(axis=1) * share),
         "under 1e-4": (step, rows["under_1e-4"][ends].sum(axis=1) * share),
         "target": (step, 100.0 - 100.0 / history.knob_values("compression", rows["step"][ends])),
@@ -148,8 +151,10 @@ def dashboard(
         traces.append(go.Scatter(x=x, y=y, **axes, **style))
 
     add("loss", 0, 0, "training loss %{y:.3g}", line={"color": COLOURS[0], "width": 1.5}, mode="lines")
-    add("live accuracy", 0, 1, "test accuracy %{y:.2f}% as it is", right=True)
-    add("cut accuracy", 0, 2, "test accuracy %{y:.2f}% if cut now", right=True)
+    metric = history.metric
+    for i, (which, when) in enumerate((("live", "as it is"), ("cut", "if cut now")), 1):
+        hover = f"test {metric.name} {metric.hover()} {when}"
+        add(f"{which} accuracy", 0, i, hover, right=True, name=f"{which} {metric.name}")
     add("under 1e-3", 1, 3, "%{y:.2f}% of weights with |w| < 1e-3")
     add("under 1e-4", 1, 4, "%{y:.2f}% of weights with |w| < 1e-4")
     grey = {"color": "#000000", "dash": "dot", "width": 1.5, "shape": "hv"}
@@ -161,7 +166,7 @@ def dashboard(
         add(f"layer {name}", 3, i, f"%{{y:.3g}}% of {layer_name(name)} would stay", name=short_layer_name(name))
     for i in range(len(layers), slots):
         traces.append(go.Scatter(x=[], y=[], xaxis="x4", yaxis="y5", legend="legend4", **line(i)))
-    layouts, plots = [finish(go.Figure(), height).layout.to_plotly_json(), _axes()], PLOTS[:4]
+    layouts, plots = [finish(go.Figure(), height).layout.to_plotly_json(), _axes(metric)], PLOTS[:4]
     if taylor is not None:
         traces += taylor_view.traces(taylor)
         layouts.append(taylor_view.axes())
@@ -174,12 +179,16 @@ def dashboard(
 
 
 def update(
-    figure: go.Figure, history: History, taylor: np.ndarray | None = None, arrangement: Arrangement | None = None
+    figure: go.Figure,
+    history: History,
+    taylor: np.ndarray | None = None,
+    arrangement: Arrangement | None = None,
+    view: View | None = None,
 ) -> go.Figure:
     """Bring a `dashboard` with spare slots up to date, in place; for a live figure, inside its `batch_update()`.
 
     `taylor` is to be given if it was when the figure was made, and so is the `arrangement` that it has: what is not
-    shown is left as it is. Returns the figure.
+    shown is left as it is. `view`: of the network, where `add_network` has added it. Returns the figure.
     """
     kind("figure", figure, BaseFigure, "a figure that `dashboard` made")
     _probes(taylor)
@@ -200,11 +209,23 @@ def update(
         shapes, labels = marks(history, a)
     if "Taylor" in a.views and taylor is not None:
         said |= taylor_view.update(figure, taylor, a.last)
+    if "network" in a.views and view is not None:
+        network.update(figure, view)
+        said |= zip((plot.title for plot in PLOTS[6:]), network.titles(view), strict=True)
     titles = [note.to_plotly_json() for note in figure.layout.annotations if note.name]
     titles = [note | {"text": a.headline(said[note["name"]])} if note["name"] in said else note for note in titles]
     figure.layout.annotations = [*titles, *labels]
     if _differ(shapes, figure.layout.shapes):
         figure.layout.shapes = shapes
+    return figure
+
+
+def add_network(figure: go.Figure, view: View) -> go.Figure:
+    """Add the two plots of what is left of the network to a `dashboard`, in place; `arrange` gives them a place."""
+    network.add(figure, view, titled=False)
+    figure.update_layout(merged(frame(PLOTS[6:]), {"annotations": None}))
+    notes = [note.to_plotly_json() for note in figure.layout.annotations]
+    figure.layout.annotations = [*notes, *frame(PLOTS[6:])["annotations"]]
     return figure
 
 
@@ -223,13 +244,13 @@ def _probes(taylor: Any) -> None:
         raise TypeError(f"taylor must be None or a structured array of probes, got {type(taylor).__name__}")
 
 
-def _axes() -> dict[str, Any]:
+def _axes(metric: Metric) -> dict[str, Any]:
     """What the axes of the four plots measure."""
     percent = {"range": [0, 101], "tickmode": "linear", "dtick": 20}
-    few = {**FEW_TICKS, "nticks": 4}
+    few, scale = {**FEW_TICKS, "nticks": 4}, percent if metric.is_accuracy else {"nticks": 5}
     measured = {
         "y": ("training loss (log)", {**few, "autorangeoptions": {"clipmax": 100}}),  # what explodes leaves the rest
-        "y2": ("test accuracy, %", {**percent, "overlaying": "y", "side": "right", "showgrid": False}),
+        "y2": (metric.axis, {**scale, "overlaying": "y", "side": "right", "showgrid": False}),
         "y3": ("share of weights, %", percent),
         "y4": ("weights per step", {"rangemode": "tozero"}),
         "y5": ("kept, % (log)", few),

@@ -18,7 +18,7 @@ def title_texts(history: History) -> tuple[str, str, str, str]:
     """The four titles, from the latest step and the latest evaluation; before there is one, what the plots are for."""
     evaluations = history.evaluations.array()
     if not len(evaluations):
-        return tuple(f"{name[0].upper()}{name[1:]}" for name in PANELS)
+        return tuple(f"{name[0].upper()}{name[1:]}" for name in (f"loss and {history.metric.name}", *PANELS[1:]))
     return accuracies(history), *((near_zero(history), back(history)) if len(history.steps.array()) else _NOTHING), \
         densities(history)  # fmt: skip
 
@@ -27,10 +27,10 @@ _NOTHING = ("Nothing yet: press Play", "Nothing yet: press Play")
 
 
 def accuracies(history: History) -> str:
-    """The accuracy as it is and after the cut."""
-    last = history.evaluations.array()[-1]
-    live, cut = 100 * float(last["live_accuracy"]), 100 * float(last["cut_accuracy"])
-    return f"Accuracy {live:.1f}%, after the cut {cut:.1f}%"
+    """The accuracy, or what else is measured, as it is and after the cut."""
+    last, metric = history.evaluations.array()[-1], history.metric
+    live, cut = (metric.shown(float(last[name]), 1) for name in ("live_accuracy", "cut_accuracy"))
+    return f"{metric.title} {live}, after the cut {cut}"
 
 
 def near_zero(history: History) -> str:

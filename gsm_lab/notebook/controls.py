@@ -171,7 +171,9 @@ def parts(pg: Any, hide: set[str]) -> dict[str, widgets.Widget]:
         "views": _row([pg.views.tabs, pg.views.steps, files], grid_gap="0 18px"),
         "figure": pg.figure,
         "taylor": pg.taylor.text,
+        "network": pg.views.note,
         "restarts": _row([badge(False), *restarts] if restarts else [], grid_gap="0 18px"),
+        "kept": _row([pg.keep_button, pg.kept_menu, pg.back_button]),
         "state": widgets.VBox([_row([pg.copy_button, pg.load_button, pg.state_line]), pg.state_note]),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -18,10 +18,12 @@ from gsm_lab.checks import path
 from gsm_lab.knobs import KNOBS
 from gsm_lab.notebook import export, readouts
 from gsm_lab.notebook.browser import STYLE, Viewer
+from gsm_lab.notebook.by_hand import ByHand
 from gsm_lab.notebook.closing import close_all, forget_output
 from gsm_lab.notebook.controls import ChoiceControl, KnobControl, button, parts
+from gsm_lab.notebook.kept import Kept, Shelf
 from gsm_lab.notebook.player import Player
-from gsm_lab.notebook.presets import PRESETS, Preset
+from gsm_lab.notebook.presets import PRESETS
 from gsm_lab.notebook.readouts import got
 from gsm_lab.notebook.step_inspector import Inspector
 from gsm_lab.notebook.views import Views
@@ -31,7 +33,7 @@ LIVE = tuple(name for name, knob in KNOBS.items() if knob.control and knob.live)
 RESTARTS = tuple(name for name, knob in KNOBS.items() if knob.control and not knob.live)
 _current: weakref.ReferenceType[Playground] | None = None
 _taking_over = threading.Lock()
-PARTS = ("buttons", "readouts", "presets", "views", "figure", "taylor", "network", "state")
+PARTS = ("buttons", "readouts", "presets", "views", "figure", "taylor", "network", "kept", "state")
 _BUTTONS = {
     "play": ("Play", "play", "success", "train until Pause"),
     "pause": ("Pause", "pause", "", "stop after this step"),
@@ -42,7 +44,7 @@ _BUTTONS = {
 }
 
 
-class Playground(widgets.VBox):
+class Playground(ByHand, widgets.VBox):
     """A run to play with: play, pause, step and reset it, and drag its knobs while it trains.
 
     Args:
@@ -50,15 +52,16 @@ class Playground(widgets.VBox):
             the values of its knobs; knobs that a rival takes no notice of have no control.
         hide: names of controls and parts not to show, for teachers: any of the knobs compression, momentum,
             weight_decay, lr, smoothing, model, data, batch_size, seed; the buttons play, pause, step, step_50, reset,
-            new_seed; the parts buttons, readouts, presets, views (tabs, the menu of steps, files), figure, taylor,
-            network, state. What is hidden still works from code. Without taylor, the tab that compares single steps
-            with what Taylor predicts, no step is inspected.
+            new_seed; the parts buttons, readouts, presets, views (tabs, the menu of steps, files), figure, taylor and
+            network (tabs), kept (keep the run, come back to it), state. What is hidden still works from code. Without
+            taylor, the tab that compares single steps with what Taylor predicts, no step is inspected.
 
     Where PyTorch has several threads, steps are computed with one less than when the playground was made, because the
     page needs a core too. So they may differ in the last digits from those of a run that trains without a page.
 
     Everything works without a mouse: `play()`, `pause()`, `step(n)`, `reset()`, `set(momentum=0.99)`, `state`,
-    `load_state(line)`, `show("Taylor")`, `picture()`, `save("board.html")`. A new playground closes the one before.
+    `load_state(line)`, `keep()` and `back()`, `show("Taylor")`, `picture()`, `save("board.html")`. A new playground
+    closes the one before.
 
     Raises:
         TypeError: a `run` that is none, or a `hide` that is not a list of names.
@@ -101,6 +104,14 @@ class Playground(widgets.VBox):
         self.taylor = Inspector(self.run, shown="taylor" not in hidden)
         self.views = Views(self.run, self.taylor, hidden, self._refresh)
         self.figure = self.views.figure
+        self.shelf = Shelf()
+        self.keep_button = button("Keep this run", "bookmark", "", "to come back to it", self._keeping, "keep")
+        self.kept_menu = widgets.Dropdown(
+            options=[], disabled=True, layout={"width": "230px"}, tooltip="runs that are kept"
+        )
+        self.back_button = button(
+            "Come back", "history", "", "to the run as it was when it was kept", self._coming, "back"
+        )
         self.state_line = widgets.Text(placeholder="paste a state here, or press Copy state", continuous_update=True)
         self.viewer = Viewer()
         # Hidden parts are kept by name as well: a widget that is not closed would be kept, and with it the run.
@@ -146,6 +157,31 @@ class Playground(widgets.VBox):
         self.player.pause()
         with self.player.exclusive():
             self._restart(knobs)
+        self._draw()
+
+    def keep(self, name: str | None = None) -> Kept:
+        """Keep the run as it is, weights and all, to come back to it: by default as "kept 1", "kept 2", ...
+
+        `keep().run()` is a run of its own in that state, for `gl.Compare`. The oldest go where there are many: see
+        `kept.Shelf`. Raises TypeError, ValueError for a name that is none.
+        """
+        with self.player.exclusive():
+            kept = self.shelf.keep(self.run, name)
+        self._show_kept(kept.name)
+        return kept
+
+    def back(self, name: str | None = None) -> None:
+        """Pause, and put the run back to how it was when it was kept, by default the latest time; it goes on from there
+        to the bit as it did then.
+
+        Raises KeyError where nothing is kept, or not by this name.
+        """
+        if name is None and not len(self.shelf):
+            raise KeyError("nothing is kept: keep() first")
+        kept = self.shelf[self.shelf.names[-1] if name is None else name]
+        self.player.pause()
+        with self.player.exclusive():
+            self._come_back(kept)
         self._draw()
 
     @property
@@ -198,115 +234,13 @@ class Playground(widgets.VBox):
     def __repr__(self) -> str:
         return f"Playground({self.run.knobs['model']} on {self.run.knobs['data']})"
 
-    # -- with a mouse: callbacks leave a message for the player's thread ---------------------------------------------
-
-    def _pressed(self, name: str) -> None:
-        steps = {"play": None, "step": 1, "step_50": 50}
-        actions = {
-            "pause": lambda: None,
-            "reset": lambda: self._restart({}),
-            "new_seed": lambda: self._restart({"seed": self.run.settings.seed + 1}),
-        }
-        if name in steps:
-            self._ask(lambda: self.player.play(steps[name]))
-        else:
-            self._ask(lambda: self.player.post(actions[name]), pause=True)
-
-    def _ask(self, request: Callable[[], None], pause: bool = False) -> None:
-        """Ask the player for something; where another playground has closed it, the page says so."""
-        if pause:
-            self.player.playing = False
-        try:
-            request()
-        except RuntimeError as error:
-            self._fail(str(error))
-
-    def _moved(self, name: str, value: Any) -> None:
-        if KNOBS[name].live:
-            self._ask(lambda: self.player.post(lambda: self.run.set(**{name: value})))
-            return
-        control = self.controls[name]
-
-        def refused(reason: str) -> None:
-            control.show(self.run.knobs[name])
-            control.complain(reason)
-
-        self._ask(lambda: self.player.post(lambda: self._restart({name: value}, refused)), pause=True)
-
-    def _restart(self, knobs: dict[str, Any], refused: Callable[[str], None] | None = None) -> None:
-        """Begin again, between two steps. `refused` is told why the run cannot have a setting; else that is raised."""
-        try:
-            self.run.reset(**knobs)
-        except (ValueError, OSError) as error:
-            if refused is None:
-                raise
-            refused(str(error))
-            return
-        self.player.error, self.player.note = None, ""
-        self._show_knobs()
-
-    def _chosen(self, preset: Preset) -> None:
-        self.chosen = preset
-        self._ask(lambda: self.player.post(lambda: (self.run.set(**preset.knobs), self._show_knobs())))
-
-    def _copied(self) -> None:
-        self.state_line.value = self.state
-        self.viewer.send({"copy": self.state})
-
-    def _loaded(self) -> None:
-        def refused(reason: str) -> None:
-            self.state_note.value = f"<span class='gsm-wrong' role='alert'>{escape(reason)}</span>"
-
-        try:
-            knobs = readouts.read_state(self.state_line.value, self.run)
-        except ValueError as error:
-            refused(str(error))
-            return
-        self.state_note.value = ""
-        self._ask(lambda: self.player.post(lambda: self._restart(knobs, refused)), pause=True)
-
-    def _refresh(self) -> None:
-        """Somebody has chosen what to see: draw it, on the player's thread."""
-        self._ask(lambda: self.player.post(lambda: None))
-
-    def _saving(self, kind: str) -> None:
-        """A file for the page to keep, made on a thread of its own: a picture takes seconds."""
-
-        def make() -> None:
-            try:
-                contents = self._written(kind)
-            except RuntimeError as error:
-                self._fail(str(error))
-                return
-            name = f"{self.run.settings.model}-{self.run.knobs['data']}-step-{self.run.steps}.{kind}"
-            self.viewer.send({"file": name, "type": export.KINDS[kind]}, [contents])
-
-        threading.Thread(target=make, daemon=True, name="gsm_lab file").start()
-
-    def _written(self, kind: str) -> bytes:
-        about = f"{self!r}, step {self.run.steps:,}"
-        return export.written(self._whole(), kind, about, self.state)
-
-    def _whole(self) -> Any:
-        with self.player.exclusive():
-            return self.views.whole()
-
-    def _heard(self, _: Any, content: dict[str, Any], buffers: Any = None) -> None:
-        if "seen" in content:
-            self.player.acknowledge(content["seen"])
-        if "width" in content:
-            self.views.sized(content["width"], content.get("page"))
-        if content.get("opened"):
-            self.player.watched = True
-            self.player.refresh()
-
     # -- showing ---------------------------------------------------------------------------------------------------
 
     def _draw(self) -> int:
         """Send the page what has changed, and the number of this frame, which is returned."""
         with self.player.lock:
             self._show_readouts()
-            self.views.draw()
+            self.views.draw(self.player is not None and self.player.playing)
             self.viewer.frame += 1
             return self.viewer.frame
 

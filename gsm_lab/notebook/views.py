@@ -5,7 +5,9 @@ One figure, because each that a page shows has its own copy of plotly, 5 MB, sen
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import ipywidgets as widgets
@@ -17,9 +19,12 @@ from gsm_lab.figures import Arrangement
 from gsm_lab.figures.dashboard import LAYERS_SHOWN
 from gsm_lab.notebook.browser import Figure
 from gsm_lab.notebook.step_inspector import Inspector
+from gsm_lab.studies.network import look
+from gsm_lab.studies.view import View
 from gsm_lab.training.run import Run
 
-TABS = {"curves": "four plots", "Taylor": "Taylor view"}
+TABS = {"curves": "four plots", "Taylor": "Taylor view", "network": "the network"}
+SHARE = 0.04  # of the time that looking at the network may take while it trains
 STEPS = (
     ("all steps", (None, False)),
     ("all, log axis", (None, True)),
@@ -51,6 +56,10 @@ class Views:
         self._width, self._columns, self._told = 1000, 2, False
         self._arranged = self._key
         self.figure = Figure(self._made(self.arrangement, slots=LAYERS_SHOWN))
+        self.note = widgets.HTML()
+        self._view: View | None = None
+        self._history = run.history
+        self._added, self._next_at = False, 0.0
         for menu in (self.tabs, self.steps):
             menu.observe(lambda _: self._asked(), "value")
 
@@ -81,28 +90,55 @@ class Views:
         self._width, self._told = max(200, round(width)), True
         self._asked()
 
-    def draw(self) -> None:
-        """Send the page what has changed."""
-        inspected = self.taylor.inspected()
-        if (key := self._key) != self._arranged:
+    def draw(self, playing: bool = False) -> None:
+        """Send the page what has changed; of the network, while it is `playing`, as far as its share of time allows."""
+        inspected, view = self.taylor.inspected(), None
+        started = time.perf_counter()
+        if self.tabs.value == "network" and not (playing and started < self._next_at):
+            view = self._look()
+            if view is not None and not self._added:  # it comes when somebody wants to see it
+                figures.add_network(self.figure, view)
+                self._added, self._arranged = True, None
+        a = (key := self._key)[0]
+        if key != self._arranged:
             self._arranged = key
             # Each in a message of its own: in a batch, what is set can not be read before its end.
             with self.figure.batch_update():
-                figures.update(self.figure, self.run.history, inspected, key[0])
+                figures.update(self.figure, self.run.history, inspected, a, view)
             with self.figure.batch_update():
-                figures.arrange(self.figure, key[0])
+                figures.arrange(self.figure, a)
                 if self._told:  # once its height has been set, plotly keeps the width that it had then
                     self.figure.layout.width = self._width
         with self.figure.batch_update():
-            figures.update(self.figure, self.run.history, inspected, key[0])
+            figures.update(self.figure, self.run.history, inspected, a, view)
+        if view is not None:
+            now = time.perf_counter()
+            self._next_at = now + (now - started) * (1 / SHARE - 1)
         self.taylor.text.layout.display = "" if self.tabs.value == "Taylor" else "none"
+
+    def _look(self) -> View | None:
+        """The network now; None, with a note, where it cannot be looked at."""
+        like = self._view if self._history is self.run.history else None
+        self._history = self.run.history
+        try:
+            self._view = look(self.run, like=like)
+        except (ValueError, FloatingPointError) as error:
+            self.note.value = f"<span class='gsm-wrong'>{escape(str(error))}</span>"
+            return None
+        self.note.value = ""
+        return self._view
 
     def whole(self) -> go.Figure:
         """All tabs below each other, for a picture."""
         views = tuple(view for _, view in self.tabs.options)
         last, log = self.steps.value
-        return self._made(Arrangement(views, last=last, log=log))
+        view = self._look() if "network" in views else None
+        return self._made(Arrangement(views, last=last, log=log), view=view)
 
-    def _made(self, arrangement: Arrangement, slots: int = 0) -> go.Figure:
+    def _made(self, arrangement: Arrangement, slots: int = 0, view: View | None = None) -> go.Figure:
         inspected = self.taylor.inspected()
-        return figures.dashboard(self.run.history, slots=slots, taylor=inspected, arrangement=arrangement)
+        figure = figures.dashboard(self.run.history, slots=slots, taylor=inspected, arrangement=arrangement)
+        if view is None:
+            return figure
+        figures.arrange(figures.add_network(figure, view), arrangement)
+        return figures.update(figure, self.run.history, inspected, arrangement, view)
