@@ -1,4 +1,4 @@
-"""What a playground does when somebody presses, drags or types: callbacks that leave a message for its player."""
+"""What a playground does when somebody presses, drags or types: callbacks that leave a message for its player.
 
 A callback may come on any thread, so it computes nothing and waits for nothing.
 """
