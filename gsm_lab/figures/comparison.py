@@ -159,7 +159,10 @@ def _number(panel: int) -> str:
 
 
 def _checked(histories: Any) -> dict[str, History]:
-    return checked(histories, history_type(), "a History, as run.history is one")
+    found = checked(histories, history_type(), "a History, as run.history is one")
+    if other := next((h.metric.name for h in found.values() if not h.metric.is_accuracy), ""):
+        raise ValueError(f"runs must be measured by their accuracy to be compared here, got one measured by {other}")
+    return found
 
 
 def _lines(histories: Mapping[str, History]) -> list[list[tuple[np.ndarray, np.ndarray]]]:

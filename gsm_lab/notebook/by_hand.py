@@ -111,8 +111,9 @@ class ByHand:
             try:
                 contents = self._written(kind)
             except RuntimeError as error:
-                self._fail(str(error))
+                self.file_note.value = f"<span class='gsm-wrong' role='alert'>{escape(str(error))}</span>"
                 return
+            self.file_note.value = ""
             name = f"{self.run.settings.model}-{self.run.knobs['data']}-step-{self.run.steps}.{kind}"
             self.viewer.send({"file": name, "type": export.KINDS[kind]}, [contents])
 

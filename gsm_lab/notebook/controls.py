@@ -161,7 +161,7 @@ def parts(pg: Any, hide: set[str]) -> dict[str, widgets.Widget]:
     knobs = widgets.Box(live)
     knobs.add_class("gsm-knobs")
     presets = _row([widgets.HTML("<b>Presets</b>"), *pg.preset_buttons])
-    files = _row([widgets.HTML("Save as"), *pg.save_buttons], grid_gap="0 2px")
+    files = _row([widgets.HTML("Save as"), *pg.save_buttons, pg.file_note], grid_gap="0 2px")
     return {
         "buttons": _row([*(one for name, one in pg.buttons.items() if name not in hide), pg.status]),
         "live": widgets.VBox([knobs]),

@@ -25,7 +25,8 @@ class Kept:
 
     Attributes:
         name: what it is called. steps: gated steps it had done. knobs: every setting in force, by name.
-        cut: test accuracy, 0..1, that a cut left at the latest evaluation, None before the first.
+        cut: test accuracy, 0..1, or what else the run measures, that a cut left at the latest evaluation, None before
+            the first.
         nbytes: that it takes.
         line: what it is, in a line: "kept 1: step 1,500, 60×, β 0.9, cut 95.0%".
     """
@@ -39,10 +40,12 @@ class Kept:
             self._plain = copy.deepcopy(plain)
             self._own = tuple(None if isinstance(s, str) else s for s in (run.source_model, run.source_data))
             self._given_options = dict(run.given_options)
-            self._method, self._loss, self._output = run.method, run.loss, run.output
+            self._method, self._loss, self._output = run.method, run.given_loss, run.output
+            self._given_metric = run.given_metric
             self._of = weakref.ref(run)
             evaluations = run.history.evaluations.array()
             self.cut = float(evaluations["cut_accuracy"][-1]) if len(evaluations) else None
+            self._metric = run.history.metric
             self._dense = None if run.base is not None else run.dense_steps
         self.name, self.steps, self.knobs = name, self._plain["steps"], dict(self._plain["knobs"])
 
@@ -66,7 +69,10 @@ class Kept:
         rival = [] if self._method.name == "gsm" else [self._method.name]
         where = f"step {self.steps:,}" if self._dense is None else f"dense step {self._dense:,}"
         parts = [*rival, where, f"{self.knobs['compression']:g}×", f"β {self.knobs['momentum']:g}"]
-        return f"{self.name}: {', '.join(parts)}" + ("" if self.cut is None else f", cut {100 * self.cut:.1f}%")
+        if self.cut is not None:
+            what = "cut" if self._metric.is_accuracy else f"{self._metric.name} if cut"
+            parts.append(f"{what} {self._metric.shown(self.cut, 1)}")
+        return f"{self.name}: {', '.join(parts)}"
 
     def back_into(self, run: Run) -> None:
         """Put the run that this was kept of back to where it was; from there it goes on to the bit as it did then.
@@ -93,6 +99,7 @@ class Kept:
             model, of_module = copied(model, loss if isinstance(loss, nn.Module) else None)
             loss = loss if of_module is None else of_module
         given = {"model": model, "data": data, "loss": loss, "output": self._output, "method": method}
+        given["metric"] = self._given_metric
         tensors = {name: t.clone() for name, t in self._tensors.items()}
         run = Run.from_state(tensors, copy.deepcopy(self._plain), **given, where=self.name)
         run.given_options = dict(self._given_options)

@@ -87,7 +87,9 @@ class Playground(ByHand, widgets.VBox):
         self.preset_buttons = [button(p.name, "", "", p.explanation, partial(self._chosen, p)) for p in presets]
         self.copy_button = button("Copy state", "copy", "", "", self._copied, "copy")
         self.load_button = button("Load state", "", "", "", self._loaded, "load")
-        self.status, self.failure, self.budget, self.half_life, self.state_note = (widgets.HTML() for _ in range(5))
+        self.status, self.failure, self.budget, self.half_life, self.state_note, self.file_note = (
+            widgets.HTML() for _ in range(6)
+        )
         self.status.add_class("gsm-status")
         self.save_buttons = [
             button(
