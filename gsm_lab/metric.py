@@ -187,7 +187,7 @@ class Metric:
 
     def signed(self, change: float, decimals: int = 2) -> str:
         """A difference of two values without its unit: "-1.20", "+0.31". `decimals`: of points."""
-        return f"{100 * change + 0.0:+.{decimals}f}" if self.percent else f"{change + 0.0:+.3g}"
+        return f"{round(100 * float(change), decimals) + 0.0:+.{decimals}f}" if self.percent else f"{change + 0.0:+.3g}"
 
     def amount(self, change: float) -> str:
         """The size of a difference with its unit: "1.20 points", "0.31 kg"."""

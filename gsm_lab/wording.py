@@ -31,8 +31,47 @@ def whole_percent(share: float) -> str:
     return f"{percents:.0f}%" if percents < 99 or percents == 100 else f"{math.floor(10 * percents) / 10:.1f}%"
 
 
+def share(part: float) -> str:
+    """A share, or a relative error, in percent: two digits that count, whole percents from 10 on; "100%" is all of it.
+
+    "34%", "1.3%", "0.012%", "99.6%", "1,250%"; "unknown" where there is none (NaN).
+    """
+    percents = 100 * part
+    if not math.isfinite(percents):
+        return "unknown" if math.isnan(percents) else "beyond all bounds"
+    if 0 < percents < 1e-3:
+        return "under 0.001%"
+    if 99.5 <= percents < 100:
+        return f"{math.floor(10 * percents + 1e-6) / 10:.1f}%"
+    return f"{percents:,.0f}%" if percents >= 9.95 else f"{percents:.2g}%"
+
+
+def digits(value: float) -> str:
+    """A number in two digits that count: "0.034", "-1.5", "12,000", "1.2·10⁻⁷"; "not a number" where it is none."""
+    value = float(f"{value:.2g}") + 0.0  # never a zero with a sign
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else f"{'-' if value < 0 else ''}infinity"
+    if value == 0 or 1e-4 <= abs(value) < 1e6:
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:g}"
+    mantissa, power = f"{value:e}".split("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{raised}" if float(mantissa) == 1 else f"{float(mantissa):g}·10{raised}"
+
+
+def signed(value: float, decimals: int = 1) -> str:
+    """A change with its sign: "+0.3", "-1.0"; what rounds to nothing is "+0.0"."""
+    return f"{round(float(value), decimals) + 0.0:+.{decimals}f}"
+
+
+def counted(number: int, what: str, many: str = "") -> str:
+    """So many of something: "1 weight", "1,200 weights"; `many` where that is not `what` with an s."""
+    return f"{number:,} {what if number == 1 else many or what + 's'}"
+
+
 def times(factor: float) -> str:
-    """A factor >= 1 in two digits: "1.2×", "34×", "1,400×"."""
+    """A factor >= 1 in two digits: "1.2×", "34×", "1,400×", "10⁹×"."""
+    if factor >= 1e6:
+        return f"{digits(factor)}×"
     return f"{float(f'{factor:.2g}'):,.4g}×" if factor < 1000 else f"{float(f'{factor:.2g}'):,.0f}×"
 
 

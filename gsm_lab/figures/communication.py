@@ -12,10 +12,11 @@ from plotly.subplots import make_subplots
 
 from gsm_lab import checks
 from gsm_lab.checks import is_number, one_of, shown
-from gsm_lab.figures.style import DOTS, WIDE, error_bars, line, scatter, ticks, titled
+from gsm_lab.figures.fitting import ROOM, log_axis, ticks
+from gsm_lab.figures.style import DOTS, error_bars, line, scatter, shown_on, titled
 from gsm_lab.metric import metric_of
 from gsm_lab.studies.aggregation import mean_and_range
-from gsm_lab.wording import count, duration, layer_name, size, whole_percent
+from gsm_lab.wording import count, counted, duration, layer_name, size, whole_percent
 
 __all__ = ["accuracy", "overlap", "quantised", "recall", "volume"]
 
@@ -38,9 +39,13 @@ def recall(table: pd.DataFrame, layer: str = "all") -> go.Figure:
     mean = table.groupby("factor")[list(_WHO)].mean()
     least, most = mean.index.min(), mean.index.max()
     title = f"One rank's own top {_times_q(least)} holds {whole_percent(mean['single'][least])} of the global top Q"
-    title += f"{_inside(layer)}, its top {_times_q(most)} {whole_percent(mean['single'][most])}"
-    title += f"; from what {_ranks(table)} send, the gate chooses "
-    title += f"{whole_percent(mean['chosen'][least])} and {whole_percent(mean['chosen'][most])} of it"
+    chosen = [whole_percent(mean["chosen"][least])]
+    title += _inside(layer)
+    if most != least:
+        title += f", its top {_times_q(most)} {whole_percent(mean['single'][most])}"
+        chosen.append(whole_percent(mean["chosen"][most]))
+    sends = "sends" if table["ranks"].iloc[0] == 1 else "send"
+    title += f"; from what {_ranks(table)} {sends}, the gate chooses {' and '.join(chosen)} of it"
     figure = make_subplots(
         rows=1, cols=len(_WHO), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=list(_WHO.values())
     )
@@ -51,8 +56,9 @@ def recall(table: pd.DataFrame, layer: str = "all") -> go.Figure:
             hover += "<br>%{customdata:,.0f} weights travel in all"
             style = line(i, name=stage, legendgroup=stage, showlegend=col == 1, customdata=one["travel"])
             figure.add_trace(scatter(one.index, 100 * one[who], hover, style), 1, col)
-    titled(figure, title, "sends top kQ: k (log)", 440, type="log", **ticks(mean.index))
-    return figure.update_yaxes(title_text="of the global top Q, %", range=[0, 102], col=1)
+    figure.update_yaxes(title_text="of the global top Q, %", range=[0, 102], col=1)
+    room = ROOM / len(_WHO)
+    return titled(figure, title, "sends top kQ: k (log)", 440, len(_WHO), type="log", **ticks(mean.index, room))
 
 
 def overlap(table: pd.DataFrame, factor: float = 1, layer: str = "all") -> go.Figure:
@@ -73,10 +79,12 @@ def overlap(table: pd.DataFrame, factor: float = 1, layer: str = "all") -> go.Fi
     names = {"union": "in any rank's", "single": "in one rank's, mean", "intersection": "in every rank's",
              "between": "shared by two ranks"}  # fmt: skip
     shared, stages = table.groupby("stage", sort=False)["between"].mean(), table["stage"].unique()
-    first, last = whole_percent(shared.iloc[0]), whole_percent(shared.iloc[-1])
-    title = f"Two of {_ranks(table)} share {first} of their top {_times_q(factor)}{_inside(layer)}"
-    title += f" {stages[0]} in the run" + (f", {last} {stages[-1]}" if len(stages) > 1 else "")
-    title += f"; one alone finds {whole_percent(table['single'].mean())} of the global top Q"
+    first, last = (whole_percent(part) if part == part else "nothing" for part in (shared.iloc[0], shared.iloc[-1]))
+    who = "Two ranks" if table["ranks"].iloc[0] == 2 else f"Two of {_ranks(table)}"
+    title = f"{who} share {first} of their top {_times_q(factor)}{_inside(layer)}"
+    title += f" {stages[0]} in the run" + (f", {last} {stages[-1]}" if len(stages) > 1 else "") + "; one"
+    title = title if len(shared) and table["ranks"].iloc[0] > 1 else "One rank"
+    title += f" alone finds {whole_percent(table['single'].mean())} of the global top Q"
     figure = go.Figure()
     for i, (column, text) in enumerate(names.items()):
         name, what = f"global top Q {text}", f"of the global top Q {text}"
@@ -84,8 +92,8 @@ def overlap(table: pd.DataFrame, factor: float = 1, layer: str = "all") -> go.Fi
             name, what = text, f"of two ranks' top {_times_q(factor)} are the same"
         hover = f"step %{{x:,}}: %{{y:.1f}}% {what}"
         figure.add_trace(scatter(table["step"], 100 * table[column], hover, line(i, name=name)))
-    titled(figure, title, "step since the gate closed", 454, 2)
-    return figure.update_yaxes(title_text=f"weights in local top {_times_q(factor)}, %", range=[0, 102])
+    figure.update_yaxes(title_text=f"weights in local top {_times_q(factor)}, %", range=[0, 102])
+    return titled(figure, title, "step since the gate closed", 454)
 
 
 def quantised(table: pd.DataFrame) -> go.Figure:
@@ -111,8 +119,8 @@ def quantised(table: pd.DataFrame) -> go.Figure:
     rule = {"mode": "lines", "line": DOTS, "name": "exact gradients"}
     hover = "%{y:.1f}% of the exact top Q are among the Q largest |w|"
     figure.add_trace(scatter([kept.index[-1], kept.index[0]], [exact, exact], hover, rule), 1, 2)
-    titled(figure, title, "bits a weight (log)", 430, type="log", **ticks(mean.index))
-    return figure.update_yaxes(title_text="share of Q, %", range=[0, 102], col=1)
+    figure.update_yaxes(title_text="share of Q, %", range=[0, 102], col=1)
+    return titled(figure, title, "bits a weight (log)", 430, 2, type="log", **ticks(mean.index, ROOM / 2))
 
 
 def volume(table: pd.DataFrame, what: str = "bytes") -> go.Figure:
@@ -141,9 +149,9 @@ def volume(table: pd.DataFrame, what: str = "bytes") -> go.Figure:
     title += f", GSM's counts {said(end['GSM under FSDP2, in addition'])} more, and under DDP nothing"
     others = {"weights": "ranks", "ranks": "weights"}[x]
     at = f"{x} (log), at {count(table[others].iloc[0])} {others}"
-    titled(figure, title, at, 500, 3, **WIDE).update_layout(margin={"l": 88})
     unit = "bytes that a rank sends in a step" if what == "bytes" else "seconds a step, for the exchange alone"
-    return figure.update_yaxes(title_text=f"{unit} (log)", **WIDE)
+    figure.update_yaxes(title_text=f"{unit} (log)", **log_axis(shown_on(figure)))
+    return titled(figure, title, at, 500, **log_axis(table[x], 5))
 
 
 def accuracy(table: pd.DataFrame) -> go.Figure:
@@ -178,11 +186,11 @@ def accuracy(table: pd.DataFrame) -> go.Figure:
         figure.add_trace(scatter(ends, [level, level], f"dense exchange, {text}: {metric.hover()}", style))
     x = f"k: each of {_ranks(table)} sends its top kQ (log)"
     x += f"; one test sample is {100 / table['tested'].iloc[0]:.2g} points" if metric.is_accuracy else ""
-    titled(figure, title, x, 464, 2, type="log", **ticks(sparse["factor"].unique()))
-    if not metric.is_accuracy:
-        return figure.update_yaxes(title_text=metric.axis)
-    shown = 100 * table[["live", "cut"]].to_numpy()
-    return figure.update_yaxes(title_text=metric.axis, range=[shown.min() - 1, min(100.5, shown.max() + 1)])
+    figure.update_yaxes(title_text=metric.axis)
+    if metric.is_accuracy:
+        shown = 100 * table[["live", "cut"]].to_numpy()
+        figure.update_yaxes(range=[shown.min() - 1, min(100.5, shown.max() + 1)])
+    return titled(figure, title, x, 464, type="log", **ticks(sparse["factor"].unique()))
 
 
 def _of_layer(table: pd.DataFrame, layer: str) -> pd.DataFrame:
@@ -197,7 +205,7 @@ def _inside(layer: str) -> str:
 
 
 def _ranks(table: pd.DataFrame) -> str:
-    return f"{table['ranks'].iloc[0]} ranks"
+    return counted(int(table["ranks"].iloc[0]), "rank")
 
 
 def _times_q(factor: float) -> str:

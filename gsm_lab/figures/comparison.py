@@ -23,7 +23,8 @@ from gsm_lab.checks import kind, one_of, text
 from gsm_lab.figures.comparison_titles import headline, titles
 from gsm_lab.figures.dashboard import curves
 from gsm_lab.figures.differences import Account, checked, common_step, history_type, standing, told
-from gsm_lab.figures.style import AXIS, DASHES, FONT, finish, line, ticks
+from gsm_lab.figures.fitting import ticks
+from gsm_lab.figures.style import AXIS, DASHES, FONT, finish, line
 from gsm_lab.wording import layer_name
 
 if TYPE_CHECKING:

@@ -23,9 +23,6 @@ _LONGEST = 120.0  # seconds a picture may take
 def static(figure: go.Figure, width: int = 860, kind: str = "png") -> bytes:
     """The figure as PNG, or as "svg", `width` pixels wide, for readers without a kernel.
 
-    JupyterLab shows it, too, until the mouse is over it, and as wide as it is; so it has to fit into a notebook's cell
-    beside the file browser.
-
     Needs a Chromium or Chrome, which kaleido drives, and nothing from the network (formulas between dollar signs stay
     as they are). Raises what kaleido does where there is none, TimeoutError where one does not answer for two minutes.
     """

@@ -10,8 +10,10 @@ import plotly.graph_objects as go
 
 from gsm_lab import checks
 from gsm_lab.checks import number, shown, text
-from gsm_lab.figures.style import drawn, error_bars, line, scatter, ticks
+from gsm_lab.figures.fitting import LETTER, ROOM, letters, ticks, wrapped
+from gsm_lab.figures.style import DOTS, as_picture, drawn, error_bars, line, named, scatter
 from gsm_lab.studies.aggregation import METHODS, summary
+from gsm_lab.wording import signed
 
 __all__ = ["against_published", "budgets", "pixels", "ranked", "summary"]
 
@@ -38,7 +40,7 @@ def budgets(table: pd.DataFrame, model: str = "lenet300", height: int = 460) -> 
         figure.add_trace(scatter(of["compression"], of["cut"], hover, style))
     hardest = rows[rows["compression"] == rows["compression"].max()].sort_values("cut")
     best, worst = hardest.iloc[-1], hardest.iloc[0]
-    title = f"At {best['compression']:g}× {best['label']} keeps {best['cut']:.2f}%"
+    title = f"At {best['compression']:,g}× {best['label']} keeps {best['cut']:.2f}%"
     if len(hardest) > 1:
         title += f", {worst['label']} {worst['cut']:.2f}%"
     figure = drawn(figure, title, "compression N / Q (log)", "test accuracy after the cut, %", height)
@@ -71,16 +73,18 @@ def ranked(table: pd.DataFrame, model: str = "lenet300", compression: float = 60
             style["error_y"] = error_bars(rows, "cut")
         figure.add_trace(scatter(rows["label"], rows[column], hover, style))
     dense = rows["base"].mean()
-    note = f"dense network, {dense:.2f}%"
-    figure.add_hline(y=dense, line={"color": "#888888", "width": 1, "dash": "dot"}, annotation_text=note)
+    ends = {"mode": "lines", "line": {**DOTS, "color": "#444444"}, "name": f"dense network, {dense:.2f}%"}
+    if dense == dense:
+        figure.add_trace(scatter(rows["label"], [dense] * len(rows), "dense network: %{y:.2f}%", ends))
     best = rows.iloc[0]
-    title = f"At {compression:g}× {best['label']} keeps {best['cut']:.2f}%"
+    title = f"At {compression:,g}× {best['label']} keeps {best['cut']:.2f}%"
     for word, i in (("then", 1), ("and", len(rows) - 1))[: len(rows) - 1]:
         title += f", {word} {rows['label'].iloc[i]} {rows['cut'].iloc[i]:.2f}%"
     figure = drawn(figure, title, "method", "test accuracy, %", height)
     far = rows["cut"] < rows["cut"].median() - FAR
     near = rows[~far]
-    seen = [*near["low"], *near["high"], *near["live"], dense]
+    seen = [y for y in (*near["low"], *near["high"], *near["live"], dense) if y == y]
+    named(figure, rows["label"])
     return _told_below(figure, seen, {r.label: [f"{r.cut:.1f}%"] for r in rows[far].itertuples()})
 
 
@@ -103,15 +107,25 @@ def _told_below(figure: go.Figure, near: list[float], far: dict[Any, list[str]])
     """Show what is `near`, and say at the lower edge what is `far` below, or the others would lie on top of each other.
 
     `far`: the place on the x axis (its logarithm, where the axis is), and what is said there; where it is empty the
-    figure stays as it is.
+    figure stays as it is. Where what is said has no room side by side, it is said below the axis.
     """
     if not far:
         return figure
     bottom, top = min(near), max(near)
     pad = 0.12 * (top - bottom) + 0.05
-    for x, said in far.items():
-        text = "<br>".join([*said, "↓ (below)"])
-        figure.add_annotation(x=x, y=bottom - 2 * pad, yanchor="bottom", text=text, showarrow=False)
+    logs = [x for x in far if not isinstance(x, str)]
+    shown = {float(np.log10(x)) if logs else str(x) for trace in figure.data for x in trace.x}
+    apart = min(np.diff(sorted(logs)), default=9) / ((max(shown) - min(shown)) or 1) if logs else 1 / len(shown)
+    if apart * ROOM > LETTER * max(len(text) for said in far.values() for text in (*said, "↓ (below)")):
+        for x, said in far.items():
+            text = "<br>".join([*said, "↓ (below)"])
+            figure.add_annotation(x=x, y=bottom - 2 * pad, yanchor="bottom", text=text, showarrow=False)
+    else:
+        at = {x: f"at {10**x:,.4g}×" if logs else x.replace("<br>", " ") for x in far}
+        told = "; ".join(f"{at[x]}: {', '.join(said)}" for x, said in far.items())
+        title = figure.layout.xaxis.title
+        title.text += "<br>" + wrapped(f"below what is shown {told}", letters(ROOM))
+        figure.layout.height += 17 * (1 + title.text.count("<br>"))
     return figure.update_yaxes(range=[bottom - 2 * pad, top + pad])
 
 
@@ -129,13 +143,16 @@ def pixels(counts: Any, height: int = 440) -> go.Figure:
     if counts.ndim != 2 or not counts.size:
         raise ValueError(f"counts must be of shape [height, width], got {list(counts.shape)}")
     read = int((counts > 0).sum())
-    title = f"{read} of {counts.size} pixels are read, {counts.size - read} by no weight at all"
+    title = f"{read:,} of {counts.size:,} pixels {'is' if read == 1 else 'are'} read, "
+    title += f"{counts.size - read:,} by no weight at all"
+    if read in (0, counts.size):
+        every = "The one pixel is read" if read == 1 else f"All {counts.size:,} pixels are read"
+        title = every if read else "No weight reads a pixel"
     hover = "row %{y}, column %{x}: %{z} weights<extra></extra>"
     heat = {"colorscale": "Greys", "colorbar": {"title": {"text": "weights"}}, "name": "weights that read a pixel"}
     figure = go.Figure(go.Heatmap(z=counts, hovertemplate=hover, **heat))
     figure = drawn(figure, title, "column, pixels", "row, pixels", height)
-    figure.update_xaxes(constrain="domain", nticks=8)
-    return figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain", nticks=8)
+    return as_picture(figure, *counts.shape)
 
 
 def against_published(table: pd.DataFrame, height: int = 460) -> go.Figure:
@@ -156,9 +173,11 @@ def against_published(table: pd.DataFrame, height: int = 460) -> go.Figure:
     style = line(1, mode="markers", name="published")
     figure.add_trace(scatter(names, rows["published"], "%{x}: %{y:.2f}% published", style))
     off = rows["cut"] - rows["published"]
-    title = f"Measured minus published: {off.min():+.2f} to {off.max():+.2f} points, "
-    title += f"{(off >= 0).sum()} of {len(off)} rows at least as good"
+    low, high, good = signed(off.min(), 2), signed(off.max(), 2), int((off >= 0).sum())
+    title = f"Measured minus published: {low if low == high else f'{low} to {high}'} points"
+    title += f", {good} of {len(off)} rows at least as good" if len(off) > 1 else ""
     figure = drawn(figure, title, "method, network and compression", "test accuracy after the cut, %", height)
+    named(figure, names)
     least = pd.concat([rows["cut"], rows["published"]]).median() - FAR
     near = [y for y in (*rows["low"], *rows["high"], *rows["published"]) if y >= least]
     far: dict[Any, list[str]] = {}

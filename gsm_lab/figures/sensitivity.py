@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from gsm_lab import checks
 from gsm_lab.checks import number
-from gsm_lab.figures.style import drawn, error_bars, line, round_numbers, scatter, ticks
-from gsm_lab.metric import metric_of
+from gsm_lab.figures.fitting import few, log_axis, placed, short_names, ticks
+from gsm_lab.figures.style import drawn, error_bars, line, named, scatter
+from gsm_lab.metric import Metric, metric_of
 from gsm_lab.studies.aggregation import mean_and_range
+from gsm_lab.wording import share as percents
+from gsm_lab.wording import signed
 
 
 def densities(table: pd.DataFrame, height: int = 420) -> go.Figure:
@@ -31,10 +35,11 @@ def densities(table: pd.DataFrame, height: int = 420) -> go.Figure:
     hover = f"whole network: {whole:.3g}% stay"
     figure.add_trace(scatter(table["layer"], [whole] * len(table), hover, line(1, name="whole network")))
     most, least = table.loc[table["density"].idxmax()], table.loc[table["density"].idxmin()]
-    title = f"GSM leaves {most['layer']} {100 * most['density']:.2g}% of its weights"
+    title = f"GSM leaves {most['layer']} {percents(most['density'])} of its weights"
     if most["layer"] != least["layer"]:
-        title += f", and {least['layer']} {100 * least['density']:.2g}%"
-    return drawn(figure, title, "layer", "weights that stay, %", height, logy=True)
+        title += f", and {least['layer']} {percents(least['density'])}"
+    figure = drawn(figure, title, "layer", "weights that stay, %", height, logy=True)
+    return named(figure, table["layer"])
 
 
 def alone(table: pd.DataFrame, finetune: float = 0, height: int = 420) -> go.Figure:
@@ -54,25 +59,29 @@ def alone(table: pd.DataFrame, finetune: float = 0, height: int = 420) -> go.Fig
     part = table[table["finetune"] == finetune]
     checks.table(f"table at finetune={finetune:g}", part)
     figure, worst, metric = go.Figure(), {}, metric_of(table)
-    for i, (layer, rows) in enumerate(part.groupby("layer", sort=False)):
+    ratio, every = part["ratio"].max(), list(dict.fromkeys(part["layer"]))
+    shown = few(every)
+    short = dict(zip(shown, short_names([str(layer) for layer in shown]), strict=True))
+    for layer, rows in part[part["ratio"] == ratio].groupby("layer", sort=False):
+        worst[layer] = rows["lost"].mean()
+    for i, layer in enumerate(shown):
+        rows = part[part["layer"] == layer]
         lost = mean_and_range(metric.scale * rows["lost"], rows["ratio"])
         left = 100 * (1 - lost.index)
         hover = f"{layer} with %{{x:.3g}}% of its weights: {metric.hover(change=True)}"
         hover += f"<br>{metric.hover('customdata[0]', True)} to {metric.hover('customdata[1]', True)} by seed"
-        style = line(i, name=str(layer), error_y=error_bars(lost), customdata=lost[["low", "high"]])
+        style = line(i, name=short[layer], error_y=error_bars(lost), customdata=lost[["low", "high"]])
         figure.add_trace(scatter(left, lost["mean"], hover, style))
-        worst[layer] = lost["mean"].iloc[-1]
-    ratio = part["ratio"].max()
     most, least = max(worst, key=worst.get), min(worst, key=worst.get)
     how = f"after {finetune:g} epoch{'' if finetune == 1 else 's'} of fine-tuning" if finetune else "as it is"
-    digits, unit = (".1f" if metric.percent else ".3g"), f" {metric.points}".rstrip()
-    loses = "loses" if metric.is_accuracy else f"is worse in {metric.name} by"
-    title = f"Without {100 * ratio:g}% of {most} the net {loses} {worst[most]:{digits}}{unit} {how}"
+    title = f"Without {100 * ratio:g}% of {most} the net {_loses(worst[most], metric)} {how}"
     if most != least:
-        title += f", of {least} {worst[least]:{digits}}"
+        title += f", without that of {least} it {_loses(worst[least], metric)}"
+    if len(shown) < len(every):
+        title += f" ({len(shown)} of {len(every)} layers shown)"
     figure = drawn(figure, title, "weights of the layer that stay, % (log)", metric.lost_axis, height)
     shares = sorted({round(100 * (1 - r), 6) for r in part["ratio"]})
-    return figure.update_xaxes(type="log", autorange="reversed", **ticks(shares))
+    return figure.update_xaxes(type="log", autorange="reversed", **ticks(share for share in shares if share > 0))
 
 
 def compared(answer: pd.DataFrame, truth: pd.DataFrame, agreement: pd.DataFrame, height: int = 420) -> go.Figure:
@@ -91,13 +100,41 @@ def compared(answer: pd.DataFrame, truth: pd.DataFrame, agreement: pd.DataFrame,
     for i, (epochs, part) in enumerate(truth.groupby("finetune")):
         cost = part.groupby("layer")["more"].mean()[answer["layer"]]
         name = f"{epochs:g} epoch{'' if epochs == 1 else 's'} of fine-tuning" if epochs else "no fine-tuning"
-        hover = f"%{{text}}, {name}: %{{x:.3g}}% stay under GSM, pruned alone the loss rises by %{{y:.3g}}"
-        style = line(i, mode="markers+text", name=name, text=answer["layer"])
-        style["textposition"] = ("top center", "bottom center")[i % 2]
+        hover = f"%{{customdata}}, {name}: %{{x:.3g}}% stay under GSM, pruned alone the loss rises by %{{y:.3g}}"
+        style = line(i, mode="markers+text", name=name, customdata=answer["layer"], cliponaxis=False)
         figure.add_trace(scatter(100 * answer["density"], cost, hover, style))
+    _label(figure, short_names([str(layer) for layer in answer["layer"]], 14))
     rows = agreement.set_index("finetune")
-    said = [f"{tau:+.2f} ({low:+.2f} to {high:+.2f})" for tau, low, high in rows[["tau", "low", "high"]].to_numpy()]
-    title = f"Order of the {rows['layers'].iloc[0]} layers, GSM against the truth: Kendall's tau {', '.join(said)}"
-    y = "rise of the loss, mean over ratios"
-    figure = drawn(figure, title, "weights that stay under GSM, % (log)", y, height)
-    return figure.update_xaxes(type="log", **ticks(round_numbers(100 * answer["density"].to_numpy())))
+    n, said = rows["layers"].iloc[0], []
+    for epochs, (tau, low, high) in zip(rows.index, rows[["tau", "low", "high"]].to_numpy(), strict=True):
+        after = f" {_after(epochs)}" if len(rows) > 1 else ""
+        span = f"{signed(tau, 2)} ({signed(low, 2)} to {signed(high, 2)})" if tau == tau else "unknown"
+        said.append(span + after)
+    title = f"Order of the {n} layers, GSM against the truth: Kendall's tau {', '.join(said)}"
+    title = title if n > 1 else "There is one layer, and nothing to put in order"
+    figure = drawn(figure, title, "weights that stay under GSM, % (log)", "rise of the loss, mean over ratios", height)
+    return figure.update_xaxes(log_axis(100 * answer["density"], 6))
+
+
+def _label(figure: go.Figure, names: list[str]) -> None:
+    """Put the names at the points of all traces where they have room; elsewhere there is the hover text."""
+    x = np.concatenate([np.log10(np.maximum(trace.x, 1e-9)) for trace in figure.data])
+    y = np.concatenate([np.asarray(trace.y, float) for trace in figure.data])
+    places = placed(x, y, names * len(figure.data), 150)
+    for i, trace in enumerate(figure.data):
+        own = places[i * len(names) : (i + 1) * len(names)]
+        trace.text = [text if place else "" for text, place in zip(names, own, strict=True)]
+        trace.textposition = [place or "top center" for place in own]
+
+
+def _after(epochs: float) -> str:
+    return f"after {epochs:g} epoch{'' if epochs == 1 else 's'} of fine-tuning" if epochs else "without fine-tuning"
+
+
+def _loses(lost: float, metric: Metric) -> str:
+    """What a loss of accuracy, or of another metric, is called."""
+    if not metric.is_accuracy:
+        return f"is {'worse' if lost >= 0 else 'better'} in {metric.name} by {metric.amount(lost)}"
+    points = round(100 * lost, 1)
+    size, verb = f"{abs(points):.1f}", "gains" if points < 0 else "loses"
+    return f"{verb} {size} point{'' if size == '1.0' else 's'}" if float(size) else "loses nothing"

@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import math
-import textwrap
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -20,19 +18,23 @@ from plotly.basedatatypes import BaseFigure
 
 from gsm_lab import checks
 from gsm_lab.checks import flag, integer, kind, number, text
+from gsm_lab.figures.fitting import LETTER, LINE, NARROWEST, ROOM, legend_rows, letters, log_axis, names_axis, wrapped
 from gsm_lab.figures.pictures import static
 
 # Okabe and Ito's colours without the yellow, which disappears on white; sorted so that neighbours differ in lightness.
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#666666")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px,2px", "2px,6px")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "triangle-down", "cross")
-LINE = 88  # characters of a title in a line: what a notebook's cell beside JupyterLab's file browser has room for
 MARKERS_SHOWN = 9  # along a line, however many points it has
 AXIS = {"showline": True, "linecolor": "#888888", "ticks": "outside", "gridcolor": "#e6e6e6", "zeroline": False}
 FONT = "Open Sans, Helvetica, Arial, sans-serif"
 WIDE = {"type": "log", "dtick": 1, "exponentformat": "power", "minor": {"dtick": "D1"}}  # axis over many decades
 NARROW = {"type": "log", "dtick": "D2", "exponentformat": "power"}  # over one or two
 FEW_TICKS = {"type": "log", "nticks": 8, "exponentformat": "power"}  # over as many as there may be
+# What a figure is read by, and not the button that sends it to plotly's cloud.
+BUTTONS = {"remove": ["sendChartToCloud", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]}
+BELOW = {"orientation": "h", "xref": "container", "x": 0.01, "yref": "container", "y": 0.01, "yanchor": "bottom"}
+TALL = 300  # pixels that the title of a y axis may take
 DOTS = {"color": "#000000", "dash": "1px,4px", "width": 2}  # a reference line
 
 
@@ -61,40 +63,94 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
         margin={"l": 72, "r": 48, "t": 64, "b": 56, "autoexpand": False},
         font={"family": FONT, "size": 13, "color": "#222222"},
         hovermode="closest",
+        modebar=BUTTONS,
         uirevision="keep",
     )
     return figure.update_xaxes(AXIS).update_yaxes(AXIS)
 
 
-def headed(figure: go.Figure, title: str, top: int = 64, size: int = 16, line: int = LINE) -> go.Figure:
-    """Give a figure its title, a sentence, in as many lines as it takes, under `top` pixels of margin with one line."""
-    words = textwrap.wrap(title, line, break_long_words=False)
-    at = {"x": 0.02, "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 18}}
-    said = {"text": f"<b>{'<br>'.join(words)}</b>", "font": {"size": size}, **at}
-    return figure.update_layout(title=said, margin={"t": top + round(1.3 * size) * (max(1, len(words)) - 1)})
+def headed(figure: go.Figure, title: str, top: int = 82, size: int = 16, line: int = LINE) -> go.Figure:
+    """Give a figure its title, a sentence, in as many lines as it takes, under `top` pixels of margin with one line.
+
+    It begins below the mode bar, which would cover it. `line`: characters in a line.
+    """
+    said = wrapped(title, line)
+    at = {"x": 0.02, "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 38}}
+    more = round(1.3 * size) * said.count("<br>")
+    return figure.update_layout(
+        title={"text": f"<b>{said}</b>", "font": {"size": size}, **at}, margin={"t": top + more}
+    )
 
 
 def drawn(figure: go.Figure, title: str, x: str, y: str, height: int, logy: bool = False) -> go.Figure:
-    """Finish a figure of one plot: style, a title that states the finding, and axis titles with units."""
-    headed(finish(figure, height), title)
-    figure.update_layout(showlegend=True, margin={"autoexpand": True})
-    figure.update_xaxes(title_text=x)
+    """Finish a figure of one plot: style, a title that states the finding, axis titles with units, and a legend.
+
+    The figure is of `height` pixels, and higher with a title or legend of several lines.
+    """
     figure.update_yaxes(title_text=f"{y} (log)" if logy else y)
     if logy:
-        shown = np.concatenate([np.asarray(trace.y, float) for trace in figure.data])
-        figure.update_yaxes(type="log", **ticks(round_numbers(shown[np.isfinite(shown)])))
+        figure.update_yaxes(log_axis(shown_on(figure)))
+    return titled(figure, title, x, height)
+
+
+def titled(figure: go.Figure, title: str, x: str, height: int, columns: int = 1, **xaxis: Any) -> go.Figure:
+    """Finish a figure of plots in so many columns: style, title, x axes, and room for the titles above the plots.
+
+    The legend is below, in as many rows as it takes. The figure is of `height` pixels, and higher with a title or
+    legend of several lines.
+    """
+    headed(finish(figure, height), title)
+    room, most = ROOM / columns - (14 if columns > 1 else 0), 0
+    for note in figure.layout.annotations:
+        if note.yref == "paper" and note.yanchor == "bottom" and note.y == 1 and note.xanchor == "center":
+            note.update(text=wrapped(note.text, letters(room)), font={"size": 14})
+            most = max(most, 1 + note.text.count("<br>"))
+    shown = [t.name for t in figure.data if t.showlegend is not False and t.name]
+    rows = legend_rows(shown) if len(shown) > 1 else 1
+    tall = 21 * max(0, figure.layout.title.text.count("<br>") - 1) + 19 * (rows - 1) + 18 * max(0, most - 1)
+    figure.update_layout(
+        height=height + tall,
+        showlegend=True,
+        legend=BELOW,
+        margin={"autoexpand": True, "l": 30, "r": 24, "b": 20, "t": figure.layout.margin.t + 18 * most - 4},
+    )
+    figure.update_xaxes(
+        title_text=wrapped(x, letters(room)), title_font_size=14, title_standoff=8, automargin=True, **xaxis
+    )
+    for axis in figure.select_yaxes():
+        axis.update(automargin=True, title={"font": {"size": 14}, "standoff": 8})
+        if axis.title.text:
+            axis.title.text = wrapped(axis.title.text, letters(TALL))
     return figure
 
 
-def titled(figure: go.Figure, title: str, x: str, height: int, legend_rows: int = 1, **xaxis: Any) -> go.Figure:
-    """Finish a figure of several plots: style, title, x axes, room for subplot titles and, below, for the legend."""
-    headed(finish(figure, height), title, top=76)
-    figure.update_layout(
-        showlegend=True,
-        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0},
-        margin={"autoexpand": False, "b": 64 + 24 * legend_rows},
-    )
-    return figure.update_xaxes(title_text=x, **xaxis)
+def named(figure: go.Figure, names: Iterable[Hashable]) -> go.Figure:
+    """Give the x axis of a finished figure these names; upright ones make it higher, not the plot lower."""
+    axis = names_axis(names)
+    if axis["tickangle"]:
+        figure.layout.height += round(LETTER * max(map(len, axis["ticktext"])))
+    return figure.update_xaxes(axis)
+
+
+def as_picture(figure: go.Figure, rows: int, columns: int) -> go.Figure:
+    """Show a heat map as a picture of so many rows, the first on top: its pixels square, unless it is a strip."""
+    figure.update_xaxes(constrain="domain", nticks=8)
+    figure.update_yaxes(autorange="reversed", constrain="domain", nticks=8)
+    if max(rows, columns) <= 4 * min(rows, columns):
+        figure.update_yaxes(scaleanchor="x")
+    return figure
+
+
+def shown_on(figure: go.Figure, axis: str = "y") -> np.ndarray:
+    """All numbers that a figure shows on its y axes of this name."""
+    parts = [np.empty(0)]
+    for trace in figure.data:
+        if (trace.yaxis or "y") == axis and trace.y is not None:
+            y = np.asarray(trace.y, np.float64)
+            parts.append(y)
+            if trace.error_y and trace.error_y.array is not None:
+                parts += [y + np.asarray(trace.error_y.array, float), y - np.asarray(trace.error_y.arrayminus, float)]
+    return np.concatenate(parts)
 
 
 def lines(table: pd.DataFrame, title: str, x: str, y: str, log: bool = False, height: int = 420) -> go.Figure:
@@ -114,14 +170,14 @@ def lines(table: pd.DataFrame, title: str, x: str, y: str, log: bool = False, he
     for i, column in enumerate(table.columns):
         hover = f"{column}: %{{y:.3g}} at {x} %{{x}}"
         figure.add_trace(scatter(table.index, table[column], hover, line(i, name=str(column))))
-    figure = drawn(figure, title, x, y, height)
-    return figure.update_yaxes(FEW_TICKS) if log else figure
+    return drawn(figure.update_yaxes(log_axis(shown_on(figure))) if log else figure, title, x, y, height)
 
 
 def show(figure: go.Figure) -> None:
     """Display a figure in a notebook twice over: live in JupyterLab, and as PNG for readers without a kernel.
 
-    On a machine without a Chromium or Chrome the PNG is left out.
+    JupyterLab, too, shows the PNG until the mouse is over it, and as wide as it is: so it is drawn for the narrowest
+    cell. On a machine without a Chromium or Chrome it is left out.
     """
     from IPython.display import display
 
@@ -131,7 +187,7 @@ def show(figure: go.Figure) -> None:
         "text/plain": f"Figure with {len(figure.data)} lines",
     }
     with contextlib.suppress(Exception):  # whatever keeps a browser from drawing, the live figure is there
-        bundle["image/png"] = base64.b64encode(static(figure)).decode()
+        bundle["image/png"] = base64.b64encode(static(figure, NARROWEST)).decode()
     display(bundle, raw=True)
 
 
@@ -152,22 +208,6 @@ def band(i: int, x: pd.Series, low: pd.Series, high: pd.Series) -> go.Scatter:
         x=[*x, *reversed(list(x))], y=[*low, *reversed(list(high))], fill="toself", hoverinfo="skip", showlegend=False,
         fillcolor=f"rgba({red},{green},{blue},0.18)", line={"width": 0}, mode="lines",
     )  # fmt: skip
-
-
-def ticks(values: Iterable[float]) -> dict[str, list]:
-    """Ticks at these values, labelled in full: plotly labels a log axis with lone digits."""
-    values = sorted(values)
-    return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
-
-
-def round_numbers(values: np.ndarray) -> list[float]:
-    """Powers of ten around the positive ones of the values; where they span little, 2 and 5 times these as well."""
-    values = values[values > 0]  # a logarithmic axis has no room for others
-    if not values.size:
-        return [1.0]
-    low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
-    steps = (1,) if high - low > 3 else (1, 2, 5)
-    return [step * 10.0**e for e in range(low, high + 1) for step in steps]
 
 
 def by_run(table: pd.DataFrame, *columns: str) -> list[tuple[Hashable, pd.DataFrame]]:

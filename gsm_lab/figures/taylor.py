@@ -8,9 +8,11 @@ import plotly.graph_objects as go
 
 from gsm_lab import checks
 from gsm_lab.checks import one_of, text
-from gsm_lab.figures.style import COLOURS, FEW_TICKS, SYMBOLS, drawn, line
+from gsm_lab.figures.fitting import log_axis
+from gsm_lab.figures.style import COLOURS, SYMBOLS, as_picture, drawn, line, named
 from gsm_lab.figures.style import scatter as trace
 from gsm_lab.studies.aggregation import ESTIMATES
+from gsm_lab.wording import digits, share
 
 _EXACT = 1e-9  # relative errors below this are drawn here: float64 knows no better
 
@@ -40,11 +42,11 @@ def scatter(table: pd.DataFrame, estimate: str = "|g w|", height: int = 460) -> 
     figure.add_trace(go.Scatter(x=span, y=span, name="exact", mode="lines", line=diagonal, hoverinfo="skip"))
     median = ((guess - size).abs() / size)[shown].median()
     title = f"{_said(estimate)} is {_off(median)} for one weight in the median"
+    title = title if shown.any() else f"{_said(estimate)}: no weight is above the floor"
     below = f"{int((~shown).sum())} of {len(table)} below the floor"
     x, y = f"true |change of the loss| without the weight ({below})", f"{estimate}, estimated change of the loss"
-    figure = drawn(figure, title, x, y, height)
-    power = {"type": "log", "exponentformat": "power", "nticks": 9}
-    return figure.update_xaxes(power).update_yaxes(power)
+    figure = drawn(figure, title, f"{x} (log)", y, height, logy=True)
+    return figure.update_xaxes(log_axis(size[shown], 5))
 
 
 def errors(agreement: pd.DataFrame, across: str = "region", note: str = "", height: int = 420) -> go.Figure:
@@ -69,10 +71,15 @@ def errors(agreement: pd.DataFrame, across: str = "region", note: str = "", heig
         style = line(ESTIMATES.index(estimate), name=estimate, customdata=data)
         y = rows["relative_error"].clip(lower=_EXACT)
         figure.add_trace(trace(rows[across].astype(str), y, hover, style))
-    medians = agreement.groupby("estimate")["relative_error"].median()
-    best, worst = medians.idxmin(), medians.idxmax()
-    title = f"{_said(best)} is {_off(medians[best])}, {worst} {_off(medians[worst])}{' ' + note if note else ''}"
-    return drawn(figure, title, across, "median relative error", height).update_yaxes(FEW_TICKS)
+    medians = agreement.groupby("estimate")["relative_error"].median().dropna()
+    title = "No weight is above the floor"
+    if len(medians):
+        best, worst = medians.idxmin(), medians.idxmax()
+        title = f"{_said(best)} is {_off(medians[best])}"
+        title += f", {worst} {_off(medians[worst])}" if best != worst else ""
+    title += f" {note}" if note else ""
+    figure = drawn(figure, title, across, "median relative error", height, logy=True)
+    return named(figure, [x for trace in figure.data for x in trace.x])
 
 
 def set_errors(table: pd.DataFrame, kind: str = "top", note: str = "", height: int = 420) -> go.Figure:
@@ -89,28 +96,36 @@ def set_errors(table: pd.DataFrame, kind: str = "top", note: str = "", height: i
             style = line(i, name=estimate, customdata=rows[["true", estimate]])
             figure.add_trace(trace(rows["size"], error.clip(lower=_EXACT), hover + "error %{y:.2g}", style))
     last = rows.loc[rows["size"].idxmax()]
-    title = f"{last['size']:,} weights ({kind}) set to zero change the loss by {last['true']:.2g}; "
+    one = last["size"] == 1
+    title = f"{last['size']:,} weight{'' if one else 's'} ({kind}) set to zero "
+    if np.isfinite(last["true"]):
+        title += f"change{'s' if one else ''} the loss by {digits(last['true'])}; "
+    else:
+        title += f"leave{'s' if one else ''} no finite loss; "
     title += f"first order is {_off(last['error of first order'])}{' ' + note if note else ''}"
-    figure = drawn(figure, title, "weights set to zero together", "relative error", height)
-    return figure.update_xaxes(type="log", exponentformat="power").update_yaxes(FEW_TICKS)
+    figure = drawn(figure, title, "weights set to zero together (log)", "relative error", height, logy=True)
+    return figure.update_xaxes(log_axis(rows["size"]))
 
 
 def rank_map(counts: pd.DataFrame, height: int = 480) -> go.Figure:
     """Every weight by its rank of T and its true rank, from `rank_map`: on the diagonal |g w| ranks rightly."""
     _numbers(counts, "counts")
     total = counts.to_numpy().sum()
-    near = sum(np.trace(counts.to_numpy(), offset) for offset in (-1, 0, 1)) / total
-    bar = {"title": {"text": "weights"}, "tickvals": list(range(6)), "ticktext": [f"{10**e:,}" for e in range(6)]}
+    near = sum(np.trace(counts.to_numpy(), offset) for offset in (-1, 0, 1)) / max(1, total)
+    powers = range(int(np.log10(max(1, counts.to_numpy().max()))) + 1)
+    bar = {"title": {"text": "weights"}, "tickvals": list(powers), "ticktext": [f"{10**e:,}" for e in powers]}
     hover = "rank by |g w| about %{x:,.0f}, true rank about %{y:,.0f}: %{customdata:,} weights<extra></extra>"
     heat = go.Heatmap(
         x=counts.columns, y=counts.index, z=np.log10(counts.where(counts > 0)), customdata=counts, colorscale="Greys",
         colorbar=bar, hovertemplate=hover,
     )  # fmt: skip
-    title = f"|g w| ranks {100 * near:.0f}% of all {total:,} weights about rightly"
-    x, y = "rank by |g w| (1: greatest)", "rank by the true |change of the loss|"
+    title = f"|g w| ranks {share(near)} of all {total:,} weights about rightly"
+    if total <= 1:
+        title = "There is one weight, and nothing to rank" if total else "There are no weights"
+    x, y = "rank by |g w| (1: greatest; log)", "rank by the true |change of the loss| (log)"
     figure = drawn(go.Figure(heat), title, x, y, height).update_layout(showlegend=False)
-    power = {"type": "log", "exponentformat": "power"}
-    return figure.update_xaxes(power).update_yaxes(power)
+    figure.update_xaxes(log_axis(counts.columns))
+    return figure.update_yaxes(log_axis(counts.index))
 
 
 def input_map(missed: pd.DataFrame, height: int = 440) -> go.Figure:
@@ -121,11 +136,14 @@ def input_map(missed: pd.DataFrame, height: int = 440) -> go.Figure:
     hover = "row %{y}, column %{x}: %{z} weights missed<extra></extra>"
     heat = go.Heatmap(z=values, colorscale="Greys", colorbar={"title": {"text": "weights"}}, hovertemplate=hover)
     inner = values[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4].sum()
-    share = 100 * inner / max(1, values.sum())
-    title = f"{share:.0f}% of the {values.sum():,} weights that |g w| misses look at the middle quarter of the picture"
+    missing = values.sum()
+    title = f"{share(inner / max(1, missing))} of the {missing:,} weights that |g w| misses "
+    title += "look at the middle quarter of the picture"
+    if missing <= 1:
+        at = "looks" if inner else "does not look"
+        title = f"The one weight that |g w| misses {at} at the middle quarter" if missing else "|g w| misses no weight"
     figure = drawn(go.Figure(heat), title, "column (pixels)", "row (pixels)", height).update_layout(showlegend=False)
-    figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain")
-    return figure.update_xaxes(constrain="domain")
+    return as_picture(figure, rows, columns)
 
 
 def _numbers(table: pd.DataFrame, name: str) -> None:
@@ -142,6 +160,4 @@ def _off(error: float) -> str:
     """An error in words."""
     if error != error:
         return "too small to tell"
-    if error < 1e-3:
-        return "exact to 0.1%"
-    return f"{100 * error:.2g}% off" if error < 0.995 else f"{100 * error:.0f}% off"
+    return "exact to 0.1%" if error < 1e-3 else f"{share(error)} off"

@@ -12,14 +12,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gsm_lab.checks import number, one_of, whole
-from gsm_lab.figures.style import DOTS, NARROW, WIDE, by_run, line, name, only_run, scatter, titled
+from gsm_lab.figures.fitting import few, log_axis, short_names
+from gsm_lab.figures.style import DOTS, by_run, line, name, only_run, scatter, shown_on, titled
 from gsm_lab.metric import metric_of
 from gsm_lab.studies.aggregation import allowed, first_lossless
-from gsm_lab.wording import layer_name, times
+from gsm_lab.wording import counted, digits, error_percent, layer_name, share, times
 
 PATHS_SHOWN = 12  # of a kind; more cannot be told apart
 _POINTS = 200  # of a path
 _MEASURED = 12  # markers a line
+_TOLD = 3  # runs that a title names one by one
+_LEAST = 1e-38  # of a weight's size: float32 has nothing below
 # what a kind is called, and its line: dark ones, that stand out from the grey band
 _KINDS = {"kept": ("kept in the end", 0), "switched": ("active at times", 4), "passive": ("never active", 2)}
 
@@ -30,8 +33,13 @@ def near_zero(table: pd.DataFrame) -> go.Figure:
     With the columns `expected_...` also, thin and dotted, what there would be if all weights were passive.
     """
     runs = by_run(table, "step", "under_1e-3", "under_1e-4", "target")
-    ends = ", ".join(f"{100 * rows['under_1e-4'].iloc[-1]:.1f}% ({name(label)})" for label, rows in runs)
-    title = f"Under 1e-4 at the end: {ends}; {100 * runs[-1][1]['target'].iloc[-1]:.1f}% have to go"
+    ends = [(rows["under_1e-4"].iloc[-1], f"({name(label)})") for label, rows in runs]
+    goals = sorted({f"{100 * rows['target'].iloc[-1]:.1f}%" for _, rows in runs}, key=lambda text: float(text[:-1]))
+    if len(ends) > _TOLD:
+        said = " to ".join(f"{100 * end:.1f}% {who}" for end, who in (min(ends), max(ends)))
+    else:
+        said = ", ".join(f"{100 * end:.1f}% {who}" for end, who in ends)
+    title = f"Under 1e-4 at the end: {said}; {' to '.join(dict.fromkeys((goals[0], goals[-1])))} have to go"
     titles = ("|w| < 1e-3", "|w| < 1e-4")
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=titles)
     for col, bound in enumerate(("1e-3", "1e-4"), 1):
@@ -45,10 +53,14 @@ def near_zero(table: pd.DataFrame) -> go.Figure:
             hover = f"{name(label)}, step %{{x}}: %{{y:.2f}}% of weights have |w| < {bound}"
             style = {"name": name(label), "legendgroup": name(label), "showlegend": col == 1, **line(i)}
             figure.add_trace(scatter(step, 100 * rows[f"under_{bound}"], hover, style), 1, col)
-        goal = {"mode": "lines", "line": DOTS, "name": "1 − 1/C", "legendgroup": "goal", "showlegend": col == 1}
-        rows = runs[0][1]
-        figure.add_trace(scatter(rows["step"], 100 * rows["target"], "%{y:.2f}% = 1 − 1/C have to go", goal), 1, col)
-    return titled(figure, title, "step", 440).update_yaxes(title_text="share of all weights, %", range=[0, 102], col=1)
+        targets = {tuple(rows["target"]): rows for _, rows in reversed(runs)}
+        for i, rows in enumerate(reversed(targets.values())):
+            goal = {"mode": "lines", "line": DOTS, "name": "1 − 1/C", "legendgroup": "goal"}
+            goal["showlegend"] = col == 1 and not i
+            hover = "%{y:.2f}% = 1 − 1/C have to go"
+            figure.add_trace(scatter(rows["step"], 100 * rows["target"], hover, goal), 1, col)
+    figure.update_yaxes(title_text="share of all weights, %", range=[0, 102], col=1)
+    return titled(figure, title, "step", 440, 2)
 
 
 def cut_gap(table: pd.DataFrame, tolerance: float | None = None) -> go.Figure:
@@ -64,7 +76,8 @@ def cut_gap(table: pd.DataFrame, tolerance: float | None = None) -> go.Figure:
     for i, (label, rows) in enumerate(runs):
         who = name(label)
         first = first_lossless(rows, tolerance)
-        said.append(f"from step {rows['step'].iloc[first]:,} on ({who})" if first < len(rows) else f"never ({who})")
+        at = float(rows["step"].iloc[first]) if first < len(rows) else np.inf
+        said.append((at, f"from step {at:,.0f} on ({who})" if at < np.inf else f"never ({who})"))
         both = metric.scale * rows[["live", "cut"]].to_numpy()
         hover = f"{who}, step %{{x}}: live {metric.hover('customdata[0]')}, cut {metric.hover('customdata[1]')}, "
         hover += f"the cut costs {metric.hover_amount()}"
@@ -72,18 +85,24 @@ def cut_gap(table: pd.DataFrame, tolerance: float | None = None) -> go.Figure:
         figure.add_trace(scatter(rows["step"], metric.scale * rows["gap"], hover, {**style, "customdata": both}), 1, 1)
         hover = f"{who}, step %{{x}}: training loss %{{y:.3g}}, mean since the evaluation before"
         figure.add_trace(scatter(rows["step"], rows["loss"], hover, {**style, "showlegend": False}), 2, 1)
-    points = metric.scale * max(allowed(rows, tolerance) for _, rows in runs)
+    points = float(f"{metric.scale * max(allowed(rows, tolerance) for _, rows in runs):.6g}")
     figure.add_hrect(y0=-points, y1=points, fillcolor="#999999", opacity=0.3, line_width=0, row=1, col=1)
     unit = "point" if metric.percent and points == 1 else metric.points
-    most = [
-        f"{points:g}" if metric.is_accuracy else f"{points:.3g}",
+    most = (
+        digits(points) if metric.percent else f"{points:.3g}",
         unit,
         "" if metric.is_accuracy else f"of {metric.name}",
-    ]
-    title = f"A cut costs at most {' '.join(filter(None, most))}: " + ", ".join(said)
-    titled(figure, title, "step", 560, row=2)
+    )
+    title = f"A cut costs at most {' '.join(filter(None, most))}: "
+    if len(said) > _TOLD:
+        free = sorted(one for one in said if one[0] < np.inf)
+        title += f"{len(free)} of {len(said)} runs come to that"
+        title += f", the first {free[0][1]}" if free else ""
+    else:
+        title += ", ".join(text for _, text in said)
     figure.update_yaxes(title_text=metric.cost_axis, row=1)
-    return figure.update_yaxes(title_text="training loss (log)", **NARROW, row=2)
+    figure.update_yaxes(title_text="training loss (log)", **log_axis(shown_on(figure, "y2"), 4), row=2)
+    return titled(figure, title, "step", 560, row=2)
 
 
 def density(table: pd.DataFrame) -> go.Figure:
@@ -91,15 +110,22 @@ def density(table: pd.DataFrame) -> go.Figure:
     only_run(table, "step", "layer", "weights", "kept", "density")
     last = table[table["step"] == table["step"].max()].sort_values("density")
     last = last.iloc[[-1, 0]] if len(last) > 1 else last
-    ends = [f"{100 * row['density']:.2g}% of {layer_name(row['layer'])}" for _, row in last.iterrows()]
-    title = "In the end, a cut keeps " + " and ".join(ends)
-    figure = go.Figure()
-    for i, (layer, rows) in enumerate(table.groupby("layer", sort=False)):
-        who = layer_name(layer)
+    ends = [(share(row["density"]), layer_name(row["layer"])) for _, row in last.iterrows()]
+    same = len(ends) > 1 and ends[0][0] == ends[1][0]
+    said = f"{ends[0][0]} of every layer" if same else " and ".join(f"{part} of {layer}" for part, layer in ends)
+    title, every = f"In the end, a cut keeps {said}", list(dict.fromkeys(table["layer"]))
+    shown = few(every)
+    if len(shown) < len(every):
+        title += f" ({len(shown)} of {len(every)} layers shown)"
+    figure, short = go.Figure(), dict(zip(shown, short_names([layer_name(layer) for layer in shown]), strict=True))
+    for i, layer in enumerate(shown):
+        rows, who = table[table["layer"] == layer], layer_name(layer)
         hover = f"{who}, step %{{x}}: %{{customdata:,}} weights, %{{y:.3g}}% of the layer, would stay"
-        style = {"name": f"{who} ({rows['weights'].iloc[0]:,} weights)", "customdata": rows["kept"], **line(i)}
-        figure.add_trace(scatter(rows["step"], 100 * rows["density"], hover, style))
-    return titled(figure, title, "step", 420).update_yaxes(title_text="kept by a cut, % of the layer (log)", **NARROW)
+        style = {"name": f"{short[layer]} ({counted(rows['weights'].iloc[0], 'weight')})", "customdata": rows["kept"]}
+        y = 100 * rows["density"].where(rows["density"] > 0)
+        figure.add_trace(scatter(rows["step"], y, hover, {**style, **line(i)}))
+    figure.update_yaxes(title_text="kept by a cut, % of the layer (log)", **log_axis(shown_on(figure)))
+    return titled(figure, title, "step", 420)
 
 
 def paths(table: pd.DataFrame, layer: str | None = None, shown: int = PATHS_SHOWN) -> go.Figure:
@@ -136,24 +162,29 @@ def paths(table: pd.DataFrame, layer: str | None = None, shown: int = PATHS_SHOW
         style["line"]["width"] = 1.3
         style["marker"] |= {"maxdisplayed": 30, "size": 6}
         figure.add_trace(scatter(x, y, hover, {**style, "name": called}), 1, i + 1)
-    title = f"Of {sum(counts.values())} weights{f' of {layer_name(layer)}' if layer else ''}, {counts['kept']} are kept"
-    if counts["switched"]:
-        title += f"; of {counts['switched']} active only at times, {100 * asleep:.0f}% end under 1e-3"
-    titled(figure, title, "step", 480).update_yaxes(**WIDE)
-    return figure.update_yaxes(title_text="|w| (log)", col=1)
+    where = f" of {layer_name(layer)}" if layer else ""
+    title = f"Of {counted(sum(counts.values()), 'weight')}{where}, {counts['kept']:,} "
+    title += "is kept" if counts["kept"] == 1 else "are kept"
+    if counts["switched"] == 1:
+        title += f"; one is active only at times, and {'ends' if asleep else 'does not end'} under 1e-3"
+    elif counts["switched"]:
+        title += f"; of {counts['switched']:,} active only at times, {share(asleep)} end under 1e-3"
+    figure.update_yaxes(log_axis(np.concatenate([np.asarray(trace.y, float) for trace in figure.data])))
+    figure.update_yaxes(title_text="|w| (log)", col=1)
+    return titled(figure, title, "step", 480, 3)
 
 
 def sets(table: pd.DataFrame) -> go.Figure:
     """How the final Q settles, what the batches ask for, and what a cut would remove. Takes `ActiveSets.frame()`."""
     only_run(table, "step", "active", "ever", "kept", "asked", "removed", "contested")
     start, end = table.iloc[0], table.iloc[-1]
-    title = f"Within {start['step']:,.0f} steps, batches ask for {start['asked']:.1f} Q weights at first and "
-    title += f"{end['asked']:.1f} Q in the end"
+    title = f"Within {counted(int(start['step']), 'step')}, batches ask for {start['asked']:,.1f} Q weights"
+    title += f" at first and {end['asked']:,.1f} Q in the end" if len(table) > 1 else ""
     settled = np.flatnonzero(table["kept"] < 0.9)
     if len(settled) and settled[-1] + 1 < len(table):
         title += f"; 90% of the final Q are settled at step {table['step'].iloc[settled[-1] + 1]:,}"
     titles = ("share of the final Q", "asked for by the batches", "what a cut would remove")
-    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.09, subplot_titles=titles)
+    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.14, subplot_titles=titles)
     lines = (
         ("ever", 1, 100, "has been active", "%{y:.1f}% of the final Q have been active"),
         ("kept", 1, 100, "a cut would keep", "a cut would keep %{y:.1f}% of the final Q"),
@@ -165,10 +196,10 @@ def sets(table: pd.DataFrame) -> go.Figure:
     for i, (column, col, factor, text, hover) in enumerate(lines):
         style = {"name": text, **line(i)}
         figure.add_trace(scatter(table["step"], factor * table[column], f"step %{{x}}: {hover}", style), 1, col)
-    titled(figure, title, "step", 460, 2)
     figure.update_yaxes(title_text="share, %", range=[0, 102], col=1)
     figure.update_yaxes(title_text="weights / Q", rangemode="tozero", col=2)
-    return figure.update_yaxes(title_text="% of the norm of all weights", rangemode="tozero", col=3)
+    figure.update_yaxes(title_text="% of the norm of all weights", rangemode="tozero", col=3)
+    return titled(figure, title, "step", 460, 3, nticks=4)
 
 
 def falls(table: pd.DataFrame) -> go.Figure:
@@ -182,8 +213,8 @@ def falls(table: pd.DataFrame) -> go.Figure:
         exact, measured, closed = (rows[column].to_numpy() for column in ("exact", "measured", "closed_form"))
         envelope = np.maximum.accumulate(exact[::-1])[::-1]  # where a weight swings, errors are relative to the swing
         worst = max(worst, float((np.abs(exact - measured) / np.maximum(envelope, 1e-30)).max()))
-        off = closed[-1] / max(measured[-1], 1e-38)
-        ends.append(f"{times(max(off, 1 / off))} ({who.removeprefix('momentum ')})")
+        off = max(closed[-1], _LEAST) / max(measured[-1], _LEAST)
+        ends.append((max(off, 1 / off), f"({who.removeprefix('momentum ')})"))
         hover = f"{who}, step %{{x}}: %{{y:.3g}} of the first |w|, "
         lines = {**style, "mode": "lines", "marker": None, "name": f"{who}, recurrence"}
         figure.add_trace(scatter(rows["step"], exact, hover + "by the recurrence", lines))
@@ -196,9 +227,13 @@ def falls(table: pd.DataFrame) -> go.Figure:
             dotted = {"mode": "lines", "line": DOTS, "name": "closed form", "showlegend": not drawn}
             figure.add_trace(scatter(rows["step"], closed, hover, dotted))
             drawn.append(closed)
-    title = f"Passive weights follow the recurrence to {100 * worst:.1g}%; the closed form ends off by "
-    title += ", ".join(ends)
-    return titled(figure, title, "step", 504, 3).update_yaxes(title_text="|w| relative to the first step (log)", **WIDE)
+    ends = [min(ends), max(ends)] if len(ends) > _TOLD else ends
+    said = ", ".join(f"{times(off) if off >= 1.05 else 'under 5%'} {who}" for off, who in ends)
+    how = f"follow the recurrence to {error_percent(worst)}" if worst < 0.1 else f"leave it by {error_percent(worst)}"
+    title = f"Passive weights {how if worst < 0.1 else 'do not follow the recurrence, they ' + how}; "
+    title += f"the closed form ends off by {said}"
+    figure.update_yaxes(title_text="|w| relative to the first step (log)", **log_axis(shown_on(figure)))
+    return titled(figure, title, "step", 504)
 
 
 def speed(table: pd.DataFrame) -> go.Figure:
@@ -231,16 +266,17 @@ def speed(table: pd.DataFrame) -> go.Figure:
         marker = {"symbol": f"{marker['symbol']}-open", "size": max(22 - 6 * i, 8), "color": marker["color"],
                   "line": {"width": 2.5}}  # fmt: skip
         style = {"mode": "markers", "marker": marker, "name": f"momentum {momentum:g}, measured"}
-        share = rows["measured"] / (-0.5 * np.log(momentum))
-        figure.add_trace(scatter(rows["of_critical"], share, hover, {**style, "customdata": np.stack(columns, axis=1)}))
-    title = f"Measured and exact speed differ by at most {100 * table['off_exact'].abs().max():.2g}%"
+        relative = rows["measured"] / (-0.5 * np.log(momentum))
+        style["customdata"] = np.stack(columns, axis=1)
+        figure.add_trace(scatter(rows["of_critical"], relative, hover, style))
+    title = f"Measured and exact speed differ by at most {share(table['off_exact'].abs().max())}"
     if x[0] < 1 < x[-1]:
         title += "; past the critical αη, more decay does not help"
         figure.add_vline(x=1, line={"color": "#777777", "dash": "2px,3px", "width": 1.5})
         figure.add_annotation(x=np.log10(1.05), y=0.02, yref="paper", xanchor="left", yanchor="bottom", showarrow=False,
                               text="above: weights swing through zero", font={"size": 12})  # fmt: skip
-    titled(figure, title, "αη relative to the critical (1 − √β)² (log)", 480, 2, **NARROW)
-    return figure.update_yaxes(title_text="decay per step relative to ½ ln 1/β (log)", **NARROW)
+    figure.update_yaxes(title_text="decay per step relative to ½ ln 1/β (log)", **log_axis(shown_on(figure)))
+    return titled(figure, title, "αη relative to the critical (1 − √β)² (log)", 480, **log_axis(x))
 
 
 def _joined(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
