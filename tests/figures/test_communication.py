@@ -104,9 +104,7 @@ def test_titles_follow_the_tables():
     assert "of the global top Q in a, its" in title(figures.recall(agreement(), "a.weight"))
     nearly = "its top 2Q 99.8%; from"
     assert nearly in title(figures.recall(agreement(scale=0.998).assign(single=0.9985)))
-    overlap = (
-        "Two of 2 ranks share 30% of their top Q early in the run, 50% late; one alone finds 60% of the global top Q"
-    )
+    overlap = "Two ranks share 30% of their top Q early in the run, 50% late; one alone finds 60% of the global top Q"
     assert title(figures.overlap(agreement())) == overlap
     assert "of their top 2Q in a early" in title(figures.overlap(agreement(), 2, "a.weight"))
     expected = "Quantised gradients keep of the exact top Q: 90% at 8 bits, 40% at 1 bit"

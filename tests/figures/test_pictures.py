@@ -1,5 +1,6 @@
 """Pictures of figures: one browser for many of them, another when it is gone, none when nobody draws."""
 
+import base64
 import multiprocessing
 import threading
 import time
@@ -7,7 +8,9 @@ import time
 import plotly.graph_objects as go
 import pytest
 
-from gsm_lab.figures import pictures, static
+from gsm_lab.figures import pictures, show, static
+from gsm_lab.figures.fitting import NARROWEST
+from gsm_lab.figures.style import finish
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -45,6 +48,15 @@ def test_the_next_picture_is_drawn_by_the_same_browser(shared) -> None:
 def test_it_is_what_plotly_draws(shared) -> None:
     figure = go.Figure(layout={"height": 240, "title": "x²"}).add_scatter(x=[0, 1], y=[1, 0])
     assert static(figure, 320) == figure.to_image("png", 320, 240)
+
+
+def test_what_a_notebook_shows_fits_into_its_narrowest_cell(shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundles: list[dict[str, str]] = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
+    show(go.Figure(layout={"height": 240}).add_scatter(x=[0, 1], y=[1, 0]))
+    png = base64.b64decode(bundles[0]["image/png"])
+    assert (int.from_bytes(png[16:20]), int.from_bytes(png[20:24])) == (NARROWEST, 240)
+    assert "sendChartToCloud" in finish(go.Figure(), 240).layout.modebar.remove  # a button that would send it away
 
 
 def test_several_threads_may_draw(shared) -> None:

@@ -49,7 +49,9 @@ def test_the_scatter_shows_what_is_above_the_floor(tables: dict[str, pd.DataFram
     x = np.concatenate([t.x for t in figure.data if t.mode == "markers"])
     shown = table[(table["true"].abs() >= table.attrs["floor"]) & (table["|g w|"] > 0)]
     assert sorted(x) == sorted(shown["true"].abs())
-    assert f"({len(table) - len(shown)} of {len(table)} below the floor)" in figure.layout.xaxis.title.text
+    assert f"({len(table) - len(shown)} of {len(table)} below the floor)" in figure.layout.xaxis.title.text.replace(
+        "<br>", " "
+    )
     error = ((shown["|g w|"] - shown["true"].abs()).abs() / shown["true"].abs()).median()
     assert f"{100 * error:.2g}% off" in figure.layout.title.text
 

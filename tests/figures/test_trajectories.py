@@ -173,7 +173,7 @@ def test_density_names_the_densest_and_the_sparsest():
 def test_falls_says_how_far_off_recurrence_and_closed_form_are():
     figure = figures.falls(pd.concat([falls(0.9, 0.1, 0.1), falls(0.99, 0.1, 0.05)]))
     assert "follow the recurrence to 0.1%" in title(figure)
-    assert title(figure).endswith(f"off by 1× (0.9), {times(np.exp(0.05 * 39))} (0.99)")
+    assert title(figure).endswith(f"off by under 5% (0.9), {times(np.exp(0.05 * 39))} (0.99)")
     assert sum(trace.name == "closed form" for trace in figure.data) == 2
     shared = figures.falls(pd.concat([falls(0.9), falls(0.99)]))
     assert sum(trace.name == "closed form" for trace in shared.data) == 1

@@ -187,16 +187,15 @@ def test_figures_state_the_finding(found):
     answer, truth, agreed = found
     first = figures.densities(answer)
     most = answer.loc[answer["density"].idxmax()]
-    assert f"GSM leaves {most['layer']} {100 * most['density']:.2g}%" in first.layout.title.text
+    assert f"GSM leaves {most['layer']} {100 * most['density']:.2g}%" in first.layout.title.text.replace("<br>", " ")
     assert list(first.data[0].y) == pytest.approx(100 * answer["density"])
     second = figures.alone(truth, finetune=1)
     assert [trace.name for trace in second.data] == LAYERS
-    assert (
-        "after 1 epoch of fine-tuning" in second.layout.title.text
-        and "as it is" in figures.alone(truth).layout.title.text
-    )
+    assert "after 1 epoch of fine-tuning" in second.layout.title.text.replace(
+        "<br>", " "
+    ) and "as it is" in figures.alone(truth).layout.title.text.replace("<br>", " ")
     third = figures.compared(answer, truth, agreed)
-    assert len(third.data) == 2 and f"{agreed['tau'][0]:+.2f}" in third.layout.title.text
+    assert len(third.data) == 2 and f"{agreed['tau'][0]:+.2f}" in third.layout.title.text.replace("<br>", " ")
     for figure in (first, second, third):
         assert len({(t.line.dash, t.marker.symbol) for t in figure.data}) == len(figure.data)
         assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
@@ -206,13 +205,13 @@ def test_figures_state_the_finding(found):
 def test_a_layer_may_be_left_no_weight(found):
     answer, truth, agreed = found
     answer = answer.assign(density=answer["density"].where(answer["layer"] != "head", 0.0), low=0.0)
-    assert figures.densities(answer).layout.title.text.endswith("and head 0%</b>")
+    assert figures.densities(answer).layout.title.text.replace("<br>", " ").endswith("and head 0%</b>")
     figures.compared(answer, truth, agreed)
 
 
 def test_epochs_are_counted(found):
     truth = found[1].assign(finetune=11)
-    assert "after 11 epochs of" in figures.alone(truth, finetune=11).layout.title.text
+    assert "after 11 epochs of" in figures.alone(truth, finetune=11).layout.title.text.replace("<br>", " ")
 
 
 def test_figures_need_rows(found):
