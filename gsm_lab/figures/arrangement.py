@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 
 from gsm_lab.checks import flag, integer, kind, number, one_of, whole
+from gsm_lab.figures.style import BUTTONS
 
 VIEWS = ("curves", "Taylor", "network")
 ROW = 320  # pixels from one row of plots to the next
@@ -28,7 +29,7 @@ _LEFT, _RIGHT, _EDGE = 62, 52, 36  # pixels beside a plot: labels of its axis, o
 _TITLE_LINE, _LEGEND_LINE, _UNDER = 19, 20, 44  # pixels of height
 _UNDER_PICTURES = 112  # under a plot of the network: what its axis says, and a bar of colours
 _SIGN, _LEAST = 44, 60  # pixels of a line's sample in a legend; of a plot
-_LONGEST = 58  # letters of a title
+_LONGEST = {"curves": 58, "Taylor": 54, "network": 86}  # letters of a title
 _NOWHERE = [0, 0.0005]  # plotly takes no less than 1/4096, and gives the whole width instead
 
 
@@ -105,10 +106,10 @@ class Arrangement:
     def _gap(self) -> int:
         return _LEFT + (_RIGHT if "curves" in self.views else 12)
 
-    @property
-    def title_lines(self) -> int:
-        """Lines that there is room for in every title."""
-        return 1 if self._title_letters >= _LONGEST else math.ceil(1.2 * _LONGEST / self._title_letters)
+    def title_lines(self, view: str) -> int:
+        """Lines that there is room for in every title of a view."""
+        longest = _LONGEST[view]
+        return 1 if self._title_letters >= longest else math.ceil(1.2 * longest / self._title_letters)
 
     @property
     def _title_letters(self) -> int:
@@ -120,11 +121,19 @@ class Arrangement:
         return f"<b>{'<br>'.join(lines)}</b>"
 
     def legend_lines(self, names: Iterable[str]) -> int:
-        """Lines of a legend: plotly puts entries into columns as wide as the widest, where one line is too short."""
+        """Lines of a legend: plotly puts entries into columns as wide as the widest, where one line is too short.
+
+        A line may be as long as all columns of plots together; one that is longer than its plot ends where that does.
+        """
         widths = [_SIGN + _PLAIN * LEGEND * len(name) for name in names]
-        if not widths or sum(widths) <= self.plot_width:
+        room = self.width - self.margins["l"] - self.margins["r"]
+        if not widths or sum(widths) <= room:
             return 1
-        return math.ceil(len(widths) / max(1, int(self.plot_width / max(widths))))
+        return math.ceil(len(widths) / max(1, int(room / max(widths))))
+
+    def outgrows(self, names: Iterable[str]) -> bool:
+        """Whether a legend is wider than a plot."""
+        return sum(_SIGN + _PLAIN * LEGEND * len(name) for name in names) > self.plot_width + 10
 
 
 def arrange(figure: go.Figure, arrangement: Arrangement) -> go.Figure:
@@ -207,7 +216,7 @@ def places(traces: Sequence[go.Scatter], notes: list[dict[str, Any]], a: Arrange
         layout[_axis(plot.x)] = {"domain": across, "visible": visible}
         layout |= {_axis(y): {"domain": up, "visible": visible} for y in axes}
         if plot.legend:
-            layout[plot.legend] = {"visible": visible} | ({"x": place.left, "y": place.top} if place else {})
+            layout[plot.legend] = {"visible": visible} | (_legend(place, a, traces) if place else {})
         if plot.view != "network" and plot.title != "change":  # its steps are the latest ones, and few
             how = {"type": "log" if a.log else "linear", "rangemode": "normal" if a.last or a.log else "tozero"}
             layout[_axis(plot.x)] |= how
@@ -215,9 +224,15 @@ def places(traces: Sequence[go.Scatter], notes: list[dict[str, Any]], a: Arrange
     return layout
 
 
+def _legend(place: _Place, a: Arrangement, traces: Sequence[go.Scatter]) -> dict[str, Any]:
+    if place.left > 0 and a.outgrows(_names(traces, place.plot)):
+        return {"x": place.right, "xanchor": "right", "y": place.top}
+    return {"x": place.left, "xanchor": "left", "y": place.top}
+
+
 def frame(plots: Sequence[Plot]) -> dict[str, Any]:
     """A layout in which each of the plots has an empty title, a legend, and small labels at its axes."""
-    small = {"title": {"font": {"size": LABELS}, "standoff": 4}, "tickfont": {"size": 11}}
+    small = {"title": {"font": {"size": LABELS}, "standoff": 4}, "tickfont": {"size": 12}}
     title = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "align": "left", "text": ""}
     title |= {"showarrow": False, "borderpad": 0, "font": {"size": TITLE}}
     legend = {"orientation": "h", "yanchor": "bottom", "xanchor": "left", "bgcolor": "rgba(0,0,0,0)"}
@@ -227,7 +242,7 @@ def frame(plots: Sequence[Plot]) -> dict[str, Any]:
         **{plot.legend: {**legend, "font": {"size": LEGEND}} for plot in plots if plot.legend},
         "annotations": [{"name": plot.title, **title} for plot in plots],
         "showlegend": True,
-        "modebar": {"orientation": "v", "remove": ["lasso2d", "select2d"]},
+        "modebar": {"orientation": "v", **BUTTONS},
     }
 
 
@@ -249,7 +264,7 @@ def _rows(traces: Sequence[go.Scatter], plots: list[Plot], a: Arrangement) -> li
         for i in range(0, len(of_view), a.columns):
             row = of_view[i : i + a.columns]
             legends = max(a.legend_lines(_names(traces, plot)) if plot.legend else 0 for plot in row)
-            over = a.title_lines * _TITLE_LINE + max(1, legends) * _LEGEND_LINE
+            over = a.title_lines(view) * _TITLE_LINE + max(1, legends) * _LEGEND_LINE
             under = _UNDER_PICTURES if view == "network" else _UNDER
             alone = len(a.views) == 1 and len(of_view) <= 2 == a.columns
             height = a.row * (2 if alone else 1) + max(0, legends - 1) * _LEGEND_LINE

@@ -15,6 +15,7 @@ from plotly.basedatatypes import BaseFigure
 from gsm_lab.checks import kind, number, whole
 from gsm_lab.figures import network, taylor_view
 from gsm_lab.figures.arrangement import PLOTS, Arrangement, frame, merged, places, shown
+from gsm_lab.figures.fitting import NARROWEST
 from gsm_lab.figures.headlines import title_texts
 from gsm_lab.figures.style import AXIS, COLOURS, FEW_TICKS, finish, line
 from gsm_lab.knobs import KNOBS
@@ -127,21 +128,22 @@ def marks(
 
 def dashboard(
     history: History,
-    height: int = 640,
+    height: int = 900,
     slots: int = 0,
     taylor: np.ndarray | None = None,
     arrangement: Arrangement | None = None,
 ) -> go.Figure:
     """The four plots of a history. With `slots`, at least so many density lines are there, the spare ones hidden.
 
-    `taylor`, the steps that were probed, adds the Taylor view: see `taylor_view`. Everything is shown, two plots beside
-    each other, the four plots within `height` pixels, unless an `arrangement` says otherwise.
+    `taylor`, the steps that were probed, adds the Taylor view: see `taylor_view`. All plots stand below one another, so
+    that they fit into the narrowest cell of a notebook, the four within `height` pixels, unless an `arrangement` says
+    otherwise.
     """
     _history(history)
     slots, height = whole("slots", slots, 0), number("height", height, 10, 100_000)
     _probes(taylor)
     views = ("curves",) if taylor is None else ("curves", "Taylor")
-    a = arrangement or Arrangement(views=views, row=(height - 8) / 2)
+    a = arrangement or Arrangement(views, 1, NARROWEST, (height - 8) / 4)
     lines, traces = curves(history, last=a.last), []
 
     def add(key: str, plot: int, i: int, hover: str, *, right: bool = False, **more: Any) -> None:
@@ -192,7 +194,7 @@ def update(
     """
     kind("figure", figure, BaseFigure, "a figure that `dashboard` made")
     _probes(taylor)
-    a = arrangement or Arrangement(views=("curves",) if taylor is None else ("curves", "Taylor"))
+    a = arrangement or Arrangement(("curves",) if taylor is None else ("curves", "Taylor"), 1, NARROWEST)
     said: dict[str, str] = {}
     shapes, labels = [], []
     if "curves" in a.views:

@@ -25,8 +25,8 @@ WINDOW = 9  # probes that a point of an error line is the median over, itself th
 LEGENDS = ("legend5", "legend6")
 # name in the legend, field, which of `style.line`'s
 _CHANGES = (("true", "true", 0), ("predicted, g·Δw", "first", 1), ("with curvature", "second", 2))
-_ERRORS = (("step, g·Δw", "error_first", 1), ("with curvature", "error_second", 2),
-           ("one weight, |g·w|", "error_metric", 4))  # fmt: skip
+_ERRORS = (("step", "error_first", 1), ("with curvature", "error_second", 2),
+           ("one weight", "error_metric", 4))  # fmt: skip
 
 
 def curves(probes: np.ndarray, last: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -61,7 +61,7 @@ class Compare(widgets.VBox):
         global _current
         self.runs = checked(runs)
         self.in_step, self.accounts = InStep(self.runs), Accounts(self.runs)
-        self._columns = 2
+        self._columns, self._width = 2, None
         self.buttons = {name: button(*how, partial(self._pressed, name), name) for name, how in _BUTTONS.items()}
         self.status, self.failure, self.differences, self.numbers = (widgets.HTML() for _ in range(4))
         self.status.add_class("gsm-status")
@@ -157,9 +157,9 @@ class Compare(widgets.VBox):
         if "seen" in content:
             self.player.acknowledge(content["seen"])
         if content.get("width"):
-            self._columns = 1 if content["width"] < NARROW else 2
+            self._columns, self._width = 1 if content["width"] < NARROW else 2, content["width"]
             if self.player.closed:  # nobody else draws any more
-                comparison.arrange(self.figure, self._columns)
+                self._draw()
             self.player.refresh()
         if content.get("opened"):
             self.player.watched = True
@@ -173,6 +173,8 @@ class Compare(widgets.VBox):
             self._show_words()
             with self.figure.batch_update():
                 comparison.update(self.figure, self.accounts.histories(), self.accounts.note(), self._columns)
+                if self._width and self.figure.layout.width != self._width:  # plotly keeps an old one with a height
+                    self.figure.layout.width = self._width
             self.viewer.frame += 1
             return self.viewer.frame
 

@@ -158,7 +158,7 @@ def parts(pg: Any, hide: set[str]) -> dict[str, widgets.Widget]:
     pg.state_line.layout.flex, pg.state_line.layout.width = "1 1 300px", "auto"
     pg.state_line.add_class("gsm-state")
     pg.figure.layout.autosize = True
-    knobs = widgets.Box(live)
+    knobs = widgets.Box([*live, badge(True)] if live else [])
     knobs.add_class("gsm-knobs")
     presets = _row([widgets.HTML("<b>Presets</b>"), *pg.preset_buttons])
     files = _row([widgets.HTML("Save as"), *pg.save_buttons, pg.file_note], grid_gap="0 2px")

@@ -31,7 +31,7 @@ STEPS = (
     *((f"last {n:,}", (n, False)) for n in (100, 500, 2000, 10_000)),
 )
 ROW = 236  # pixels of height for a row of plots: two of them and the knobs fit on a screen of 900 pixels
-NARROW_PAGE, NARROW_BOARD = 900, 640  # pixels; under these there is one column
+NARROW_PAGE, NARROW_BOARD = 900, 760  # pixels; under these there is one column
 
 
 class Views:

@@ -114,8 +114,9 @@ def test_marks_of_a_window_and_of_a_log_axis() -> None:
 def test_long_titles_take_more_lines_where_it_is_narrow_and_long_legends_more_room() -> None:
     assert "<br>" not in figure(Arrangement(width=1200)).layout.annotations[1].text
     assert "<br>" in figure(Arrangement(width=700)).layout.annotations[1].text
-    a = Arrangement(columns=1, width=400)
-    assert a.legend_lines(["fc1", "fc2"]) == 1 < a.legend_lines([f"layers.{i}.projection" for i in range(8)])
+    a, names = Arrangement(columns=1, width=400), [f"layers.{i}.projection" for i in range(8)]
+    assert a.legend_lines(["fc1", "fc2"]) == 1 < a.legend_lines(names)
+    assert a.outgrows(names) and not a.outgrows(["fc1", "fc2"])
 
 
 @pytest.mark.parametrize("wrong", [

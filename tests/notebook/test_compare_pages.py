@@ -99,7 +99,8 @@ def test_plays_in_step_in_a_jupyterlab(place: Place, lab: Any) -> None:
     assert "momentum β: a 0.9, no momentum 0" in page.text_content(".gsm-compare")
     place.shot("compare-1440")
     columns = (
-        "new Set([...document.querySelectorAll('.gsm-compare .xtitle')].map(t => t.getBoundingClientRect().x)).size"
+        "new Set([...document.querySelectorAll('.gsm-compare .infolayer text[class^=x][class$=title]')]"
+        ".map(t => Math.round(t.getBoundingClientRect().x / 50))).size"
     )
     assert page.evaluate(columns) == 2
     page.set_viewport_size({"width": 720, "height": 900})

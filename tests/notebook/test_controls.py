@@ -1,8 +1,10 @@
 """Sliders, entries, choices and presets: what a person moves there, by `.value` and `.click()`."""
 
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
+import ipywidgets as widgets
 import pooch
 import pytest
 import requests
@@ -11,7 +13,7 @@ from gsm_lab import Playground, Run, methods
 from gsm_lab.knobs import KNOBS
 from gsm_lab.notebook.playground import LIVE, RESTARTS
 from gsm_lab.notebook.presets import PRESETS
-from tests.notebook.playgrounds import enter, press, red, settle, until
+from tests.notebook.playgrounds import enter, inside, press, red, settle, until
 
 
 def test_begins_at_the_run_s_values(board: Callable[..., Playground]) -> None:
@@ -104,7 +106,9 @@ def test_set_refuses_before_anything_moves(pg: Playground) -> None:
 
 def test_every_control_says_what_it_is(pg: Playground) -> None:
     for name in (*LIVE, *RESTARTS):
-        assert (">live<" if name in LIVE else ">restarts<") in pg.controls[name].label.value
+        beside = [one for one in inside(pg) if isinstance(one, widgets.Box) and pg.controls[name] in one.children]
+        said = [one.value for one in beside[0].children if isinstance(one, widgets.HTML)]
+        assert any((">live<" if name in LIVE else ">restarts<") in text for text in said)
     assert "per step" in pg.controls["weight_decay"].label.value
     assert all(button.tooltip for button in [*pg.buttons.values(), *pg.preset_buttons])
     assert all(control.entry.tooltip for control in pg.controls.values())
@@ -113,7 +117,7 @@ def test_every_control_says_what_it_is(pg: Playground) -> None:
 def test_presets(board: Callable[..., Playground]) -> None:
     pg = board()
     assert len(PRESETS) >= 5 and len(pg.preset_buttons) == len(PRESETS)
-    assert PRESETS[0].explanation in pg.explanation.value
+    assert PRESETS[0].said(pg.run) in pg.explanation.value and "halves every 231 steps" in pg.explanation.value
     pg.step(1)
     for button, preset in zip(pg.preset_buttons, PRESETS, strict=True):
         assert preset.explanation and "\n" not in preset.explanation and set(preset.knobs) == set(LIVE)
@@ -121,8 +125,13 @@ def test_presets(board: Callable[..., Playground]) -> None:
         settle(pg)
         assert {name: pg.run.knobs[name] for name in LIVE} == preset.knobs
         assert {name: pg.controls[name].value for name in LIVE} == preset.knobs
-        assert preset.name in pg.explanation.value
+        assert f"<b>{preset.name}</b>: {escape(preset.said(pg.run))}" == pg.explanation.value
         pg.step(1)
+    pg.set(momentum=0.5, smoothing=0.0)
+    moved = "moved since: momentum β 0.5, smoothing s 0.0. A passive weight now halves every 1,155 steps."
+    assert pg.explanation.value == f"<b>{PRESETS[-1].name}</b>: {moved}"
+    pg.set(momentum=0.9)
+    assert f"<b>{PRESETS[0].name}</b>" in pg.explanation.value, "these are another preset's"
     assert pg.run.steps == 1 + len(PRESETS)  # they are live: nothing restarts
 
 
