@@ -24,6 +24,7 @@ VIEWS = ("curves", "Taylor", "network")
 ROW = 320  # pixels from one row of plots to the next
 WIDTH = 860  # pixels, of a picture in a notebook's cell beside the file browser
 TITLE, LEGEND, LABELS = 14, 12, 12  # sizes of letters, in pixels
+LOG_FONT = {"size": 14}  # plotly writes digits between powers of ten in three quarters of it
 _BOLD, _PLAIN = 0.575, 0.53  # width of a letter in the mean, over its size
 _LEFT, _RIGHT, _EDGE = 62, 52, 36  # pixels beside a plot: labels of its axis, of a second one; for the mode bar
 _TITLE_LINE, _LEGEND_LINE, _UNDER = 19, 20, 44  # pixels of height

@@ -14,7 +14,7 @@ from plotly.basedatatypes import BaseFigure
 
 from gsm_lab.checks import kind, number, whole
 from gsm_lab.figures import network, taylor_view
-from gsm_lab.figures.arrangement import PLOTS, Arrangement, frame, merged, places, shown
+from gsm_lab.figures.arrangement import LOG_FONT, PLOTS, Arrangement, frame, merged, places, shown
 from gsm_lab.figures.fitting import NARROWEST
 from gsm_lab.figures.headlines import title_texts
 from gsm_lab.figures.style import AXIS, COLOURS, FEW_TICKS, finish, line
@@ -168,15 +168,14 @@ def dashboard(
         add(f"layer {name}", 3, i, f"%{{y:.3g}}% of {layer_name(name)} would stay", name=short_layer_name(name))
     for i in range(len(layers), slots):
         traces.append(go.Scatter(x=[], y=[], xaxis="x4", yaxis="y5", legend="legend4", **line(i)))
-    layouts, plots = [finish(go.Figure(), height).layout.to_plotly_json(), _axes(metric)], PLOTS[:4]
+    frames = frame(PLOTS[:4] if taylor is None else PLOTS[:6])
+    layouts = [finish(go.Figure(), height).layout.to_plotly_json(), frames, _axes(metric)]
     if taylor is not None:
         traces += taylor_view.traces(taylor)
         layouts.append(taylor_view.axes())
-        plots = PLOTS[:6]
-    layouts.append(frame(plots))
     for trace, visible in zip(traces, shown(traces, a), strict=True):
         trace.visible = visible
-    layouts.append(places(traces, layouts[-1]["annotations"], a))
+    layouts.append(places(traces, frames["annotations"], a))
     return update(go.Figure(traces, merged(*layouts)), history, taylor, a)
 
 
@@ -249,7 +248,7 @@ def _probes(taylor: Any) -> None:
 def _axes(metric: Metric) -> dict[str, Any]:
     """What the axes of the four plots measure."""
     percent = {"range": [0, 101], "tickmode": "linear", "dtick": 20}
-    few, scale = {**FEW_TICKS, "nticks": 4}, percent if metric.is_accuracy else {"nticks": 5}
+    few, scale = {**FEW_TICKS, "nticks": 4, "tickfont": LOG_FONT}, percent if metric.is_accuracy else {"nticks": 5}
     measured = {
         "y": ("training loss (log)", {**few, "autorangeoptions": {"clipmax": 100}}),  # what explodes leaves the rest
         "y2": (metric.axis, {**scale, "overlaying": "y", "side": "right", "showgrid": False}),

@@ -15,7 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.lib.stride_tricks import sliding_window_view
 
-from gsm_lab.figures.arrangement import PLOTS
+from gsm_lab.figures.arrangement import LOG_FONT, PLOTS
 from gsm_lab.figures.style import AXIS, FEW_TICKS, line
 from gsm_lab.wording import error_percent
 
@@ -70,7 +70,10 @@ def titles(probes: np.ndarray) -> tuple[str, str]:
 
 def axes() -> dict[str, Any]:
     """The layout of the axes."""
-    (left, right), log = PLOTS[4:6], {**FEW_TICKS, "nticks": 5, "autorangeoptions": {"clipmin": 0.01, "clipmax": 1e4}}
+    (left, right), log = (
+        PLOTS[4:6],
+        {**FEW_TICKS, "nticks": 5, "tickfont": LOG_FONT, "autorangeoptions": {"clipmin": 0.01, "clipmax": 1e4}},
+    )
     zero = {"zeroline": True, "zerolinecolor": "#888888"}
     return {
         "xaxis5": {"anchor": left.y, "nticks": 5, "title": {"text": "step"}, **AXIS},

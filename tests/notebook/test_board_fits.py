@@ -1,7 +1,6 @@
 """The board in a real JupyterLab: nothing overlaps, is cut off or covered, on any page, in both themes."""
 
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +48,6 @@ def shown(place: Place, tab: str, width: int) -> None:
         "(b => [b.clientWidth, b.querySelector('.main-svg').clientWidth])(document.querySelector('.gsm-playground'))"
     )
     wait_for(lambda: abs(place.page.evaluate(f"(([a, b]) => a - b)({measure})")) <= 4, place.page)
-    time.sleep(0.4)  # what the kernel lays out comes in two messages
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
@@ -61,8 +59,11 @@ def test_every_tab_fits_every_page(place: Place, theme: str) -> None:
         page.set_viewport_size({"width": width, "height": height})
         for tab in ("four plots", "Taylor view", "the network"):
             shown(place, tab, width)
-            found = [*look(page, PLOT), *page.evaluate(STICKS_OUT)]
-            found = [fault for fault in found if not HIDDEN.fullmatch(fault)]
+            for _ in range(20):  # what the kernel lays out comes in several messages
+                found = [*look(page, PLOT), *page.evaluate(STICKS_OUT)]
+                if not (found := [fault for fault in found if not HIDDEN.fullmatch(fault)]):
+                    break
+                page.wait_for_timeout(200)
             place.shot(f"fits-{theme}-{width}-{tab.split()[-1]}")
             if found:
                 faults[width, tab] = found

@@ -128,7 +128,7 @@ def test_presets(board: Callable[..., Playground]) -> None:
         assert f"<b>{preset.name}</b>: {escape(preset.said(pg.run))}" == pg.explanation.value
         pg.step(1)
     pg.set(momentum=0.5, smoothing=0.0)
-    moved = "moved since: momentum β 0.5, smoothing s 0.0. A passive weight now halves every 1,155 steps."
+    moved = "moved since: momentum β 0.5, smoothing s 0. A passive weight now halves every 1,155 steps."
     assert pg.explanation.value == f"<b>{PRESETS[-1].name}</b>: {moved}"
     pg.set(momentum=0.9)
     assert f"<b>{PRESETS[0].name}</b>" in pg.explanation.value, "these are another preset's"
