@@ -32,7 +32,10 @@ class _Later:
 @contextlib.contextmanager
 def _later(*names: str) -> Iterator[None]:
     """Meanwhile plotly finds these modules without importing them."""
-    get_module = optional_imports.get_module
+    get_module = getattr(optional_imports, "get_module", None)
+    if get_module is None:  # another plotly, which does it otherwise
+        yield
+        return
 
     def get(name: str, should_load: bool = True) -> Any:
         return _Later(name) if name in names and should_load and find_spec(name) else get_module(name, should_load)

@@ -35,9 +35,13 @@ def _blas_looked_for_later() -> Iterator[None]:
     It imports SciPy's linear algebra before it loads the first compiled function, whichever that is: half a second and
     15 MB. What calls BLAS looks for it anew when it is compiled.
     """
-    from numba.np import linalg
+    try:
+        from numba.np import linalg
 
-    there, look = find_spec("scipy") is not None, linalg.ensure_blas
+        there, look = find_spec("scipy") is not None, linalg.ensure_blas
+    except (ImportError, AttributeError):  # there is no numba, or one that does it otherwise
+        yield
+        return
     linalg.ensure_blas = lambda: None if there else look()
     try:
         import numba.np.arraymath  # noqa: F401  (which looks)
