@@ -14,7 +14,7 @@ from tests.figures.cases import CASES
 from tests.figures.test_titles import said, wrong
 
 NOTEBOOKS = sorted(Path(__file__).parents[2].joinpath("notebooks").glob("*.ipynb"))
-SAVED = False  # to be True once the notebooks are saved with these figures
+SAVED = True
 
 
 def plain(**layout: object) -> go.Figure:
