@@ -214,7 +214,9 @@ def grey(figure: Figure) -> list[str]:
             places.setdefault(place, []).append(trace)
     found = []
     for place, traces in places.items():
-        drawn = [t for t in traces if t.type in ("scatter", "scattergl") and _look(t) != (None, None, None)]
+        drawn = [
+            t for t in traces if t.type in ("scatter", "scattergl") and _look(t) != (None, None, None) and _seen(t)
+        ]
         for a, b in itertools.combinations(drawn, 2):
             if _look(a) == _look(b) and abs(_fill(a) - _fill(b)) < APART and not _one_thing(a, b):
                 found.append(f"{a.name!r} and {b.name!r} look alike in grey, in {' '.join(place)}: {_look(a)}")
@@ -224,6 +226,11 @@ def grey(figure: Figure) -> list[str]:
             if steps != sorted(steps) and steps != sorted(steps, reverse=True):
                 found.append(f"the heat map {heat.name!r} is not in the order of its lightness")
     return found
+
+
+def _seen(trace: Any) -> bool:
+    """Whether a trace draws anything; some are there for a text under the mouse or a bar of colours alone."""
+    return trace.marker.opacity != 0 and any(x is not None for x in (trace.x if trace.x is not None else ()))
 
 
 def _look(trace: Any) -> tuple[Any, Any, Any]:
