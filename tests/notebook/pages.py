@@ -137,6 +137,16 @@ class Place:
     def press(self, button: str) -> None:
         self.page.click(f".gsm-button-{button}")
 
+    def tab(self, name: str) -> None:
+        """Show a tab. What stands above may grow by a line while the mouse is on its way: so until it is shown."""
+
+        def shown() -> Any:
+            self.page.click(f".gsm-tabs button:has-text('{name}')")
+            self.page.wait_for_timeout(100)
+            return self.page.query_selector(f".gsm-tabs .mod-active:has-text('{name}')")
+
+        wait_for(shown, self.page)
+
     def shows_all(self) -> None:
         """Wait until the page has the last step."""
         try:

@@ -43,7 +43,7 @@ def place(chromium: Any, lab: Any) -> Iterator[Place]:
 
 def shown(place: Place, tab: str, width: int) -> None:
     """Choose a tab, and wait until its plots are as wide as the board."""
-    place.page.click(f".gsm-tabs button:has-text('{tab}')")
+    place.tab(tab)
     measure = (
         "(b => [b.clientWidth, b.querySelector('.main-svg').clientWidth])(document.querySelector('.gsm-playground'))"
     )

@@ -72,7 +72,7 @@ def test_taylor_view_shows_and_updates(place: Place) -> None:
         return page.text_content(".gsm-taylor")
 
     steps = place.kernel()["steps"]
-    page.click(".gsm-tabs button:has-text('Taylor')")
+    place.tab("Taylor view")
     wait_for(lambda: [line[-1] for line in place.taylor()] == [steps] * 6, page)  # the last of the fifty steps
     assert f"Step {steps:,}, change of its batch's loss: predicted " in read_out()
     assert " true " in read_out() and "% off" in read_out() and "without the weight at the threshold" in read_out()
@@ -85,7 +85,7 @@ def test_taylor_view_shows_and_updates(place: Place) -> None:
     page.click(".gsm-button-pause")
     place.until(lambda said: not said["playing"])
     place.shot("taylor")
-    page.click(".gsm-tabs button:has-text('four plots')")
+    place.tab("four plots")
     place.shows_all()
 
 
