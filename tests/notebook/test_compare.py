@@ -261,7 +261,7 @@ def test_what_the_page_gets_is_the_finished_figure(compare: Callable[..., Compar
         board._heard(None, {"width": width})
         board.step(steps)
         done = comparison.comparison(board.accounts.histories(), 1 if width < 900 else 2)
-        done.layout.autosize = True
+        done.layout.update(autosize=True, width=width)
         assert go.Figure(board.figure.to_dict()).layout == done.layout
         for trace, other in zip(board.figure.data, done.data, strict=True):
             np.testing.assert_array_equal(trace.y, other.y)
