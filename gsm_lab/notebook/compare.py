@@ -12,13 +12,13 @@ from typing import Any
 import ipywidgets as widgets
 import torch
 
-from gsm_lab import figures
 from gsm_lab.checks import whole
 from gsm_lab.figures import comparison, differences
 from gsm_lab.notebook.accounts import Accounts, checked
 from gsm_lab.notebook.browser import STYLE, Figure, Viewer
 from gsm_lab.notebook.closing import close_all, forget_output
 from gsm_lab.notebook.controls import button
+from gsm_lab.notebook.export import Picture
 from gsm_lab.notebook.in_step import InStep
 from gsm_lab.notebook.player import Player
 from gsm_lab.training.run import Run
@@ -111,19 +111,11 @@ class Compare(widgets.VBox):
         with self.player.lock:
             return "\n".join([*comparison.told(self.accounts.all()), *self.accounts.in_common()])
 
-    def picture(self) -> Any:
-        """The plots as they are now, for readers without a kernel: a PNG (an `IPython.display.Image`).
-
-        On a machine without a browser that could draw it, the figure itself.
-        """
-        from IPython.display import Image
-
+    def picture(self) -> Picture:
+        """The plots as they are now, for readers without a kernel: a PNG, or else the live figure."""
         with self.player.exclusive():
             figure = comparison.comparison(self.accounts.histories(), note=self.accounts.note())
-        try:
-            return Image(figures.static(figure))
-        except Exception:  # whatever keeps a browser from drawing, the figure is there
-            return figure
+        return Picture(figure, f"{self!r} after step {self.in_step.steps:,}")
 
     def close(self) -> None:
         """End the training thread and remove the widget with its parts; nothing then keeps the widget or its runs."""
@@ -181,10 +173,7 @@ class Compare(widgets.VBox):
     def _show_words(self) -> None:
         accounts, player = self.accounts.all(), self.player
         step = differences.common_step(self.accounts.histories())
-        words = [
-            *differences.made_of(accounts, step),
-            *differences.not_comparable(accounts),
-        ]
+        words = [*differences.made_of(accounts, step), *differences.not_comparable(accounts)]
         words += self.accounts.in_common(at_leisure=player.playing)
         self.differences.value = "<br>".join(map(escape, words))
         self.numbers.value = _table(differences.reached(accounts, step), differences.numbers(accounts, step))

@@ -15,7 +15,6 @@ from torch import nn
 
 from gsm_lab import Compare, Dataset, Playground, Run, methods
 from gsm_lab.figures import comparison
-from gsm_lab.notebook import compare as module
 from gsm_lab.notebook.in_step import InStep
 from gsm_lab.notebook.player import Player
 from gsm_lab.training.fitting import evaluating
@@ -281,14 +280,15 @@ def test_picture(compare: Callable[..., Compare], monkeypatch: pytest.MonkeyPatc
     board = compare()
     board.step(8)
     drawn = []
-    monkeypatch.setattr(module.figures, "static", lambda figure: drawn.append(figure) or b"\x89PNG")
+    monkeypatch.setattr("gsm_lab.figures.static", lambda figure: drawn.append(figure) or b"\x89PNG")
     assert board.picture().data == b"\x89PNG" and drawn[0].data[0].x[-1] == 8
 
     def none(figure: object) -> bytes:
         raise RuntimeError("no browser")
 
-    monkeypatch.setattr(module.figures, "static", none)
-    assert board.picture() == drawn[0]
+    monkeypatch.setattr("gsm_lab.figures.static", none)
+    picture = board.picture()
+    assert picture.data is None and picture.figure == drawn[0]
 
 
 def test_nothing_keeps_what_is_closed() -> None:
