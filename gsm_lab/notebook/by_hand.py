@@ -16,7 +16,31 @@ from gsm_lab.notebook.kept import Kept
 from gsm_lab.notebook.presets import Preset
 
 
-class ByHand:
+class Asking:
+    """What callbacks of any widget with a `player` and a line `failure` share."""
+
+    def _ask(self, request: Callable[[], None], pause: bool = False) -> None:
+        """Ask the player for something; where another has closed it, the page says so."""
+        if pause:
+            self.player.playing = False
+        try:
+            request()
+        except RuntimeError as error:
+            self._fail(str(error))
+
+    def _fail(self, text: str) -> None:
+        self.failure.value = f"<div class='gsm-error' role='alert'>{escape(text)}</div>" if text else ""
+
+    def _watched(self, content: dict[str, Any]) -> None:
+        """What the page says of frames and views."""
+        if "seen" in content:
+            self.player.acknowledge(content["seen"])
+        if content.get("opened"):
+            self.player.watched = True
+            self.player.refresh()
+
+
+class ByHand(Asking):
     """The callbacks of a `Playground`."""
 
     def _pressed(self, name: str) -> None:
@@ -30,15 +54,6 @@ class ByHand:
             self._ask(lambda: self.player.play(steps[name]))
         else:
             self._ask(lambda: self.player.post(actions[name]), pause=True)
-
-    def _ask(self, request: Callable[[], None], pause: bool = False) -> None:
-        """Ask the player for something; where another playground has closed it, the page says so."""
-        if pause:
-            self.player.playing = False
-        try:
-            request()
-        except RuntimeError as error:
-            self._fail(str(error))
 
     def _moved(self, name: str, value: Any) -> None:
         if KNOBS[name].live:
@@ -128,10 +143,6 @@ class ByHand:
             return self.views.whole()
 
     def _heard(self, _: Any, content: dict[str, Any], buffers: Any = None) -> None:
-        if "seen" in content:
-            self.player.acknowledge(content["seen"])
         if "width" in content:
             self.views.sized(content["width"], content.get("page"))
-        if content.get("opened"):
-            self.player.watched = True
-            self.player.refresh()
+        self._watched(content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from html import escape
 from typing import Any
@@ -16,6 +16,7 @@ from gsm_lab.checks import whole
 from gsm_lab.figures import comparison, differences
 from gsm_lab.notebook.accounts import Accounts, checked
 from gsm_lab.notebook.browser import STYLE, Figure, Viewer
+from gsm_lab.notebook.by_hand import Asking
 from gsm_lab.notebook.closing import close_all, forget_output
 from gsm_lab.notebook.controls import button
 from gsm_lab.notebook.export import Picture
@@ -34,7 +35,7 @@ _BUTTONS = {
 }
 
 
-class Compare(widgets.VBox):
+class Compare(Asking, widgets.VBox):
     """Two to four runs beside each other: played in step, drawn on the same axes, their differences in words.
 
         gl.Compare({"paper": run_a, "no momentum": run_b})
@@ -135,27 +136,15 @@ class Compare(widgets.VBox):
         if name in steps:
             self._ask(lambda: self.player.play(steps[name]))
         else:
-            self.player.playing = False
-            self._ask(lambda: self.player.post(lambda: None))
-
-    def _ask(self, request: Callable[[], None]) -> None:
-        """Ask the player for something; where another has closed it, the page says so."""
-        try:
-            request()
-        except RuntimeError as error:
-            self._fail(str(error))
+            self._ask(lambda: self.player.post(lambda: None), pause=True)
 
     def _heard(self, _: Any, content: dict[str, Any], buffers: Any = None) -> None:
-        if "seen" in content:
-            self.player.acknowledge(content["seen"])
         if content.get("width"):
             self._columns, self._width = 1 if content["width"] < NARROW else 2, content["width"]
             if self.player.closed:  # nobody else draws any more
                 self._draw()
             self.player.refresh()
-        if content.get("opened"):
-            self.player.watched = True
-            self.player.refresh()
+        self._watched(content)
 
     # -- showing ---------------------------------------------------------------------------------------------------
 
@@ -185,9 +174,6 @@ class Compare(widgets.VBox):
         error, name = player.error, self.in_step.failed
         where = f" of {name} stopped after step {self.runs[name].steps:,}" if name else " stopped"
         self._fail(f"Training{where}. {type(error).__name__}: {error}" if error else "")
-
-    def _fail(self, text: str) -> None:
-        self.failure.value = f"<div class='gsm-error' role='alert'>{escape(text)}</div>" if text else ""
 
 
 def _table(caption: str, numbers: dict[str, dict[str, str]]) -> str:

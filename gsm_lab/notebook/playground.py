@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Iterable
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -266,9 +265,6 @@ class Playground(ByHand, widgets.VBox):
         self.taylor.show()
         error = player.error
         self._fail(f"Training stopped after step {run.steps:,}. {type(error).__name__}: {error}" if error else "")
-
-    def _fail(self, text: str) -> None:
-        self.failure.value = f"<div class='gsm-error' role='alert'>{escape(text)}</div>" if text else ""
 
 
 def _names(hide: Iterable[str]) -> set[str]:
