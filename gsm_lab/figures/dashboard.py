@@ -224,10 +224,8 @@ def update(
 def add_network(figure: go.Figure, view: View) -> go.Figure:
     """Add the two plots of what is left of the network to a `dashboard`, in place; `arrange` gives them a place."""
     network.add(figure, view, titled=False)
-    figure.update_layout(merged(frame(PLOTS[6:]), {"annotations": None}))
-    notes = [note.to_plotly_json() for note in figure.layout.annotations]
-    figure.layout.annotations = [*notes, *frame(PLOTS[6:])["annotations"]]
-    return figure
+    more, notes = frame(PLOTS[6:]), [note.to_plotly_json() for note in figure.layout.annotations]
+    return figure.update_layout(more | {"annotations": [*notes, *more["annotations"]]})
 
 
 def _differ(shapes: list[dict[str, Any]], before: tuple[Any, ...]) -> bool:

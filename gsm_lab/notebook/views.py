@@ -101,7 +101,6 @@ class Views:
                 self._added, self._arranged = True, None
         a = (key := self._key)[0]
         if key != self._arranged:
-            self._arranged = key
             # Each in a message of its own: in a batch, what is set can not be read before its end.
             with self.figure.batch_update():
                 figures.update(self.figure, self.run.history, inspected, a, view)
@@ -109,6 +108,7 @@ class Views:
                 figures.arrange(self.figure, a)
                 if self._told:  # once its height has been set, plotly keeps the width that it had then
                     self.figure.layout.width = self._width
+            self._arranged = key
         with self.figure.batch_update():
             figures.update(self.figure, self.run.history, inspected, a, view)
         if view is not None:
