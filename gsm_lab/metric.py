@@ -160,6 +160,11 @@ class Metric:
         return self.name[0].upper() + self.name[1:] if self.is_accuracy else self.name
 
     @property
+    def scores(self) -> str:
+        """What several values are called: "accuracies", "values of RMSE"."""
+        return "accuracies" if self.is_accuracy else f"values of {self.name}"
+
+    @property
     def axis(self) -> str:
         """What stands at an axis of values times `scale`: "test accuracy, %", "test RMSE, kg"."""
         return self._with_unit(f"test {self.name}", "%" if self.percent else self.unit)

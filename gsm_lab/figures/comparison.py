@@ -22,9 +22,10 @@ from plotly.basedatatypes import BaseFigure
 from gsm_lab.checks import kind, one_of, text
 from gsm_lab.figures.comparison_titles import headline, titles
 from gsm_lab.figures.dashboard import curves
-from gsm_lab.figures.differences import Account, checked, common_step, history_type, standing, told
+from gsm_lab.figures.differences import Account, checked, common_step, history_type, same_metric, standing, told
 from gsm_lab.figures.fitting import ticks
 from gsm_lab.figures.style import AXIS, DASHES, FONT, finish, line
+from gsm_lab.metric import Metric
 from gsm_lab.wording import layer_name
 
 if TYPE_CHECKING:
@@ -34,18 +35,18 @@ __all__ = ["PANELS", "Account", "arrange", "comparison", "told", "update"]
 
 PANELS = ("loss", "live accuracy", "cut accuracy", "under 1e-4", "re-activated", "last layer")
 _NEAR = PANELS.index("under 1e-4")
-_ACCURACY = {"range": [0, 101], "tickmode": "linear", "dtick": 25}
+_PERCENT = {"range": [0, 101], "tickmode": "linear", "dtick": 25}
 _AXES: tuple[dict[str, Any], ...] = (
     {"title_text": "loss (log)", "type": "log", "autorangeoptions": {"clipmax": 100}},
-    {"title_text": "accuracy, %", **_ACCURACY},
-    {"title_text": "accuracy, %", **_ACCURACY},
-    {"title_text": "of all weights, %", **_ACCURACY},
+    {},  # of what the runs are measured by
+    {},
+    {"title_text": "of all weights, %", **_PERCENT},
     {"title_text": "weights per step", "rangemode": "tozero"},
     {"title_text": "of the layer, % (log)", "type": "log"},
 )
 _LOG = tuple(i for i, axis in enumerate(_AXES) if axis.get("type") == "log")
 _HOVER = (
-    "training loss %{y:.3g}", "test accuracy %{y:.2f}% as it is", "test accuracy %{y:.2f}% if cut now",
+    "training loss %{y:.3g}", "test {} as it is", "test {} if cut now",
     "%{y:.2f}% of weights with |w| < 1e-4", "%{y:,.0f} weights passive the step before", "%{y:.3g}% would stay",
 )  # fmt: skip
 # Pixels of a panel: title, plot, foot; of a row of the headline, of the legend. Characters of a title in a line.
@@ -53,11 +54,14 @@ _TITLE, _PLOT, _FOOT, _ROW, _LEGEND = 42, {1: 150, 2: 112}, 44, 21, 24
 _LINE, _HEADLINE = {1: 62, 2: 45}, {1: 58, 2: 88}
 _WIDE = 0.445  # of the width, a panel of two beside each other
 _ROOM = {1: 500, 2: 800}  # pixels that the legend has in a row
+_AXIS_LETTERS = 17  # of an axis' title beside the lower of plots
 _TICKS = 6  # on a logarithmic axis
 
 
 def comparison(histories: Mapping[str, History], columns: int = 2, note: str = "") -> go.Figure:
     """Six plots: loss, accuracy as it is and if cut, near zero, re-activated, what a cut keeps of the last layer.
+
+    Or the metric of the runs, where that is another.
 
     In the plot of what is near zero a thin line a run says how much has to be: 1 − 1/C. Titles compare the runs at the
     last step that all have on record.
@@ -69,19 +73,19 @@ def comparison(histories: Mapping[str, History], columns: int = 2, note: str = "
 
     Raises:
         TypeError, ValueError: no mapping of names (of 1 to 16 characters) to histories, more than four, or none;
-            `columns` or `note` is none.
+            `columns` or `note` is none. Histories of different metrics.
     """
     histories = _checked(histories)
     one_of("columns", columns, (1, 2))
-    figure = go.Figure()
+    figure, metric = go.Figure(), next(iter(histories.values())).metric
     for panel, of_runs in enumerate(_lines(histories)):
         for i, (x, y) in enumerate(of_runs):
-            figure.add_trace(go.Scatter(x=x, y=y, **_style(panel, i, list(histories))))
+            figure.add_trace(go.Scatter(x=x, y=y, **_style(panel, i, list(histories), metric)))
     finish(figure, 600)
     for panel in range(len(PANELS)):
         name, small = _number(panel), {"tickfont": {"size": 11}, "title_font": {"size": 12}}
         x = {"anchor": f"y{name}", "rangemode": "tozero", "title_text": "step", "title_standoff": 2, **AXIS, **small}
-        y = {"anchor": f"x{name}", "title_standoff": 6, **AXIS, **_AXES[panel], **small}
+        y = {"anchor": f"x{name}", "title_standoff": 6, **AXIS, **(_AXES[panel] or _measured(metric)), **small}
         figure.update_layout({f"xaxis{name}": x | ({"matches": "x"} if panel else {}), f"yaxis{name}": y})
     legend = {"orientation": "h", "yanchor": "top", "xanchor": "left", "x": 0}
     figure.update_layout(showlegend=True, legend={**legend, "font": {"size": 13}})
@@ -161,9 +165,17 @@ def _number(panel: int) -> str:
 
 def _checked(histories: Any) -> dict[str, History]:
     found = checked(histories, history_type(), "a History, as run.history is one")
-    if other := next((h.metric.name for h in found.values() if not h.metric.is_accuracy), ""):
-        raise ValueError(f"runs must be measured by their accuracy to be compared here, got one measured by {other}")
+    same_metric(found)
     return found
+
+
+def _measured(metric: Metric) -> dict[str, Any]:
+    """An axis of what the runs are measured by; where the whole name has no room, titles have it."""
+    if metric.is_accuracy:
+        return {"title_text": "accuracy, %", **_PERCENT}
+    unit = "%" if metric.percent else metric.unit
+    words = (metric.axis, metric.axis.removeprefix("test "), unit, "score")
+    return {"title_text": next(text for text in words if 0 < len(text) <= _AXIS_LETTERS), "nticks": 4}
 
 
 def _lines(histories: Mapping[str, History]) -> list[list[tuple[np.ndarray, np.ndarray]]]:
@@ -175,10 +187,10 @@ def _lines(histories: Mapping[str, History]) -> list[list[tuple[np.ndarray, np.n
     return [*panels, [of_run[name] for of_run, name in zip(every, last, strict=True)]]
 
 
-def _style(panel: int, i: int, names: list[str]) -> dict[str, Any]:
+def _style(panel: int, i: int, names: list[str], metric: Metric) -> dict[str, Any]:
     """Of a line: the run's, or, after those of all runs, of a target."""
     of, target = i % len(names), i >= len(names)
-    look, hover = line(of), _HOVER[panel]
+    look, hover = line(of), _HOVER[panel].replace("{}", f"{metric.name} {metric.hover()}")
     if target:  # differs in dash and marker from the runs, and from other targets
         symbol, hover = f"{look['marker']['symbol']}-open", "target 1 − 1/C = %{y:.2f}%"
         look["line"] |= {"dash": DASHES[4 + of], "width": 1, "shape": "hv"}

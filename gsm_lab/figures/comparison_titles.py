@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from gsm_lab.figures.differences import Standing, per_step, signed
+from gsm_lab.figures.differences import Standing, amount, per_step, score, signed
+from gsm_lab.metric import Metric
 from gsm_lab.wording import times
+
+_SHORT = 16  # characters of a metric's name in the title of a plot
 
 
 def headline(at: dict[str, Standing], step: int) -> str:
     """Who loses most at the cut, and who least, at the evaluation in common, or at the latest of each up to `step`."""
     costs = {name: round(s.cost, 1) for name, s in at.items() if not math.isnan(s.cost)}
+    metric = next(iter(at.values())).metric
     if len(costs) < len(at):
         return "Nothing to compare yet"
+    if not metric.is_accuracy:
+        return _worse(at, metric, step)
     worst, best = max(costs, key=costs.get), min(costs, key=costs.get)
     looked = {s.evaluated for s in at.values()}
     when = f"at step {looked.pop():,}" if len(looked) == 1 else f"by step {step:,}"
@@ -27,18 +34,32 @@ def headline(at: dict[str, Standing], step: int) -> str:
 
 def titles(at: dict[str, Standing], layer: str) -> tuple[str, ...]:
     """What each of the six plots shows; `layer`, what the last one is called."""
-    back = {name: s.back for name, s in at.items()}
+    back, metric = {name: s.back for name, s in at.items()}, next(iter(at.values())).metric
     last = {name: list(s.kept.values())[-1] if s.kept else math.nan for name, s in at.items()}
     near = _each("Near zero", {name: s.near for name, s in at.items()}, "{:.1f}%")
     target = _each("; target", {name: s.target for name, s in at.items()}, "{:.4g}%")
     return (
         _loss({name: s.loss for name, s in at.items()}),
-        _points("As it is", {name: s.live for name, s in at.items()}),
-        _points("If cut", {name: s.cut for name, s in at.items()}),
+        _points("As it is", {name: s.live for name, s in at.items()}, metric),
+        _points("If cut", {name: s.cut for name, s in at.items()}, metric),
         near + (target if ":" in target else ""),
         _extremes("Re-activated per step", back, {n: per_step(v) for n, v in back.items() if not math.isnan(v)}),
         _each(f"A cut keeps of {layer}", last, "{:.2g}%"),
     )
+
+
+def _worse(at: dict[str, Standing], metric: Metric, step: int) -> str:
+    """The headline of runs that are measured by another metric than accuracy."""
+    costs = {name: s.cost for name, s in at.items()}
+    said = {name: amount(metric, abs(cost)) + (" worse" if cost >= 0 else " better") for name, cost in costs.items()}
+    worst, best = max(costs, key=costs.get), min(costs, key=costs.get)
+    looked = {s.evaluated for s in at.values()}
+    when = f"at step {looked.pop():,}" if len(looked) == 1 else f"by step {step:,}"
+    if len(set(said.values())) == 1:
+        whose = {1: f" of {worst}", 2: " of each"}.get(len(at), " of each of them")
+        return f"The cut makes {metric.name}{whose} {said[worst]}, {when}"
+    others = ", of the others between" if len(at) > 2 else ""
+    return f"The cut makes {metric.name} of {worst} {said[worst]}, of {best} {said[best]}{others}, {when}"
 
 
 def _loss(losses: dict[str, float]) -> str:
@@ -50,8 +71,13 @@ def _loss(losses: dict[str, float]) -> str:
     return _each("Training loss", losses, "{:.2g}")
 
 
-def _points(where: str, accuracies: dict[str, float]) -> str:
-    """Who scores more, in points; `accuracies` in percent."""
+def _points(where: str, accuracies: dict[str, float], metric: Metric) -> str:
+    """Who scores more, in points, `accuracies` being in percent; or the values of another metric."""
+    if not metric.is_accuracy:
+        title = metric.name if len(metric.name) <= _SHORT else "Score"
+        metric = metric if len(metric.unit) <= _SHORT / 2 else replace(metric, unit="")
+        known = {name: signed(score(metric, value)) for name, value in accuracies.items() if not math.isnan(value)}
+        return _extremes(f"{title} {where.lower()}", accuracies, known)
     if len(accuracies) == 1 or any(map(math.isnan, accuracies.values())):
         return _each(f"Accuracy {where.lower()}", accuracies, "{:.1f}%")
     rounded = {name: round(accuracy, 1) for name, accuracy in accuracies.items()}  # what is read adds up

@@ -12,6 +12,7 @@ import numpy as np
 
 from gsm_lab.checks import kind, shown
 from gsm_lab.knobs import KNOBS, LIVE
+from gsm_lab.metric import ACCURACY, Metric
 from gsm_lab.wording import layer_name, number
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ class Standing(NamedTuple):
     """A run at a step: NaN for what is not known yet.
 
     `loss`, `back`: mean over the last steps (`AVERAGED`) of the batches' loss and of the weights re-activated in a
-    step. `live`, `cut`: test accuracy in percent at the evaluation `evaluated`, the latest so far. `near`: |w| < 1e-4,
-    and `target`: 1 - 1/C, in percent of all weights. `kept`: by layer, what a cut keeps of it in percent.
+    step. `live`, `cut`: the `metric` on the test set, in percent or its unit, at the evaluation `evaluated`, the latest
+    so far. `near`: |w| < 1e-4, and `target`: 1 - 1/C, in percent of all weights. `kept`: by layer, what a cut keeps of
+    it in percent.
     """
 
     loss: float
@@ -39,11 +41,12 @@ class Standing(NamedTuple):
     target: float
     back: float
     kept: dict[str, float]
+    metric: Metric = ACCURACY
 
     @property
     def cost(self) -> float:
-        """What the cut takes away, in points of accuracy."""
-        return self.live - self.cut
+        """What the cut takes away, in points of accuracy or the unit of the metric."""
+        return self.metric.cost(self.live, self.cut)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ def checked(runs: Any, of: type, valid: str, least: int = 1, most: int = 4) -> d
     return dict(runs)
 
 
+def same_metric(histories: Mapping[str, History]) -> None:
+    """Raises ValueError where runs are measured by different things, which no axis has in common."""
+    metrics = {name: history.metric for name, history in histories.items()}
+    first = next(iter(metrics.values()))
+    if not all(first.same_scale(metric) for metric in metrics.values()):
+        of = ", ".join(f"{name} by {metric}" for name, metric in metrics.items())
+        raise ValueError(f"runs must be measured by the same metric to be compared, got {of}")
+
+
 def history_type() -> type[History]:
     """`History`; to import it loads torch, which figures of tables do not need."""
     from gsm_lab.training.history import History
@@ -105,20 +117,22 @@ def standing(history: History, step: int) -> Standing:
         loss, back = rows["loss"][start:end].mean(dtype=float), rows["reactivated"][start:end].sum(axis=1).mean()
         near = 100 * rows["under_1e-4"][end - 1].sum() / weights
         target = 100 - 100 / float(history.knob_values("compression", rows["step"][end - 1 : end])[0])
-    kept, evaluated = {}, -1
+    kept, evaluated, metric = {}, -1, history.metric
     if seen:
         last = evaluations[seen - 1]
-        live, cut, evaluated = 100 * float(last["live_accuracy"]), 100 * float(last["cut_accuracy"]), int(last["step"])
+        live, cut = (metric.scale * float(last[name]) for name in ("live_accuracy", "cut_accuracy"))
+        evaluated = int(last["step"])
         kept = {n: 100 * float(k) / size for (n, size), k in zip(history.layers.items(), last["kept"], strict=True)}
-    return Standing(*map(float, (loss, live, cut)), evaluated, *map(float, (near, target, back)), kept)
+    return Standing(*map(float, (loss, live, cut)), evaluated, *map(float, (near, target, back)), kept, metric)
 
 
 def told(accounts: Mapping[str, Account]) -> list[str]:
     """How runs differ, a sentence each: what they are, what cannot be compared, and numbers at the common step.
 
-    Raises TypeError, ValueError for what is no mapping of two to four names to accounts.
+    Raises TypeError, ValueError for what is no mapping of two to four names to accounts, of runs of the same metric.
     """
     accounts = checked(accounts, Account, "an Account", least=2)
+    same_metric({name: account.history for name, account in accounts.items()})
     step = common_step({name: a.history for name, a in accounts.items()})
     said = [f"{what}: {', '.join(f'{n} {v}' for n, v in values.items())}."
             for what, values in numbers(accounts, step).items()]  # fmt: skip
@@ -163,12 +177,12 @@ def _values(accounts: Mapping[str, Account], of: Callable[[Account], str]) -> st
 
 def not_comparable(accounts: Mapping[str, Account]) -> list[str]:
     """What cannot be compared, or only with a grain of salt."""
-    said = []
+    said, scores = [], next(iter(accounts.values())).history.metric.scores
     if len({a.digest for a in accounts.values()}) > 1:
         if len({a.tested for a in accounts.values()}) > 1:
-            said.append("The test sets differ: accuracies, and what a cut costs, cannot be compared.")
+            said.append(f"The test sets differ: {scores}, and what a cut costs, cannot be compared.")
         else:
-            said.append("They train on different data, and are tested on the same: accuracies can be compared.")
+            said.append(f"They train on different data, and are tested on the same: {scores} can be compared.")
     sizes = {name: sum(a.history.layers.values()) for name, a in accounts.items()}
     if len({tuple(a.history.layers.items()) for a in accounts.values()}) > 1:
         of = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
@@ -189,7 +203,8 @@ def reached(accounts: Mapping[str, Account], step: int) -> str:
 def numbers(accounts: Mapping[str, Account], step: int) -> dict[str, dict[str, str]]:
     """What is known of the runs at a step: quantity -> name of the run -> its value, with its unit."""
     at = {name: standing(a.history, step) for name, a in accounts.items()}
-    found = {what: {name: _said(of(s), form) for name, s in at.items()} for what, (of, form) in _QUANTITIES.items()}
+    found = {what: {name: _said(of(s), form) for name, s in at.items()}
+             for what, (of, form) in _quantities(next(iter(at.values())).metric).items()}  # fmt: skip
     found = {what: values for what, values in found.items() if set(values.values()) != {_UNKNOWN}}
     if {s.evaluated for s in at.values()} - {step, -1}:
         found["evaluated at step"] = {n: f"{s.evaluated:,}" if s.kept else _UNKNOWN for n, s in at.items()}
@@ -203,21 +218,34 @@ def numbers(accounts: Mapping[str, Account], step: int) -> dict[str, dict[str, s
 
 
 _UNKNOWN = "not known"
-_QUANTITIES: dict[str, tuple[Callable[[Standing], float], str]] = {
-    "test accuracy": (lambda s: s.live, "{:.1f}%"),
-    "if cut": (lambda s: s.cut, "{:.1f}%"),
-    "the cut costs": (lambda s: s.cost, "{:.1f} points"),
-    "near zero": (lambda s: s.near, "{:.1f}%"),
-    "target 1 − 1/C": (lambda s: s.target, "{:.4g}%"),
-    "re-activated per step": (lambda s: s.back, ""),
-    "training loss": (lambda s: s.loss, "{:.3g}"),
-}
+_Said = Callable[[float], str]
 
 
-def _said(value: float, form: str) -> str:
-    if math.isnan(value):
-        return _UNKNOWN
-    return signed(form.format(value)) if form else per_step(value)
+def _quantities(metric: Metric) -> dict[str, tuple[Callable[[Standing], float], _Said]]:
+    """By name: which number it is, and how it is written."""
+    return {
+        f"test {metric.name}": (lambda s: s.live, lambda v: score(metric, v)),
+        "if cut": (lambda s: s.cut, lambda v: score(metric, v)),
+        "the cut costs": (lambda s: s.cost, lambda v: amount(metric, v)),
+        "near zero": (lambda s: s.near, "{:.1f}%".format),
+        "target 1 − 1/C": (lambda s: s.target, "{:.4g}%".format),
+        "re-activated per step": (lambda s: s.back, per_step),
+        "training loss": (lambda s: s.loss, "{:.3g}".format),
+    }
+
+
+def _said(value: float, form: _Said) -> str:
+    return _UNKNOWN if math.isnan(value) else signed(form(value))
+
+
+def score(metric: Metric, value: float) -> str:
+    """A value that has been multiplied by the metric's scale: "97.2%", "54.3 kg"."""
+    return metric.shown(value / metric.scale, 1)
+
+
+def amount(metric: Metric, cost: float) -> str:
+    """A difference of such values, with its sign where it is below zero: "1.2 points", "-0.31 kg"."""
+    return (f"{cost:.1f}" if metric.percent else f"{cost:.3g}") + f" {metric.points}".rstrip()
 
 
 def per_step(count: float) -> str:

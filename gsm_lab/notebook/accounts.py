@@ -53,7 +53,9 @@ class Accounts:
 
     def note(self) -> str:
         """What the headline of a comparison has to add."""
-        return "" if len(set(self._test_sets())) == 1 else "the test sets differ: accuracies cannot be compared"
+        if len(set(self._test_sets())) == 1:
+            return ""
+        return f"the test sets differ: {next(iter(self.runs.values())).history.metric.scores} cannot be compared"
 
     def in_common(self, at_leisure: bool = False) -> list[str]:
         """As `in_common`. To look takes as long as some steps: `at_leisure`, only at every fiftieth step or so."""

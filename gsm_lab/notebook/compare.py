@@ -41,8 +41,8 @@ class Compare(Asking, widgets.VBox):
         gl.Compare({"paper": run_a, "no momentum": run_b})
 
     Args:
-        runs: by name (1 to 16 characters), each another one, of any models, data and methods. Where accuracies cannot
-            be compared, because the test sets differ, it is said.
+        runs: by name (1 to 16 characters), each another one, of any models, data and methods, all measured by the same
+            metric. Where its values cannot be compared, because the test sets differ, it is said.
 
     Each turn is one step of each run. Before that come dense epochs where they are needed, and runs that are behind
     catch up with the one that is furthest: see `InStep`. Where one of them raises an error, all stop. Whoever steps a
@@ -53,7 +53,8 @@ class Compare(Asking, widgets.VBox):
 
     Raises, before anything changes:
         TypeError: `runs` is no mapping, or holds a name that is no text, or what is no run.
-        ValueError: fewer than two runs, more than four, the same one twice, or a name that is empty or too long.
+        ValueError: fewer than two runs, more than four, the same one twice, a name that is empty or too long, or runs
+            that are measured by different metrics.
     """
 
     player: Player | None = None

@@ -18,6 +18,7 @@ from gsm_lab.figures.comparison_titles import headline, titles
 from gsm_lab.figures.dashboard import POINTS
 from gsm_lab.figures.differences import AVERAGED, NAME, Standing, common_step, standing
 from gsm_lab.knobs import Settings
+from gsm_lab.metric import ACCURACY, Metric
 from gsm_lab.training.history import History
 from tests.figures.test_dashboard import LAYERS, looks, made, plots
 
@@ -246,6 +247,11 @@ PERCENT = st.one_of(st.just(NAN), st.floats(0, 100))
 STANDINGS = st.builds(
     Standing, st.one_of(st.just(NAN), st.floats(0, 1e30)), PERCENT, PERCENT, st.integers(0, 10**6), PERCENT, PERCENT,
     st.one_of(st.just(NAN), st.floats(0, 3e5)), st.sampled_from([{}, {"fc": 0.0}, {"fc": 1.0, "out": 99.9}]),
+    st.just(ACCURACY),
+)  # fmt: skip
+METRICS = (
+    Metric("RMSE", None, False, "kg"), Metric("F1", percent=True), Metric("R2"),
+    Metric("n" * 20 + " " + "m" * 19, None, False, "u" * 40),
 )  # fmt: skip
 
 
@@ -262,6 +268,54 @@ def test_whatever_a_history_holds_titles_are_whole_and_short(found: list[Standin
         costs = {name: s.live - s.cut for name, s in at.items()}
         worst = f"{abs(max(costs.values())):.1f} points at the cut"
         assert worst in said[-1] and (len(at) == 1 or f"{abs(min(costs.values())):.1f}" in said[-1])
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(METRICS), st.lists(STANDINGS, min_size=1, max_size=4), st.floats(-1e9, 1e9))
+def test_titles_of_runs_that_are_measured_by_something_else(metric: Metric, found: list[Standing], by: float) -> None:
+    found = [s._replace(metric=metric, cut=s.cut if metric.percent else s.cut + by) for s in found]
+    at = dict(zip(NAMES, found, strict=False))
+    said = [*titles(at, "the last layer"), headline(at, 123_456)]
+    for text in said:
+        assert not re.search(r"\b(nan|inf)\b|−-|\d{12}|accuracy|--", text), text
+    for text in said[:-1]:
+        assert len(module._wrapped(text, 2, 0).split("<br>")) <= 3, text
+    costs = {name: s.live - s.cut if metric.higher_is_better else s.cut - s.live for name, s in at.items()}
+    if not any(map(math.isnan, costs.values())):
+        worst = max(costs.values())
+        assert f"{abs(worst):.1f} points" in said[-1] if metric.percent else f"{abs(worst):.3g}" in said[-1]
+        assert ("better" in said[-1]) == (min(costs.values()) < 0) or len(set(costs.values())) > 1
+
+
+def test_runs_of_regression_on_their_own_axes_and_in_their_own_words() -> None:
+    rmse = Metric("RMSE", None, False, "kg")
+    histories = {name: History(LAYERS, metric=rmse) for name in "ab"}
+    for i, history in enumerate(histories.values()):
+        history.evaluated(0, 54.25 + i, 55.5 + 3 * i, [1] * len(LAYERS))
+    figure = comparison(histories)
+    words = {note.text for note in figure.layout.annotations}
+    assert "<b>RMSE as it is: a 54.25 kg, b 55.25 kg</b>" in words
+    assert "<b>RMSE if cut: a 55.5 kg, b 58.5 kg</b>" in words
+    assert "<b>The cut makes RMSE of b 3.25 kg worse, of a 1.25 kg worse, at step 0</b>" in words
+    axes = [axis for axis in figure.select_yaxes() if axis.title.text == "test RMSE, kg"]
+    assert len(axes) == 2 and all(axis.range is None for axis in axes), "no percentages"
+    live = [trace for trace in figure.data if "RMSE %{y:.4g} kg as it is" in trace.hovertemplate]
+    assert [trace.y[0] for trace in live] == [54.25, 55.25]
+    lines = told({name: account(history, tested=name, digest=name) for name, history in histories.items()})
+    assert "test RMSE: a 54.25 kg, b 55.25 kg." in lines and "the cut costs: a 1.25 kg, b 3.25 kg." in lines
+    assert "The test sets differ: values of RMSE, and what a cut costs, cannot be compared." in lines
+
+
+@pytest.mark.parametrize(
+    "other", [ACCURACY, Metric("RMSE", None, False, "g"), Metric("RMSE", None, True, "kg"), METRICS[1]]
+)
+def test_runs_that_are_measured_by_different_things_are_refused(other: Metric) -> None:
+    histories = {"a": History(LAYERS, metric=Metric("RMSE", None, False, "kg")), "b": History(LAYERS, metric=other)}
+    said = re.escape("runs must be measured by the same metric to be compared, got a by RMSE (kg, lower is better), b")
+    with pytest.raises(ValueError, match=said):
+        comparison(histories)
+    with pytest.raises(ValueError, match=said):
+        told({name: account(history) for name, history in histories.items()})
 
 
 # ------------------------------------------------------------------------------------------------ words

@@ -385,6 +385,28 @@ def test_words_about_data(compare: Callable[..., Compare]) -> None:
     assert "cannot be compared" in board.differences.value
 
 
+def test_runs_on_numbers(compare: Callable[..., Compare]) -> None:
+    """Beside each other by their R2, and in the same words; a run that is measured by its accuracy is refused."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(60, 4)).astype(np.float32)
+    y = x @ random.normal(size=4).astype(np.float32)
+    data = Dataset(x[:40], y[:40], x[40:], y[40:], name="plane")
+    runs = {name: Run(nn.Sequential(nn.Linear(4, wide), nn.ReLU(), nn.Linear(wide, 1)), data, batch_size=8, **NO_DENSE)
+            for name, wide in (("a", 8), ("b", 16))}  # fmt: skip
+    board = compare(**runs)
+    board.step(3)
+    for run in runs.values():
+        run.evaluate()
+    said, values = board.told, {name: run.evaluate() for name, run in runs.items()}
+    assert "accurac" not in said and "test R2: a " in said and "the cut costs: a " in said
+    assert values["a"] != values["b"]
+    titles = " ".join(note.text for note in board.figure.layout.annotations)
+    assert "R2 as it is" in titles and "accurac" not in titles.lower()
+    with pytest.raises(ValueError, match=r"by the same metric to be compared, got a by R2 .*, b by accuracy"):
+        Compare({"a": runs["a"], "b": tiny(**NO_DENSE)})
+    assert not board.player.closed, "and nothing has changed"
+
+
 def test_names_in_a_page_are_no_html(compare: Callable[..., Compare]) -> None:
     board = compare(**{"<i>a": tiny(**NO_DENSE), "b": tiny(net(1), momentum=0.5, **NO_DENSE)})
     board.step(7)
