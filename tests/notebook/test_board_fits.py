@@ -31,14 +31,18 @@ def place(chromium: Any, lab: Any) -> Iterator[Place]:
     place = opened(chromium, lab, "fits", "gl.Playground(gl.Run(hold=1.0, pretrain=0, batch_size=16))")
     page = place.page
     for name, value in (("compression", "20"), ("momentum", "0.95"), ("smoothing", "0.5")):
-        page.click(".gsm-button-step_50")
-        steps = place.kernel()["steps"]
-        place.until(lambda said, steps=steps: said["steps"] >= steps + 50)
+        step_50(place)
         place.type(name, value)
-    page.click(".gsm-button-step_50")
-    place.until(lambda said: said["steps"] == 200)
+    step_50(place)
+    assert place.kernel()["steps"] == 200
     yield place
     page.close()
+
+
+def step_50(place: Place) -> None:
+    steps = place.kernel()["steps"]  # before, as they may be done a moment later
+    place.press("step_50")
+    place.until(lambda said: said["steps"] == steps + 50)
 
 
 def shown(place: Place, tab: str, width: int) -> None:
