@@ -47,7 +47,7 @@ def surroundings() -> Iterator[tuple[str, str]]:
     )
     yield (
         ("ok", "numba: GSM's step is compiled")
-        if loader.compiled("gsm_lab.optim.fused.step")
+        if loader.compiled(loader.STEP)
         else ("missing", "numba (only for a faster step of GSM: `pip install 'gsm_lab[fast]'`)")
     )
     own = os.environ.get(ENVIRONMENT)

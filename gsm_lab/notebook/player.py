@@ -19,6 +19,8 @@ import torch
 from gsm_lab.checks import integer
 from gsm_lab.notebook.in_step import InStep
 from gsm_lab.notebook.memory import give_back
+from gsm_lab.optim.fused import loader
+from gsm_lab.training import history
 from gsm_lab.training.loop import portion
 from gsm_lab.training.run import Run
 
@@ -209,6 +211,10 @@ class Player:
             self._tidy()
 
     def _tidy(self) -> None:
+        """While nobody asks for anything: what the first gated step would wait for a second, and memory given back."""
+        if self.watched and not self.playing:
+            for name in (loader.STEP, history.COMPILED):
+                loader.compiled(name)
         self._untidy, self._tidied_at = False, time.monotonic()
         give_back()
 

@@ -160,7 +160,7 @@ class GSM(Gated, torch.optim.SGD):
         if not closed or self._lazy or not all(map(is_plain, groups)):
             return None
         if self._fused is None or self._fused[0] is not gate:
-            module = loader.compiled("gsm_lab.optim.fused.step")
+            module = loader.compiled(loader.STEP)
             group_of = {p: i for i, g in enumerate(groups) for p in g["params"]}
             once = len(group_of) == sum(len(g["params"]) for g in groups)  # SGD moves what is listed twice two times
             self._fused = gate, module.FusedStep(gate, group_of) if module and once else None

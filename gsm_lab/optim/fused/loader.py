@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
+STEP = "gsm_lab.optim.fused.step"  # the whole step of GSM, on CPUs
+
 
 @cache
 def compiled(name: str) -> ModuleType | None:
