@@ -1,4 +1,7 @@
-"""`import gsm_lab` beside `import torch` (target: at most 1.15 times)."""
+"""`import gsm_lab` beside `import torch`: torch waits for the first name that trains.
+
+Targets: with that name at most 1.15 times, without it at most a fifth.
+"""
 
 import statistics
 import subprocess
@@ -11,9 +14,12 @@ ROOT = Path(__file__).parents[2]
 ROUNDS = 11
 
 
-def seconds(module: str) -> float:
-    """How long a fresh process takes to import it."""
-    code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+CODE = {"torch": "import torch", "gsm_lab": "import gsm_lab", "gsm_lab.Run": "import gsm_lab; gsm_lab.Run"}
+
+
+def seconds(what: str) -> float:
+    """How long a fresh process takes for it."""
+    code = f"import time; start = time.perf_counter(); {CODE[what]}; print(time.perf_counter() - start)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
@@ -21,11 +27,11 @@ def seconds(module: str) -> float:
 
 
 def test_import_costs_what_torch_costs() -> None:
-    for module in ("torch", "gsm_lab"):  # once, for the disk's sake
-        seconds(module)
-    times = [(seconds("torch"), seconds("gsm_lab")) for _ in range(ROUNDS)]
-    torch_alone, ours = (statistics.median(column) for column in zip(*times, strict=True))
-    ratio = ours / torch_alone
-    print(f"\n{machine()}\n| import | s, median of {ROUNDS} |\n|---|---|")
-    print(f"| torch | {torch_alone:.3f} |\n| gsm_lab | {ours:.3f} |\n| ratio | {ratio:.3f} |")
-    assert ratio <= 1.15
+    for what in CODE:  # once, for the disk's sake
+        seconds(what)
+    times = [[seconds(what) for what in CODE] for _ in range(ROUNDS)]
+    torch_alone, ours, first = (statistics.median(column) for column in zip(*times, strict=True))
+    print(f"\n{machine()}\n| what | s, median of {ROUNDS} | over torch |\n|---|---|---|")
+    for what, taken in zip(CODE, (torch_alone, ours, first), strict=True):
+        print(f"| {what} | {taken:.3f} | {taken / torch_alone:.3f} |")
+    assert first <= 1.15 * torch_alone and ours <= torch_alone / 5
