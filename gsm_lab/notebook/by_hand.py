@@ -10,14 +10,26 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
+from IPython.display import display
+
 from gsm_lab.knobs import KNOBS
 from gsm_lab.notebook import export, readouts
 from gsm_lab.notebook.kept import Kept
 from gsm_lab.notebook.presets import Preset
 
+# Said where a board's place is empty, or says "model not found": the style that comes with a board hides it.
+_LOST = (
+    '<div class="gsm-lost">The board above lives in a kernel. Where it is not shown, that kernel has ended, or this '
+    "page has lost it: run this cell again to have it here.</div>"
+)
+
 
 class Asking:
-    """What callbacks of any widget with a `player` and a line `failure` share."""
+    """What any widget with a `player` and a line `failure` shares: callbacks, and how it gets into a page."""
+
+    def _ipython_display_(self, **options: Any) -> None:
+        display(self._repr_mimebundle_(**options), raw=True)
+        display({"text/html": _LOST, "text/plain": ""}, raw=True)
 
     def _ask(self, request: Callable[[], None], pause: bool = False) -> None:
         """Ask the player for something; where another has closed it, the page says so."""

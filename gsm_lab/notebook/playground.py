@@ -232,12 +232,6 @@ class Playground(ByHand, widgets.VBox):
             close_all([self])
         forget_output(self)
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**options)
-        if isinstance(bundle, dict):  # what a page says that has no kernel with this playground
-            bundle["text/plain"] = f"{self!r}: run this cell to have it here"
-        return bundle
-
     def __repr__(self) -> str:
         return f"Playground({self.run.knobs['model']} on {self.run.knobs['data']})"
 

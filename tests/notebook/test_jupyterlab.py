@@ -217,6 +217,38 @@ def test_closing_the_page_pauses(place: Place) -> None:
     assert place.kernel()["steps"] == said["steps"]
 
 
+def test_a_page_without_the_board_says_what_to_do(place: Place) -> None:
+    """Where it is still in the kernel it comes back as wide: reloaded, also while it plays, or opened anew."""
+    page, file = place.page, place.address.split("/tree/")[1].split("?")[0]
+    (place.said.parent / "patience").write_text("3600")
+    width = "document.querySelector('.gsm-playground .js-plotly-plot .main-svg').clientWidth"
+    page.goto(place.address)
+    page.wait_for_selector(PLOTS, timeout=1000 * START)
+    wait_for(place.drawn, page)
+    wide, sentence = page.evaluate(width), page.locator(".gsm-lost")
+    assert wide > 500 and sentence.count() == 1 and not sentence.is_visible()
+    place.press("play")
+    page.wait_for_selector(".gsm-status:has-text('playing')")
+    page.reload()
+    page.wait_for_selector(PLOTS, timeout=1000 * START)
+    page.wait_for_selector(".gsm-status:has-text('playing')")
+    wait_for(lambda: page.evaluate(width) == wide, page)
+    place.press("pause")
+    command(page, "application:close")
+    page.wait_for_selector(".gsm-playground", state="detached")
+    command(page, "docmanager:open", path=file)
+    page.wait_for_selector(PLOTS, timeout=1000 * START)
+    wait_for(lambda: page.evaluate(width) == wide, page)
+    place.shot("tab-reopened")
+    assert not sentence.is_visible()
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+    page.wait_for_timeout(1000)
+    page.reload()
+    sentence.wait_for(state="visible", timeout=1000 * START)
+    assert "run this cell again" in sentence.text_content() and page.query_selector(PLOTS) is None
+    place.shot("kernel-gone")
+
+
 def test_no_request_left_the_machine(place: Place) -> None:
     local = re.compile(r"(https?|wss?)://127\.0\.0\.1:\d+/|(data|blob|about):")
     assert len(place.requests) > 20
