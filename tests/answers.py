@@ -74,7 +74,7 @@ EXERCISES = (
     )),
     Exercise("00", 2, do.few_weights, (
         Claim("The first keeps 0.2% of its weights", "fc1", 0.15, 0.25),
-        Claim("the last {low} to {high}%", "fc3", 12, 16),
+        Claim("the last {low} to {high}%", "fc3", 16, 26),
         Claim("loses at most {high} points against 60x", "lost", high=2),
     )),
     Exercise("00", 3, do.momentum_gone, (

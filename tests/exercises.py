@@ -25,6 +25,7 @@ from gsm_lab.studies import communication, convergence, decay, reactivation, sen
 Numbers = dict[str, float]
 USUAL = {"model": "lenet300", "data": "digits", "compression": 60}
 QUICK = {"pretrain": 1}  # where the answer does not depend on how good the dense network is
+SHORTER = {"pretrain": 10, "epochs": 30, "weight_decay": 0.015}  # the run of 00
 SMOOTH = {"smoothing": 0.99, "ramp": 0.5, "freeze": 0.6}
 DEEP = {"lr": 0.05, "pretrain": 30, "compression": 20, "epochs": 40}
 
@@ -77,11 +78,11 @@ def densities(run: gl.Run) -> Numbers:
 
 
 def no_decay(seed: int) -> Numbers:
-    return accuracies(trained(seed, weight_decay=0))
+    return accuracies(trained(seed, **SHORTER | {"weight_decay": 0}))
 
 
 def few_weights(seed: int) -> Numbers:
-    usual, few = trained(seed), trained(seed, compression=300)
+    usual, few = trained(seed, **SHORTER), trained(seed, compression=300, **SHORTER)
     return densities(few) | {"lost": accuracies(usual)["cut"] - accuracies(few)["cut"]}
 
 
