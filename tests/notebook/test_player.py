@@ -270,3 +270,42 @@ def test_with_a_real_run(start: Callable[..., Player]) -> None:
     one.play(3)
     assert drawn.wait(SECONDS)
     assert run.steps == 3 and run.base is not None and one.error is None
+
+
+def denormal() -> float:
+    """One, computed by this thread: 0 where it flushes them."""
+    return torch.full((2,), 1e-39).mul(0.5)[0].item()
+
+
+def test_what_is_too_small_to_compute_with_is_zero_in_its_steps_and_nowhere_else(start: Callable[..., Player]) -> None:
+    run, seen = Fake(), []
+    run.at = lambda _: seen.append(denormal())
+    one = start(run)
+    one.play(2)
+    run.until(lambda: not one.playing)
+    one.step()
+    assert seen == [0, 0, 0] and denormal() > 0
+    if torch.set_flush_denormal(True):
+        try:
+            one.step()
+            assert denormal() == 0, "as it was"
+        finally:
+            torch.set_flush_denormal(False)
+
+
+def test_passive_weights_below_the_normal_numbers_are_let_go(start: Callable[..., Player]) -> None:
+    """As after some 20,000 steps: they would make each step ten times as slow."""
+    run = Run("lenet300", "digits", hold=1.0, pretrain=0, seed=0)
+    run.step(2)
+    with torch.no_grad():
+        for p in run.tensors:
+            few = p.abs() < 0.02
+            for values in (p, run.opt.state[p]["momentum_buffer"]):
+                values[few] *= 1e-37
+    one = start(run)
+    one.play(3)
+    done(one)
+    while one.playing:
+        done(one)
+    weights = torch.cat([p.detach().flatten() for p in run.tensors]).double().abs()
+    assert run.steps == 5 and ((weights == 0) | (weights > 1.17e-38)).all() and (weights == 0).sum() > 100_000
