@@ -200,7 +200,6 @@ def places(traces: Sequence[go.Scatter], notes: list[dict[str, Any]], a: Arrange
     """What `arrange` sets in a layout; `notes`: the annotations that it has."""
     found, margins = {place.plot: place for place in _places(traces, a)}, a.margins
     area = _area(_rows(traces, [*found], a))
-    wide = max(1.0, a.width - margins["l"] - margins["r"])
     layout: dict[str, Any] = {"height": area + margins["t"] + margins["b"], "margin": {**margins, "autoexpand": False}}
     titles: dict[str, dict[str, Any]] = {}
     there = {trace.xaxis or "x" for trace in traces}
@@ -211,7 +210,7 @@ def places(traces: Sequence[go.Scatter], notes: list[dict[str, Any]], a: Arrange
         across, up, visible = _NOWHERE, _NOWHERE, place is not None
         if place is not None:
             across, up = [place.left, place.right], [place.bottom, place.top]
-            titles[plot.title] = {"x": place.left - (_LEFT - 8) / wide, "y": place.title, "visible": True}
+            titles[plot.title] = {"x": place.left, "xshift": 8 - _LEFT, "y": place.title, "visible": True}
         else:
             titles[plot.title] = {"visible": False}
         layout[_axis(plot.x)] = {"domain": across, "visible": visible}
