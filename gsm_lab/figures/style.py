@@ -9,10 +9,9 @@ import base64
 import contextlib
 import json
 from collections.abc import Hashable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 
@@ -20,6 +19,9 @@ from gsm_lab import checks
 from gsm_lab.checks import flag, integer, kind, number, text
 from gsm_lab.figures.fitting import LETTER, LINE, NARROWEST, ROOM, legend_rows, letters, log_axis, names_axis, wrapped
 from gsm_lab.figures.pictures import static
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Okabe and Ito's colours without the yellow, which disappears on white; sorted so that neighbours differ in lightness.
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#666666")

@@ -17,8 +17,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -27,6 +27,9 @@ from gsm_lab.studies.problem import Problem
 from gsm_lab.studies.verification import check, some
 from gsm_lab.training.derivatives import products_with
 from gsm_lab.training.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ORDERS = ("first", "second")
 _CHECKED = 3  # weights
@@ -169,6 +172,8 @@ def steps(run: Run, n: int, second_order: bool = True) -> pd.DataFrame:
         rows.append((before.step, before.value, true, *estimates, *(relative_error(e, true, floor) for e in estimates)))
         below += abs(true) < floor
         floors.append(floor)
+    import pandas as pd
+
     table = pd.DataFrame(rows, columns=["step", "loss", "true", *orders, *(f"error of {order}" for order in orders)])
     table.attrs = {"floor": max(floors), "below_floor": int(below), "check": checked}
     return table

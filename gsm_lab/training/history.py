@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from gsm_lab.knobs import LIVE
 from gsm_lab.metric import ACCURACY, Metric
 from gsm_lab.optim.fused import loader
 from gsm_lab.turns import turn
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 THRESHOLDS = (1e-3, 1e-4)  # below these a weight is near zero
 _PER_LAYER = ("active", "reactivated", "under_1e-3", "under_1e-4")
@@ -160,6 +162,8 @@ class History:
         columns |= {name: rows[name].sum(axis=1) for name in _PER_LAYER}
         for name in _PER_LAYER:
             columns |= {f"{name}/{layer}": rows[name][:, i].copy() for i, layer in enumerate(self.layers)}
+        import pandas as pd  # 35 MB, which who only looks on does not need
+
         frame = pd.DataFrame(columns)
         evaluations = self.evaluation_frame()
         place = np.searchsorted(columns["step"], evaluations["step"], side="right") - 1
@@ -179,6 +183,8 @@ class History:
         kept = {f"kept/{layer}": rows["kept"][:, i].copy() for i, layer in enumerate(self.layers)}
         live, cut = self.metric.columns
         last = {"step": rows["step"].copy(), live: rows["live_accuracy"].copy(), cut: rows["cut_accuracy"].copy()}
+        import pandas as pd
+
         return pd.DataFrame(last | kept).drop_duplicates("step", keep="last")
 
     @turn

@@ -41,7 +41,7 @@ board.step(3)  # with LLVM's pages gone
 held["again"] = rss()
 import numba
 held["compiled"] = numba.njit(lambda x: 2 * x)(21)
-loaded = [name for name in ("sympy", "nbformat", "kaleido", "lark", "scipy.linalg") if name in sys.modules]
+loaded = [name for name in ("sympy", "pandas", "nbformat", "kaleido", "lark", "scipy.linalg") if name in sys.modules]
 board.close()
 print(json.dumps({**held, "loaded": loaded}))
 """
