@@ -11,6 +11,7 @@ import torch
 from gsm_lab import Dataset, Playground, Run
 from gsm_lab.notebook import export
 from gsm_lab.studies.network import look
+from tests.figures import fits
 from tests.notebook.playgrounds import press, settle
 
 
@@ -210,3 +211,10 @@ def test_a_run_on_numbers_is_shown_by_its_own_metric(board: Callable[..., Playgr
     assert "R2 if cut" in pg.keep().line
     pg.show("network")
     assert not pg.views.note.value and shown(pg) == NETWORK
+
+
+@pytest.mark.parametrize("view", ["curves", "Taylor", "network"])
+def test_every_tab_can_be_read_without_colour(pg: Playground, view: str) -> None:
+    pg.step(60)
+    pg.show(view)
+    assert shown(pg) == {"curves": CURVES, "Taylor": TAYLOR, "network": NETWORK}[view] and fits.grey(pg.figure) == []
