@@ -62,8 +62,10 @@ STYLE = f"<style>\n{(_STATIC / 'playground.css').read_text(encoding='utf-8')}</s
 class Figure(_FigureWidget):
     """A figure that can be played with for hours, and gives a page opened again what it shows now.
 
-    It mends three things of plotly's widget (7.1):
+    It mends four things of plotly's widget (7.1):
 
+    - It is opened empty and filled afterwards. A page that asks the kernel for all widgets at the moment between, as
+      JupyterLab does when a kernel has started, on a thread of its own, draws nothing for ever. Here it is opened full.
     - A page that is opened again is given what the figure began with.
     - An update that leaves alone a property of one trace which it sets for another says so with a word, which the page
       takes for the value: what is drawn is right, but not what the page keeps, from which it would draw a second view.
@@ -73,9 +75,18 @@ class Figure(_FigureWidget):
       defaults, so such reports are let go.
     """
 
+    _made = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._config = {"responsive": True, "displaylogo": False}
+        self._made = True
+        self.open()
+
+    def open(self) -> None:
+        """Tell pages of it, once it is whole."""
+        if self._made:
+            super().open()
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
         """What a page asks for when it is opened."""

@@ -1,5 +1,6 @@
 """The playground's live figure: what it tells the page, and what it makes of the page's reports."""
 
+import comm
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -93,3 +94,15 @@ def test_a_page_opened_again_is_given_what_is() -> None:
     figure = Figure([go.Scatter(**line(5, 1.0)), go.Scatter(**line(5, 2.0))])
     figure.data[1].y = line(5, 4.0)["y"]
     assert figure.get_state()["_widget_data"][1]["y"]["buffer"] == memoryview(line(5, 4.0)["y"])
+
+
+def test_it_is_opened_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for it in the moment between would be given an empty one, and draw nothing."""
+    opened = []
+    create = comm.create_comm
+    monkeypatch.setattr(comm, "create_comm", lambda **told: [opened.append(told["data"]["state"]), create(**told)][1])
+    for kind in (go.FigureWidget, Figure):
+        kind([go.Scatter(**line(5, 1.0))], go.Layout(title="it"))
+    states = [state for state in opened if "_widget_data" in state]
+    assert [len(state["_widget_data"]) for state in states] == [0, 1]  # if plotly does so, too, ours may go
+    assert states[1]["_widget_layout"]["title"]["text"] == "it" and states[1]["_config"]["responsive"]
