@@ -149,7 +149,9 @@ def test_torchrun_leaves_what_one_process_leaves(line, tmp_path):
     assert run.evaluate(cut=True) == pytest.approx(one.evaluate(cut=True), abs=3 * sample)
     assert result.stdout.count("GSM, cut: the Q largest weights") == 1, "rank 0 prints the table, nobody else"
     assert f"{100 * run.evaluate(cut=True):.2f}%" in result.stdout
-    assert result.stderr.count("gate closed, C = 60: 100%") == 1, "one progress bar"
+    # a slow machine draws the end of a bar twice, in the same line
+    bars = [line for line in result.stderr.split("\n") if "gate closed, C = 60: 100%" in line]
+    assert len(bars) == 1, "one progress bar"
 
 
 def test_ctrl_c_of_torchrun_keeps_what_was_reached(tmp_path):
