@@ -18,11 +18,11 @@ def headline(at: dict[str, Standing], step: int) -> str:
     metric = next(iter(at.values())).metric
     if len(costs) < len(at):
         return "Nothing to compare yet"
-    if not metric.is_accuracy:
-        return _worse(at, metric, step)
-    worst, best = max(costs, key=costs.get), min(costs, key=costs.get)
     looked = {s.evaluated for s in at.values()}
     when = f"at step {looked.pop():,}" if len(looked) == 1 else f"by step {step:,}"
+    if not metric.is_accuracy:
+        return f"{_worse(at, metric)}, {when}"
+    worst, best = max(costs, key=costs.get), min(costs, key=costs.get)
     verb, other = ("loses" if costs[name] >= 0 else "gains" for name in (worst, best))
     most = f"{abs(costs[worst]):.1f} points at the cut"
     if costs[worst] == costs[best]:
@@ -48,18 +48,16 @@ def titles(at: dict[str, Standing], layer: str) -> tuple[str, ...]:
     )
 
 
-def _worse(at: dict[str, Standing], metric: Metric, step: int) -> str:
+def _worse(at: dict[str, Standing], metric: Metric) -> str:
     """The headline of runs that are measured by another metric than accuracy."""
     costs = {name: s.cost for name, s in at.items()}
     said = {name: amount(metric, abs(cost)) + (" worse" if cost >= 0 else " better") for name, cost in costs.items()}
     worst, best = max(costs, key=costs.get), min(costs, key=costs.get)
-    looked = {s.evaluated for s in at.values()}
-    when = f"at step {looked.pop():,}" if len(looked) == 1 else f"by step {step:,}"
     if len(set(said.values())) == 1:
         whose = {1: f" of {worst}", 2: " of each"}.get(len(at), " of each of them")
-        return f"The cut makes {metric.name}{whose} {said[worst]}, {when}"
+        return f"The cut makes {metric.name}{whose} {said[worst]}"
     others = ", of the others between" if len(at) > 2 else ""
-    return f"The cut makes {metric.name} of {worst} {said[worst]}, of {best} {said[best]}{others}, {when}"
+    return f"The cut makes {metric.name} of {worst} {said[worst]}, of {best} {said[best]}{others}"
 
 
 def _loss(losses: dict[str, float]) -> str:

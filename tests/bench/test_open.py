@@ -66,7 +66,7 @@ def seconds(page: Any, began: float) -> float:
 
 
 def test_the_board_of_01(page: Any, lab: Any) -> None:
-    """From the moment that somebody opens it, with the server running, up to the board; then Play."""
+    """From Run All, its kernel being ready, up to the board; then Play."""
     cells = nbformat.read(NOTEBOOKS / "01_playground.ipynb", 4).cells
     last = 1 + next(i for i, cell in enumerate(cells) if cell.source.rstrip().endswith("\nplayground"))
     print(f"\n{machine()}\n| round | page and kernel, s | board drawn | Play -> dense step | gated step |")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gsm_lab import Run
+from gsm_lab.notebook import player
 from gsm_lab.notebook.player import Player
 from tests.notebook.players import SECONDS, Fake, done
 
@@ -309,3 +310,17 @@ def test_passive_weights_below_the_normal_numbers_are_let_go(start: Callable[...
         done(one)
     weights = torch.cat([p.detach().flatten() for p in run.tensors]).double().abs()
     assert run.steps == 5 and ((weights == 0) | (weights > 1.17e-38)).all() and (weights == 0).sum() > 100_000
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_idle_before_a_viewer_it_loads_what_a_first_gated_step_needs(
+    start: Callable[..., Player], monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    """A program without a page, which may never play, loads nothing."""
+    names, tidied = [], threading.Event()
+    monkeypatch.setattr(player.loader, "compiled", names.append)
+    monkeypatch.setattr(player, "give_back", tidied.set)
+    one = start(Fake(), watched=watched)
+    one.acknowledge(0)
+    assert tidied.wait(SECONDS)
+    assert names == ["gsm_lab.optim.fused.step", "gsm_lab.training.history_compiled"] * watched
