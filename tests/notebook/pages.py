@@ -30,7 +30,7 @@ SHOTS = os.environ.get("GSM_LAB_SHOTS")  # a folder to put pictures in, to be lo
 TELL = """
 import json, os, threading, time
 gl.notebook.player.UNWATCHED = 3600.0
-def tell(json=json, os=os, time=time):
+def tell(json=json, os=os, time=time, gl=gl):
     while (board := globals().get("pg")) is not None:  # a kernel that ends forgets its names while threads go on
         run, player = board.run, board.player
         if os.path.exists("patience"):
