@@ -14,7 +14,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 
 from gsm_lab.checks import integer
@@ -22,6 +21,7 @@ from gsm_lab.notebook.in_step import InStep
 from gsm_lab.notebook.memory import give_back
 from gsm_lab.optim.fused import loader
 from gsm_lab.training import history
+from gsm_lab.training.denormals import denormals_are_zero
 from gsm_lab.training.loop import portion
 from gsm_lab.training.run import Run
 
@@ -48,8 +48,6 @@ class Player:
         threads: how many threads PyTorch uses in the player's steps; by default as many as elsewhere. Give one less
             than there are cores where a page is drawn on this machine: a step waits for its slowest thread, which
             would share a core with the page. Whatever else the program computes keeps its number of threads.
-
-    In the player's steps numbers below 1.2e-38 are zero (`torch.set_flush_denormal`), or long runs would crawl.
 
     Raises:
         TypeError, ValueError: `threads` is no integer >= 1; the player before this one then goes on.
@@ -168,14 +166,12 @@ class Player:
     @contextlib.contextmanager
     def _as_on_its_thread(self) -> Iterator[None]:
         """Compute with the player's number of threads. (To set it at every step has PyTorch forget what it keeps.)"""
-        before, flushed = torch.get_num_threads(), bool(torch.tensor(1e-40).mul(2) == 0)
+        before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
-        torch.set_flush_denormal(True)
         try:
             yield
         finally:
             torch.set_num_threads(before)
-            torch.set_flush_denormal(flushed)
 
     def _must_be_open(self) -> None:
         if self.closed:
@@ -284,12 +280,8 @@ def _drive(reference: weakref.ReferenceType[Player], threads: int | None, ready:
     if threads is not None:
         torch.get_num_threads()  # the first call in a thread takes over the program's number, even over one set before
         torch.set_num_threads(threads)
-    # After some 20,000 steps passive weights are below 1e-38, where a processor takes ten times as long for a product.
-    # Here, and in the threads that compute for this one, what is so small is zero. (Where numpy looks first at what the
-    # smallest number is, it would warn of that.)
-    np.finfo(np.float32), np.finfo(np.float64)
-    torch.set_flush_denormal(True)
-    ready.set()
-    while (player := reference()) is not None and not player.closed:
-        player._turn()
-        del player
+    with denormals_are_zero():  # for all of its steps, not at each anew
+        ready.set()
+        while (player := reference()) is not None and not player.closed:
+            player._turn()
+            del player

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from gsm_lab.training.denormals import denormals_are_zero
 from gsm_lab.training.parts import Parts
 
 PORTION = 10  # steps between two calls of the callbacks
@@ -56,12 +57,12 @@ def portion(run: Parts, most: int | None = None, until: int | None = None) -> in
 def repeat(run: Parts, one_step: Callable[[], None], n: int, afterwards: Callable[[], None] | None = None) -> None:
     """Do `n` steps of a kind, then what is to be done `afterwards`, under the lock.
 
-    Between two steps other threads have a turn, and an interrupt ends them.
+    Between two steps other threads have a turn, and an interrupt ends them. In them numbers below 1.2e-38 are zero.
 
     Raises KeyboardInterrupt at an interrupt, when the step that was being done is over; and what a step raises.
     """
     with run.placement.interruptible() as interrupted:
-        with run.placement.steps():
+        with denormals_are_zero(), run.placement.steps():
             for _ in range(n):
                 if interrupted:
                     break

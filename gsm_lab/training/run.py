@@ -81,7 +81,8 @@ class Run(Training):
             step, as from a recorder.
         KeyboardInterrupt: from `step`, `pretrain` and `train`, at an interrupt, between two steps: the run can go on.
 
-    `pretrain` epochs happen before the first step, with the gate open and their own momentum; they are no steps.
+    `pretrain` epochs happen before the first step, with the gate open and their own momentum; they are no steps. While
+    it trains, numbers too small for full precision (below 1.2e-38 in float32), as passive weights become, are zero.
 
     A model that draws random numbers (dropout) draws from PyTorch's generator, which is the run's own while a step
     lasts: what another thread draws from it meanwhile changes both. `copy.deepcopy` and `pickle` give a run that goes

@@ -112,7 +112,7 @@ def _hold(threads: int) -> threading.Event:
     there, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        library = _openmp()
+        library = openmp()
         nothing = ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p)  # what each of them is to do
         library.GOMP_parallel(nothing, None, ctypes.c_uint(count), ctypes.c_uint(0))
         there.set()
@@ -139,7 +139,7 @@ def one_thread() -> Iterator[None]:
 @cache
 def can_choose() -> bool:
     """Whether it is for us to choose, and possible here."""
-    return not any(name in os.environ for name in USERS_OWN) and bool(_queued()) and _openmp() is not None
+    return not any(name in os.environ for name in USERS_OWN) and bool(_queued()) and openmp() is not None
 
 
 def described() -> str:
@@ -150,7 +150,7 @@ def described() -> str:
 
 
 @cache
-def _openmp() -> ctypes.CDLL | None:
+def openmp() -> ctypes.CDLL | None:
     """PyTorch's OpenMP, if it is GNU's."""
     import torch
 
