@@ -96,14 +96,15 @@ class Compare(Asking, widgets.VBox):
         """Stop; returns when the step in progress is done, by all of them."""
         self.player.pause()
 
-    def step(self, n: int = 1) -> None:
+    def step(self, n: int = 1, progress: bool = False) -> None:
         """Pause and do `n` steps of each, after what has to come before; returns when they are done and drawn.
 
-        Raises ValueError for an `n` that is no whole number, and what training raises, with the run's name.
+        With a progress bar if `progress`. Raises ValueError for an `n` that is no whole number, and what training
+        raises, with the run's name.
         """
         n = whole("n", n, 0, "a whole number of steps")
         try:
-            self.player.step(n)
+            self.player.step(n, progress)
         finally:
             self._draw()
 

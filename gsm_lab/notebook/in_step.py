@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gsm_lab.checks import whole
-from gsm_lab.training.loop import portion
+from gsm_lab.checks import flag, whole
+from gsm_lab.training.loop import Progress, advance, portion
 from gsm_lab.training.run import Run
 from gsm_lab.turns import turn
 
@@ -70,9 +70,18 @@ class InStep:
         for run in self.runs.values():
             run._player = player
 
-    def step(self, n: int = 1) -> None:
-        """Dense epochs and catching up, as far as needed, then `n` steps of each. Raises ValueError for an `n`."""
+    def step(self, n: int = 1, progress: bool = False) -> None:
+        """Dense epochs and catching up, as far as needed, then `n` steps of each, under a progress bar if `progress`.
+
+        Raises ValueError for an `n` that is no whole number.
+        """
         n = whole("n", n, 0, "a whole number of steps")
+        if flag("progress", progress) and n:
+            until = max(run.steps for run in self.runs.values()) + n
+            left = sum(run.dense_left + until - run.steps for run in self.runs.values())
+            with Progress(left) as bar:
+                advance(self, until, [bar])
+            return
         while n and self.base is None:
             self.pretrain(1)
         for _ in range(n):

@@ -127,13 +127,13 @@ class Player:
         if self.playing:
             self.note, self.playing = note, False
 
-    def step(self, n: int = 1) -> None:
-        """Pause, then do `n` steps here and now; what training raises is raised."""
+    def step(self, n: int = 1, progress: bool = False) -> None:
+        """Pause, then do `n` steps here and now, as `Run.step` does; what training raises is raised."""
         self._must_be_open()
         self.pause()
         with self.exclusive(), self._as_on_its_thread():
             self.error, self.note = None, ""
-            self.run.step(n)
+            self.run.step(n, progress)
 
     def close(self) -> None:
         """Stop for good and end the thread."""

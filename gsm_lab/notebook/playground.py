@@ -140,11 +140,11 @@ class Playground(ByHand, widgets.VBox):
         """Stop; returns when the step in progress is done."""
         self.player.pause()
 
-    def step(self, n: int = 1) -> None:
-        """Pause and do `n` steps; returns when they are done and drawn."""
+    def step(self, n: int = 1, progress: bool = False) -> None:
+        """Pause and do `n` steps, under a progress bar if `progress`; returns when they are done and drawn."""
         self.player.pause()
         self.taylor.expect(n)
-        self.player.step(n)
+        self.player.step(n, progress)
         self._draw()
 
     def set(self, **knobs: Any) -> None:

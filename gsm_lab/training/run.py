@@ -125,12 +125,16 @@ class Run(Training):
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def step(self, n: int = 1) -> None:
-        """Do `n` gated steps (and, before the first ever, the dense epochs)."""
+    def step(self, n: int = 1, progress: bool = False) -> None:
+        """Do `n` gated steps (and, before the first ever, the dense epochs), under a progress bar if `progress`."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise ValueError(f"n must be a whole number of steps >= 0, got {shown(n)}")
         if n > MOST_STEPS - self.steps:
             raise ValueError(f"n must be at most {MOST_STEPS - self.steps:,}, {MOST_STEPS:,} in all, got {shown(n)}")
+        if flag("progress", progress) and n:
+            with Progress(self.dense_left + n, self.placement.rank == 0, phase=True, loss=True) as bar:
+                advance(self, self.steps + n, [bar])
+            return
         self._take_turn()
         if n and self.base is None:
             repeat(self, self.dense_step, self.dense_left, self.close_gate)

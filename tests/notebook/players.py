@@ -25,7 +25,7 @@ class Fake:
     def finished(self) -> bool:
         return self.steps >= self.end
 
-    def step(self, n: int = 1) -> None:
+    def step(self, n: int = 1, progress: bool = False) -> None:
         for _ in range(n):
             with self.alone():
                 self.at(self.steps)

@@ -56,6 +56,27 @@ def press(one: Compare, name: str) -> None:
 # ------------------------------------------------------------------------------------------------ in step
 
 
+def test_a_bar_counts_the_steps_of_all(compare: Callable[..., Compare], capsys: pytest.CaptureFixture[str]) -> None:
+    """Dense ones, those by which one is behind, and `n` of each."""
+    ahead, behind = tiny(**NO_DENSE), tiny(net(1), pretrain=1)
+    ahead.step(7)
+    board = compare(a=ahead, b=behind)
+    board.step(12, progress=True)
+    total = 12 + behind.dense_steps + 7 + 12
+    assert f"{total}/{total}" in capsys.readouterr().err and board.in_step.steps == 19
+    board.step(1)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_playground_has_one_too(capsys: pytest.CaptureFixture[str]) -> None:
+    playground = Playground(tiny(**NO_DENSE))
+    try:
+        playground.step(12, progress=True)
+        assert "12/12" in capsys.readouterr().err and playground.run.steps == 12
+    finally:
+        playground.close()
+
+
 def test_runs_played_in_step_do_what_they_do_alone(compare: Callable[..., Compare]) -> None:
     """Dropout and batch norm, dense epochs, another method: to the bit, whoever comes between."""
     made = [

@@ -217,3 +217,19 @@ def test_train_shows_a_bar_with_phase_loss_and_rate(capsys: pytest.CaptureFixtur
     assert "30/30" in shown and "step/s" in shown
     tiny(epochs=1).train(progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+def test_steps_show_one_where_it_is_asked_for_and_are_the_same_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tiny(pretrain=1), tiny(pretrain=1)
+    runs[0].step(25)
+    assert capsys.readouterr() == ("", "")
+    runs[1].step(25, progress=True)
+    dense = runs[1].dense_steps
+    shown = capsys.readouterr().err
+    assert f"{25 + dense}/{25 + dense}" in shown and "gate closed, C = 4" in shown and "loss=" in shown
+    assert differs(everything(runs[0]), everything(runs[1])) == []
+    runs[1].step(0, progress=True)
+    assert capsys.readouterr() == ("", "") and runs[1].steps == 25
+    with pytest.raises(TypeError, match="progress must be True or False, got 'yes'"):
+        runs[1].step(1, progress="yes")
+    assert runs[1].steps == 25
