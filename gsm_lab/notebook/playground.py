@@ -75,6 +75,10 @@ class Playground(ByHand, widgets.VBox):
             raise TypeError(f"run must be a gsm_lab.Run, as Run('lenet300', 'digits') makes it, got {got(run)}")
         hidden = _names(hide)
         self.run = Run(hold=1.0) if run is None else run
+        # The figure first: a page takes a second to read plotly, in which the other widgets are made.
+        self.taylor = Inspector(self.run, shown="taylor" not in hidden)
+        self.views = Views(self.run, self.taylor, hidden, self._refresh)
+        self.figure = self.views.figure
         knobs = self.run.knobs
         self.controls: dict[str, KnobControl | ChoiceControl] = {
             name: (ChoiceControl if KNOBS[name].choices else KnobControl)(KNOBS[name], knobs[name], self._moved)
@@ -102,9 +106,6 @@ class Playground(ByHand, widgets.VBox):
             for kind in export.KINDS
         ]
         self.explanation, self.chosen = widgets.HTML(), None
-        self.taylor = Inspector(self.run, shown="taylor" not in hidden)
-        self.views = Views(self.run, self.taylor, hidden, self._refresh)
-        self.figure = self.views.figure
         self.shelf = Shelf()
         self.keep_button = button("Keep this run", "bookmark", "", "to come back to it", self._keeping, "keep")
         self.kept_menu = widgets.Dropdown(
