@@ -124,7 +124,7 @@ class ByHand(Asking):
         except ValueError as error:
             refused(str(error))
             return
-        self.state_note.value = ""
+        self.state_note.value, self.chosen = "", None
         self._ask(lambda: self.player.post(lambda: self._restart(knobs, refused)), pause=True)
 
     def _refresh(self) -> None:

@@ -86,8 +86,10 @@ class Playground(ByHand, widgets.VBox):
             if name not in self.run.method.ignores
         }
         self.buttons = {name: button(*how, partial(self._pressed, name), name) for name, how in _BUTTONS.items()}
-        presets = [p for p in PRESETS if p.fits(self.run)]
-        self.preset_buttons = [button(p.name, "", "", p.explanation, partial(self._chosen, p)) for p in presets]
+        self.presets = [p for p in PRESETS if p.fits(self.run)]
+        self.preset_buttons = [
+            button(p.name, "", "", p.promised(self.run), partial(self._chosen, p)) for p in self.presets
+        ]
         self.copy_button = button("Copy state", "copy", "", "", self._copied, "copy")
         self.load_button = button("Load state", "", "", "", self._loaded, "load")
         self.status, self.failure, self.budget, self.half_life, self.state_note, self.file_note = (
@@ -188,7 +190,7 @@ class Playground(ByHand, widgets.VBox):
 
     @property
     def state(self) -> str:
-        """All settings as one line of JSON, for `load_state` here or elsewhere."""
+        """All knobs as one line of JSON, for `load_state` here or elsewhere; not the method and options of a rival."""
         return json.dumps({"gsm_lab": 1, "knobs": self.run.knobs})
 
     def load_state(self, line: str) -> None:
@@ -197,7 +199,9 @@ class Playground(ByHand, widgets.VBox):
         Raises TypeError or ValueError, before anything changes, if the line is no state, or the state of a model or
         data set that is neither the run's own nor one of gsm_lab's by name.
         """
-        self.reset(**readouts.read_state(line, self.run))
+        knobs = readouts.read_state(line, self.run)
+        self.chosen = None
+        self.reset(**knobs)
 
     def show(self, view: str = "curves", last: int | None = None, log: bool = False) -> None:
         """Show a tab, "curves", "Taylor" or "network", of the last so many steps or all, on a logarithmic axis or not.
@@ -256,6 +260,8 @@ class Playground(ByHand, widgets.VBox):
         self.budget.value = readouts.budget_text(run)
         self.half_life.value = readouts.half_life_text(run)
         self.explanation.value = readouts.explained(run, self.chosen)
+        for preset, one in zip(self.presets, self.preset_buttons, strict=True):
+            one.tooltip = preset.promised(run)
         self.status.value = readouts.status(run, player)
         self.taylor.show()
         error = player.error

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gsm_lab.knobs import KNOBS, half_life, oscillates
+from gsm_lab.optim import budget
 from gsm_lab.training.run import Run
 from gsm_lab.wording import number
 
@@ -22,8 +23,8 @@ class Preset:
     knobs: dict[str, float]
 
     def fits(self, run: Run) -> bool:
-        """Whether the run takes notice of all that is set here: a rival refuses what only says something about GSM."""
-        return all(self.knobs.get(name, KNOBS[name].default) == KNOBS[name].default for name in run.method.ignores)
+        """Whether the line is about the run: they are all about GSM's gate, which a rival does not have."""
+        return run.method.name == "gsm"
 
     def holds(self, run: Run) -> bool:
         """Whether the run's knobs are these."""
@@ -33,14 +34,23 @@ class Preset:
         """The line, for this run as it is now."""
         return self.explanation.format(Q=f"{run.nonzeros:,}", halves=halves(run))
 
+    def promised(self, run: Run) -> str:
+        """The line, for this run as these knobs would make it."""
+        k = run.knobs | self.knobs
+        q = budget(run.opt.weights, compression=k["compression"])
+        return self.explanation.format(Q=f"{q:,}", halves=_halves(k["lr"], k["momentum"], k["weight_decay"]))
+
 
 def halves(run: Run) -> str:
     """How fast a passive weight of the run decays: what to say after "it"."""
-    k = run.knobs
-    steps = half_life(run.lr, k["momentum"], k["weight_decay"])
+    return _halves(run.lr, run.knobs["momentum"], run.knobs["weight_decay"])
+
+
+def _halves(lr: float, momentum: float, weight_decay: float) -> str:
+    steps = half_life(lr, momentum, weight_decay)
     if math.isinf(steps):
         return "stays where it is"
-    if oscillates(run.lr, k["momentum"], k["weight_decay"]):
+    if oscillates(lr, momentum, weight_decay):
         return "swings through zero"
     return f"halves every {f'{steps:,.0f}' if steps >= 10 else f'{steps:.2g}'} steps"
 
@@ -65,11 +75,11 @@ PRESETS: tuple[Preset, ...] = (
            {**_GSM, "compression": 1.0}),
     Preset("too little momentum", "A passive weight {halves}, ten times more slowly than at momentum 0.9: "
            "a cut hurts.", {**_GSM, "momentum": 0.0}),
-    Preset("no decay", "A passive weight {halves}: nothing pulls it to zero, and a cut ruins the network.",
+    Preset("no decay", "A passive weight {halves}: nothing pulls it to zero, and a cut takes what still works.",
            {**_GSM, "weight_decay": 0.0}),
-    Preset("Q too small", "Only {Q} weights see the loss: small weights go, but too few are left to tell the classes.",
+    Preset("Q too small", "Only {Q} weights see the loss: small weights go, but too few are left for the task.",
            {**_GSM, "compression": 2000.0}),
-    Preset("too much decay", "A passive weight {halves}; the active ones shrink too, and the accuracy suffers.",
+    Preset("too much decay", "A passive weight {halves}; the active ones shrink too, and the network fits worse.",
            {**_GSM, "weight_decay": 3e-2}),
     Preset("smoothed gate", "An option, not the paper's: batches agree on who stays, and hardly any weight comes back.",
            {**_GSM, "smoothing": 0.99}),

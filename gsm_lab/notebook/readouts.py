@@ -44,12 +44,17 @@ def status(run: Run, player: Player) -> str:
 
 
 def budget_text(run: Run) -> str:
-    """How many weights receive their gradient: Q, or fewer where the gate finds no more with any T."""
+    """How many weights receive their gradient: Q, or fewer where the gate finds no more with any T.
+
+    Of a rival, how many a cut leaves: its gate, if it has one, goes by other rules.
+    """
     weights, c = run.opt.weights, run.settings.compression
     q = budget(weights, compression=c)
+    if run.method.name != "gsm":
+        return f"<b>Q = {q:,} of {weights:,} weights ({c:g}×)</b> are left by a cut"
     text = f"<b>Q = {q:,} of {weights:,} weights ({c:g}×)</b> receive their gradient"
     row = run.history.steps.array()[-1:]
-    if not len(row) or "compression" in run.method.ignores:
+    if not len(row):
         return text
     at_most = budget(weights, compression=float(run.history.knob_values("compression", row["step"])[0]))
     active = int(row["active"].sum())
@@ -81,10 +86,13 @@ def read_state(line: str, run: Run) -> dict[str, Any]:
     try:
         state = json.loads(line)
         knobs = state["knobs"]
-        if state["gsm_lab"] != 1 or not isinstance(knobs, dict):
+        version = state["gsm_lab"]
+        if not isinstance(knobs, dict):
             raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{example}, got {line[:60]!r}") from None
+    if version != 1 or isinstance(version, bool):
+        raise ValueError(f"the state is of version {got(version)}, and 1 is the one that is read here: {example}")
     own = [name for name in ("model", "data") if name in knobs and knobs[name] not in KNOBS[name].choices]
     for name in own:
         if knobs[name] != run.knobs[name]:

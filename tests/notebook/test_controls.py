@@ -137,13 +137,12 @@ def test_presets(board: Callable[..., Playground]) -> None:
 
 def test_a_rival_has_no_control_for_what_it_takes_no_notice_of(board: Callable[..., Playground]) -> None:
     pg = board(methods.build("magnitude", pretrain=0, hold=1.0))
-    assert "smoothing" not in pg.controls and "smoothed gate" not in [b.description for b in pg.preset_buttons]
-    assert [b.description for b in pg.preset_buttons] == [p.name for p in PRESETS if not p.knobs["smoothing"]]
-    for button in pg.preset_buttons:
-        button.click()
-        settle(pg)
-        pg.step(1)
-    assert pg.run.steps == len(PRESETS) - 1 and pg.player.error is None
+    assert "smoothing" not in pg.controls
+    assert not pg.preset_buttons, "they speak of a gate that it does not have"
+    assert "receive their gradient" not in pg.budget.value and "are left by a cut" in pg.budget.value
+    pg.set(compression=20)
+    pg.step(1)
+    assert pg.run.steps == 1 and pg.player.error is None
     board(methods.build("dns", pretrain=0), hide=["smoothing"])
 
 
@@ -207,3 +206,27 @@ def test_junk_moves_nothing_while_it_plays(pg: Playground, wrong: dict) -> None:
     with pytest.raises((ValueError, TypeError)):
         pg.set(**wrong)
     assert pg.run.knobs == before and pg.player.playing and pg.player.error is None
+
+
+def test_what_a_preset_promises_is_what_it_will_say(board: Callable[..., Playground]) -> None:
+    """Under the mouse, before it is chosen: for the run as it would be, also after a knob or the model has moved."""
+    pg = board()
+    for change in (lambda: None, lambda: pg.set(momentum=0.5, compression=7), lambda: pg.reset(model="lenet5")):
+        change()
+        for one, preset in zip(pg.preset_buttons, PRESETS, strict=True):
+            assert not set("{}") & set(one.tooltip)
+            before = {name: pg.run.knobs[name] for name in LIVE}
+            pg.run.set(**preset.knobs)
+            assert one.tooltip == preset.said(pg.run)
+            pg.run.set(**before)
+
+
+def test_a_state_that_is_loaded_is_nobodys_preset(board: Callable[..., Playground]) -> None:
+    pg = board()
+    for load in (pg.load_state, lambda line: (setattr(pg.state_line, "value", line), pg.load_button.click())):
+        pg.preset_buttons[3].click()
+        settle(pg)
+        assert "no decay" in pg.explanation.value
+        load('{"gsm_lab": 1, "knobs": {"momentum": 0.77, "weight_decay": 0.001}}')
+        settle(pg)
+        assert pg.explanation.value.startswith("<b>settings of your own</b>")

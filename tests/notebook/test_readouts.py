@@ -94,7 +94,7 @@ def test_state_goes_round(board: Callable[..., Playground]) -> None:
 BAD = {
     "": "a state is one line", "nonsense": "a state is one line", "[1, 2]": "a state is one line",
     '"text"': "a state is one line", "3": "a state is one line",
-    '{"gsm_lab": 2, "knobs": {}}': "a state is one line",
+    '{"gsm_lab": 2, "knobs": {}}': "the state is of version 2",
     '{"gsm_lab": 1, "knobs": [1]}': "a state is one line",
     '{"gsm_lab": 1, "knobs": {"momentum": 1.5}}': "momentum must be",
     '{"gsm_lab": 1, "knobs": {"sparsity": 1.5}}': "there is no knob &#x27;sparsity&#x27;",
