@@ -122,8 +122,11 @@ class Shelf:
 
     def keep(self, run: Run, name: str | None = None) -> Kept:
         """Keep the run as it is, by default as "kept 1", "kept 2", ...; one of the same name makes room for it."""
-        kept = Kept.of(run, f"kept {self._count + 1}" if name is None else name)
-        self._count += 1
+        if name is None:
+            self._count += 1
+            while f"kept {self._count}" in self.names:  # somebody has called one so
+                self._count += 1
+        kept = Kept.of(run, f"kept {self._count}" if name is None else name)
         others = [other for other in self._kept if other.name != kept.name]
         self._kept = [*others, kept][-MOST:]
         while len(self._kept) > 1 and self.nbytes > 1e6 * MEGABYTES:

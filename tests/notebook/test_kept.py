@@ -262,3 +262,16 @@ def test_what_it_takes() -> None:
     state = Kept.of(run)
     assert row <= 70 and 0 <= state.nbytes - 8 * parameters - 40 * row < 50_000
     assert 2.1e6 < 8 * parameters + 1500 * row < 2.3e6
+
+
+def test_a_name_that_somebody_gave_is_not_taken_again() -> None:
+    run, shelf = tiny(), Shelf()
+    for name, called in (
+        ("kept 2", "kept 2"),
+        (None, "kept 1"),
+        (None, "kept 3"),
+        ("kept 4", "kept 4"),
+        (None, "kept 5"),
+    ):
+        assert shelf.keep(run, name).name == called
+    assert len(shelf) == 5
