@@ -58,13 +58,14 @@ def titles(probes: np.ndarray) -> tuple[str, str]:
     """What the two plots show at this moment."""
     if not len(probes):
         return "Taylor view: change of the loss in a step", "Error of the Taylor estimates"
-    last = probes[-1]
-    first, metric = (medians(probes[field][None, -WINDOW:])[0] for field in ("error_first", "error_metric"))
-    errors = ((first, "for a step"), (metric, "for one weight"))
-    said = [f"{error_percent(error)} {where}" for error, where in errors if error == error]
+    last, said = probes[-1], []
+    for field, where in (("error_first", "for a step"), ("error_metric", "for one weight")):
+        if np.isfinite(last[field]):  # the title is about what the line ends with
+            said.append(f"{error_percent(medians(probes[field][None, -WINDOW:])[0])} {where}")
+    of = f"Median of {min(len(probes), WINDOW)}: off" if len(probes) > 1 else "Taylor is off"
     return (
         f"Step {last['step']:,}: predicted {_signed(last['first'])}, true {_signed(last['true'])}",
-        f"Taylor is off by {', '.join(said)}" if said else "Nothing that could be compared",
+        f"{of} by {', '.join(said)}" if said else "Nothing that could be compared",
     )
 
 
@@ -72,7 +73,7 @@ def axes() -> dict[str, Any]:
     """The layout of the axes."""
     (left, right), log = (
         PLOTS[4:6],
-        {**FEW_TICKS, "nticks": 5, "tickfont": LOG_FONT, "autorangeoptions": {"clipmin": 0.01, "clipmax": 1e4}},
+        {**FEW_TICKS, "tickfont": LOG_FONT, "autorangeoptions": {"clipmin": 0.01, "clipmax": 1e4}},
     )
     zero = {"zeroline": True, "zerolinecolor": "#888888"}
     return {

@@ -47,7 +47,7 @@ def test_taylor_view_shows_what_the_study_says(pg: Playground) -> None:
     assert [trace.y[-1] for trace in lines[:3]] == pytest.approx([last.true, last.first, last.second], rel=1e-6)
     titles = [note.text for note in pg.figure.layout.annotations if note.name in ("change", "error")]
     pg.show()
-    assert "Step 8: predicted" in titles[0] and "Taylor is off by" in titles[1]
+    assert "Step 8: predicted" in titles[0] and "off by" in titles[1]
 
 
 def test_taylor_view_changes_nothing(board: Callable[..., Playground]) -> None:
@@ -124,7 +124,7 @@ def test_taylor_view_through_dense_epochs_and_reset(board: Callable[..., Playgro
     assert looked(pg) == [] and "nothing yet" in pg.taylor.text.value and len(taylor_lines(pg)[0].x) == 0
     pg.step(1)
     assert looked(pg) == [1] and "the gate is open" in pg.taylor.text.value
-    assert "Taylor is off by" in next(note.text for note in pg.figure.layout.annotations if note.name == "error")
+    assert "off by" in next(note.text for note in pg.figure.layout.annotations if note.name == "error")
 
 
 def test_taylor_view_of_what_is_not_finite(pg: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,3 +171,22 @@ def test_taylor_view_hidden(board: Callable[..., Playground]) -> None:
     assert not board(full.run).player.closed and full.player.closed
     full.close()
     assert len(full.run.opt._optimizer_step_pre_hooks) == 1  # the newer playground's
+
+
+def probes(*errors: tuple[float, float]) -> np.ndarray:
+    rows = np.zeros(len(errors), step_inspector.INSPECTION)
+    rows["step"], rows["error_second"] = range(1, len(errors) + 1), np.nan
+    rows["error_first"], rows["error_metric"] = np.transpose(errors)
+    return rows
+
+
+@pytest.mark.parametrize(("errors", "said"), [
+    ([(0.5, 0.01)], "Taylor is off by 50% for a step, 1% for one weight"),
+    ([(0.1, 0.01), (0.3, 0.03), (0.2, 0.02)], "Median of 3: off by 20% for a step, 2% for one weight"),
+    ([(0.1, 0.01)] * 20 + [(0.3, 0.03)] * 5, "Median of 9: off by 30% for a step, 3% for one weight"),
+    ([(0.1, 0.01)] * 9 + [(0.3, np.nan)], "Median of 9: off by 10% for a step"),  # the gate is open now
+    ([(0.1, 0.01)] * 9 + [(np.nan, np.nan)], "Nothing that could be compared"),  # too small now
+    ([(np.nan, 0.01)] * 2, "Median of 2: off by 1% for one weight"),
+])  # fmt: skip
+def test_the_title_speaks_of_what_the_latest_step_has(errors: list[tuple[float, float]], said: str) -> None:
+    assert taylor_view.titles(probes(*errors))[1] == said
