@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from html import escape, unescape
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,9 @@ _AXIS_LETTERS = 17  # of an axis' title beside the lower of plots
 _TICKS = 6  # on a logarithmic axis
 
 
-def comparison(histories: Mapping[str, History], columns: int = 2, note: str = "") -> go.Figure:
+def comparison(
+    histories: Mapping[str, History], columns: int = 2, note: str = "", apart: Collection[str] = ()
+) -> go.Figure:
     """Six plots: loss, accuracy as it is and if cut, near zero, re-activated, what a cut keeps of the last layer.
 
     Or the metric of the runs, where that is another.
@@ -70,10 +72,11 @@ def comparison(histories: Mapping[str, History], columns: int = 2, note: str = "
         histories: by name, one to four.
         columns: of plots, 1 or 2; 2 from 900 pixels of width on, else 1, down to 600.
         note: what the headline has to add, such as that accuracies cannot be compared.
+        apart: of "loss" and "score", those that are not on one scale, which titles then do not compare.
 
     Raises:
         TypeError, ValueError: no mapping of names (of 1 to 16 characters) to histories, more than four, or none;
-            `columns` or `note` is none. Histories of different metrics.
+            `columns`, `note` or `apart` is none. Histories of different metrics.
     """
     histories = _checked(histories)
     one_of("columns", columns, (1, 2))
@@ -93,16 +96,24 @@ def comparison(histories: Mapping[str, History], columns: int = 2, note: str = "
              "showarrow": False, "font": {"size": 13, "family": FONT}}  # fmt: skip
     first = {**title, "yanchor": "top", "font": {"size": 16, "family": FONT}}
     figure.layout.annotations = [*[title] * len(PANELS), first]
-    update(figure, histories, note, columns)
+    update(figure, histories, note, columns, apart)
     return figure
 
 
-def update(figure: go.Figure, histories: Mapping[str, History], note: str = "", columns: int | None = None) -> None:
+def update(
+    figure: go.Figure,
+    histories: Mapping[str, History],
+    note: str = "",
+    columns: int | None = None,
+    apart: Collection[str] = (),
+) -> None:
     """Bring a `comparison` of these runs up to date, in place; for a live figure, inside its `batch_update()`.
 
     `columns`: into how many to put the plots, as they are unless given.
     """
     histories, note = _checked(histories), text("note", note)
+    for one in kind("apart", apart, Collection, "a collection of names"):
+        one_of("apart", one, ("loss", "score"))
     panels = _lines(histories)
     lines = [xy for of_runs in panels for xy in of_runs]
     if len(kind("figure", figure, BaseFigure, "a figure that `comparison` made").data) != len(lines):
@@ -115,7 +126,7 @@ def update(figure: go.Figure, histories: Mapping[str, History], note: str = "", 
         axis, found = figure.layout[f"yaxis{_number(panel)}"], _ticks(np.concatenate([y for _, y in panels[panel]]))
         if axis.tickvals is None or list(axis.tickvals) != found["tickvals"]:
             axis.tickvals, axis.ticktext = found["tickvals"], found["ticktext"]
-    _arrange(figure, columns or figure.layout.meta["columns"], _said(histories, note))
+    _arrange(figure, columns or figure.layout.meta["columns"], _said(histories, note, apart))
 
 
 def arrange(figure: go.Figure, columns: int) -> go.Figure:
@@ -205,13 +216,13 @@ def _style(panel: int, i: int, names: list[str], metric: Metric) -> dict[str, An
 # -- titles ------------------------------------------------------------------------------------------------------------
 
 
-def _said(histories: Mapping[str, History], note: str) -> list[str]:
+def _said(histories: Mapping[str, History], note: str, apart: Collection[str]) -> list[str]:
     """The titles of the plots, and the headline."""
     step = common_step(histories)
     at = {name: standing(history, step) for name, history in histories.items()}
     layers = {layer_name(list(history.layers)[-1]) for history in histories.values()}
     layer = layers.pop() if len(layers) == 1 else "the last layer"
-    return [*titles(at, layer), headline(at, step) + (f"; {note}" if note else "")]
+    return [*titles(at, layer, apart), headline(at, step) + (f"; {note}" if note else "")]
 
 
 def _ticks(values: np.ndarray) -> dict[str, list]:

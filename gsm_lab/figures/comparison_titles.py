@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 from gsm_lab.figures.differences import Standing, amount, per_step, score, signed
@@ -32,16 +33,19 @@ def headline(at: dict[str, Standing], step: int) -> str:
     return f"{said}{', the others between' if len(at) > 2 else ''}, {when}"
 
 
-def titles(at: dict[str, Standing], layer: str) -> tuple[str, ...]:
-    """What each of the six plots shows; `layer`, what the last one is called."""
+def titles(at: dict[str, Standing], layer: str, apart: Collection[str] = ()) -> tuple[str, ...]:
+    """What each of the six plots shows; `layer`, what the last one is called.
+
+    `apart`: of "loss" and "score", those that are not on one scale, of which each run's is told and none is more.
+    """
     back, metric = {name: s.back for name, s in at.items()}, next(iter(at.values())).metric
     last = {name: list(s.kept.values())[-1] if s.kept else math.nan for name, s in at.items()}
     near = _each("Near zero", {name: s.near for name, s in at.items()}, "{:.1f}%")
     target = _each("; target", {name: s.target for name, s in at.items()}, "{:.4g}%")
     return (
-        _loss({name: s.loss for name, s in at.items()}),
-        _points("As it is", {name: s.live for name, s in at.items()}, metric),
-        _points("If cut", {name: s.cut for name, s in at.items()}, metric),
+        _loss({name: s.loss for name, s in at.items()}, "loss" in apart),
+        _points("As it is", {name: s.live for name, s in at.items()}, metric, "score" in apart),
+        _points("If cut", {name: s.cut for name, s in at.items()}, metric, "score" in apart),
         near + (target if ":" in target else ""),
         _extremes("Re-activated per step", back, {n: per_step(v) for n, v in back.items() if not math.isnan(v)}),
         _each(f"A cut keeps of {layer}", last, "{:.2g}%"),
@@ -60,23 +64,23 @@ def _worse(at: dict[str, Standing], metric: Metric) -> str:
     return f"The cut makes {metric.name} of {worst} {said[worst]}, of {best} {said[best]}{others}"
 
 
-def _loss(losses: dict[str, float]) -> str:
+def _loss(losses: dict[str, float], apart: bool = False) -> str:
     high, low = max(losses, key=losses.get), min(losses, key=losses.get)
-    if all(0 < loss < math.inf for loss in losses.values()) and losses[high] >= 1.05 * losses[low]:
+    if not apart and all(0 < loss < math.inf for loss in losses.values()) and losses[high] >= 1.05 * losses[low]:
         factor = losses[high] / losses[low]
         said = times(factor) if factor <= 1000 else "over 1,000×"
         return f"The loss of {high} is {said} that of {low}: {losses[high]:.2g} against {losses[low]:.2g}"
     return _each("Training loss", losses, "{:.2g}")
 
 
-def _points(where: str, accuracies: dict[str, float], metric: Metric) -> str:
+def _points(where: str, accuracies: dict[str, float], metric: Metric, apart: bool = False) -> str:
     """Who scores more, in points, `accuracies` being in percent; or the values of another metric."""
     if not metric.is_accuracy:
         title = metric.name if len(metric.name) <= _SHORT else "Score"
         metric = metric if len(metric.unit) <= _SHORT / 2 else replace(metric, unit="")
         known = {name: signed(score(metric, value)) for name, value in accuracies.items() if not math.isnan(value)}
         return _extremes(f"{title} {where.lower()}", accuracies, known)
-    if len(accuracies) == 1 or any(map(math.isnan, accuracies.values())):
+    if apart or len(accuracies) == 1 or any(map(math.isnan, accuracies.values())):
         return _each(f"Accuracy {where.lower()}", accuracies, "{:.1f}%")
     rounded = {name: round(accuracy, 1) for name, accuracy in accuracies.items()}  # what is read adds up
     high, low = max(rounded, key=rounded.get), min(rounded, key=rounded.get)

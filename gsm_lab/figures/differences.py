@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -57,6 +57,7 @@ class Account:
         history: of the run. knobs, options: its settings in force and its method's options, by name. method: its name.
         digest: of all its data, tested: of the test set alone; two of the same are the same data.
         epoch_steps: how many steps an epoch has.
+        others: what else may differ, such as "loss", and which it has, in words that tell runs apart.
     """
 
     history: History
@@ -66,6 +67,7 @@ class Account:
     digest: str
     tested: str
     epoch_steps: int
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 def checked(runs: Any, of: type, valid: str, least: int = 1, most: int = 4) -> dict[str, Any]:
@@ -151,6 +153,9 @@ def made_of(accounts: Mapping[str, Account], step: int) -> list[str]:
     for name in options:
         if other := _values(accounts, lambda a, name=name: number(a.options.get(name, "none"))):
             said.append(f"{name}: {other}")
+    for name in dict.fromkeys(name for a in accounts.values() for name in a.others):
+        if other := _values(accounts, lambda a, name=name: a.others.get(name, "none")):
+            said.append(f"{name}: {other}")
     if not said:
         return ["The settings are the same."]
     return [f"What differs: {'; '.join(said)}."]
@@ -183,6 +188,8 @@ def not_comparable(accounts: Mapping[str, Account]) -> list[str]:
             said.append(f"The test sets differ: {scores}, and what a cut costs, cannot be compared.")
         else:
             said.append(f"They train on different data, and are tested on the same: {scores} can be compared.")
+    if "loss" in not_on_one_scale(accounts) and _values(accounts, lambda a: a.others.get("loss", "")):
+        said.append("The losses are different functions: their values cannot be compared.")
     sizes = {name: sum(a.history.layers.values()) for name, a in accounts.items()}
     if len({tuple(a.history.layers.items()) for a in accounts.values()}) > 1:
         of = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
@@ -190,6 +197,16 @@ def not_comparable(accounts: Mapping[str, Account]) -> list[str]:
     if other := _values(accounts, lambda a: f"{a.epoch_steps:,}"):
         said.append(f"Steps are compared, not epochs, of which one has so many steps: {other}.")
     return said
+
+
+def not_on_one_scale(accounts: Mapping[str, Account]) -> set[str]:
+    """What titles must not compare: "loss", of other data or another function; "score", of other test sets."""
+    found = set()
+    if len({(a.digest, a.others.get("loss", "")) for a in accounts.values()}) > 1:
+        found.add("loss")
+    if len({a.tested for a in accounts.values()}) > 1:
+        found.add("score")
+    return found
 
 
 def reached(accounts: Mapping[str, Account], step: int) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gsm_lab.figures.differences import Account
+from gsm_lab.figures.differences import Account, not_on_one_scale
 from gsm_lab.figures.differences import checked as named
+from gsm_lab.notebook.told_apart import same, told_apart
 from gsm_lab.optim import keep_masks
 from gsm_lab.optim.groups import flat_mask
 from gsm_lab.training.history import History
@@ -27,6 +28,17 @@ def checked(runs: Any) -> dict[str, Run]:
             raise ValueError(
                 f"runs must be different ones, got the same as {a!r} and {b!r}; copy.deepcopy makes another"
             )
+        if {*map(id, runs[a].model.parameters())} & {*map(id, runs[b].model.parameters())}:
+            raise ValueError(
+                f"runs must have models of their own, and {a!r} and {b!r} would train the same parameters; "
+                "copy.deepcopy(model) makes others"
+            )
+        one, other = runs[a].metric, runs[b].metric
+        if one.same_scale(other) and not same(one.fn, other.fn):
+            raise ValueError(
+                f"runs must be measured by the same metric to be compared, got two functions called {one.name!r}, as "
+                f"{a!r} and {b!r}"
+            )
     return runs
 
 
@@ -37,6 +49,7 @@ class Accounts:
         self.runs = dict(runs)
         self._tested: dict[str, tuple[Any, str]] = {}
         self._shared: tuple[Any, list[str]] = (None, [])
+        self._apart: tuple[Any, dict[str, dict[str, str]]] = (None, {})
 
     def histories(self) -> dict[str, History]:
         """The histories; after a reset they are others."""
@@ -44,12 +57,22 @@ class Accounts:
 
     def all(self) -> dict[str, Account]:
         """What `gsm_lab.figures.comparison.told` takes."""
+        key = [(run.model, run.loss) for run in self.runs.values()]  # of another network after a reset
+        if self._apart[0] is None or any(a is not b for new, old in zip(key, self._apart[0], strict=True)
+                                         for a, b in zip(new, old, strict=True)):  # fmt: skip
+            self._apart = key, told_apart(self.runs)
+        others = {name: {what: of[name] for what, of in self._apart[1].items()} for name in self.runs}
         return {
             name: Account(
-                run.history, run.knobs, run.options, run.method.name, run.data.digest, tested, run.epoch_steps
+                run.history, run.knobs, run.options, run.method.name, run.data.digest, tested, run.epoch_steps,
+                others[name],
             )
             for (name, run), tested in zip(self.runs.items(), self._test_sets(), strict=True)
-        }
+        }  # fmt: skip
+
+    def drawn(self) -> dict[str, Any]:
+        """What a figure is given beside the histories: what the headline adds, and what titles must not compare."""
+        return {"note": self.note(), "apart": not_on_one_scale(self.all())}
 
     def note(self) -> str:
         """What the headline of a comparison has to add."""

@@ -42,7 +42,7 @@ class Compare(Asking, widgets.VBox):
 
     Args:
         runs: by name (1 to 16 characters), each another one, of any models, data and methods, all measured by the same
-            metric. Where its values cannot be compared, because the test sets differ, it is said.
+            metric, each with a model of its own. What cannot be compared, because test sets or losses differ, is said.
 
     Each turn is one step of each run. Before that come dense epochs where they are needed, and runs that are behind
     catch up with the one that is furthest: see `InStep`. Where one of them raises an error, all stop. Whoever steps a
@@ -53,8 +53,8 @@ class Compare(Asking, widgets.VBox):
 
     Raises, before anything changes:
         TypeError: `runs` is no mapping, or holds a name that is no text, or what is no run.
-        ValueError: fewer than two runs, more than four, the same one twice, a name that is empty or too long, or runs
-            that are measured by different metrics.
+        ValueError: fewer than two runs, more than four, the same one twice, a name that is empty or too long, runs
+            that are measured by different metrics, or that train the same parameters.
     """
 
     player: Player | None = None
@@ -67,7 +67,7 @@ class Compare(Asking, widgets.VBox):
         self.buttons = {name: button(*how, partial(self._pressed, name), name) for name, how in _BUTTONS.items()}
         self.status, self.failure, self.differences, self.numbers = (widgets.HTML() for _ in range(4))
         self.status.add_class("gsm-status")
-        self.figure = Figure(comparison.comparison(self.accounts.histories(), note=self.accounts.note()))
+        self.figure = Figure(comparison.comparison(self.accounts.histories(), **self.accounts.drawn()))
         self.figure.layout.autosize = True
         self.viewer = Viewer()
         layout = widgets.Layout(flex_flow="row wrap", align_items="center")
@@ -117,8 +117,8 @@ class Compare(Asking, widgets.VBox):
     def picture(self) -> Picture:
         """The plots as they are now, for readers without a kernel: a PNG, or else the live figure."""
         with self.player.exclusive():
-            figure = comparison.comparison(self.accounts.histories(), note=self.accounts.note())
-        return Picture(figure, f"{self!r} after step {self.in_step.steps:,}")
+            figure = comparison.comparison(self.accounts.histories(), **self.accounts.drawn())
+        return Picture(figure, f"{self!r} after step {self.in_step.steps:,}", width=NARROW + 40)
 
     def close(self) -> None:
         """End the training thread and remove the widget with its parts; nothing then keeps the widget or its runs."""
@@ -155,7 +155,9 @@ class Compare(Asking, widgets.VBox):
         with self.player.lock:
             self._show_words()
             with self.figure.batch_update():
-                comparison.update(self.figure, self.accounts.histories(), self.accounts.note(), self._columns)
+                comparison.update(
+                    self.figure, self.accounts.histories(), columns=self._columns, **self.accounts.drawn()
+                )
                 if self._width and self.figure.layout.width != self._width:  # plotly keeps an old one with a height
                     self.figure.layout.width = self._width
             self.viewer.frame += 1

@@ -434,3 +434,88 @@ def test_names_in_a_page_are_no_html(compare: Callable[..., Compare]) -> None:
     for widget in (board.differences, board.numbers, board.status):
         assert "<i>" not in widget.value
     assert "&lt;i&gt;a" in board.numbers.value and json.dumps(board.told)
+
+
+# ------------------------------------------------------------------------------------------------ beside the knobs
+
+
+def numbers() -> Dataset:
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.rand(40, 4, generator=generator), torch.rand(40, generator=generator)
+    return Dataset(x[:30], y[:30], x[30:], y[30:], name="numbers")
+
+
+def network(middle: nn.Module | None = None, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 8), middle or nn.ReLU(), nn.Linear(8, 1))
+
+
+def ten_times(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return 10 * nn.functional.mse_loss(outputs, targets)
+
+
+def pair(of_a: dict[str, Any], of_b: dict[str, Any]) -> dict[str, Run]:
+    data = numbers()
+    return {
+        name: Run(of.pop("model", network()), data, **NO_DENSE, compression=2, batch_size=10, **of)
+        for name, of in (("a", of_a), ("b", of_b))
+    }
+
+
+@pytest.mark.parametrize(("a", "b", "said"), [
+    ({}, {"loss": ten_times}, "What differs: loss: a mse_loss, b ten_times."),
+    ({"loss": lambda o, t: (o - t).square().mean()}, {"loss": lambda o, t: (o - t).abs().mean()},
+     "What differs: loss: a <lambda> no. 1, b <lambda> no. 2."),
+    ({"loss": nn.L1Loss()}, {"loss": nn.L1Loss()}, "The settings are the same."),
+    ({"loss": nn.HuberLoss(delta=1.0)}, {"loss": nn.SmoothL1Loss()}, "loss: a HuberLoss, b SmoothL1Loss."),
+    ({}, {"output": lambda model, x: 2 * model(x)}, "What differs: output: a as it is, b <lambda>."),
+    ({"model": network(nn.ReLU())}, {"model": network(nn.Tanh())}, "differs: model: a (1): ReLU(), b (1): Tanh()."),
+    ({"model": network(seed=0)}, {"model": network(seed=1)}, "What differs: initial weights: a no. 1, b no. 2."),
+    ({"model": network(seed=1)}, {"model": network(seed=1)}, "The settings are the same."),
+])  # fmt: skip
+def test_what_is_no_knob_is_told_too(compare: Callable[..., Compare], a: dict, b: dict, said: str) -> None:
+    board = compare(**pair(dict(a), dict(b)))
+    board.step(3)
+    assert said in board.told
+    losses_differ = "loss:" in board.told.splitlines()[0]
+    assert ("The losses are different functions: their values cannot be compared." in board.told) == losses_differ
+    title = next(note.text for note in board.figure.layout.annotations)
+    assert ("×" in title or "against" in title) <= (not losses_differ)
+
+
+def test_functions_made_by_one_line_are_the_same(compare: Callable[..., Compare]) -> None:
+    """As in a loop; but not where they hold other values."""
+
+    def scaled(by: float) -> Callable[..., torch.Tensor]:
+        return lambda o, t: by * nn.functional.mse_loss(o, t)
+
+    assert "The settings are the same." in compare(**pair({"loss": scaled(2.0)}, {"loss": scaled(2.0)})).told
+    assert (
+        "loss: a <lambda> no. 1, b <lambda> no. 2" in compare(**pair({"loss": scaled(2.0)}, {"loss": scaled(3.0)})).told
+    )
+    runs = pair({"loss": scaled(2.0)}, {})
+    assert "The settings are the same." in compare(a=runs["a"], b=copy.deepcopy(runs["a"])).told
+
+
+def test_one_network_in_two_runs_is_refused() -> None:
+    net_, data = network(), numbers()
+    runs = {name: Run(net_, data, compression=2, batch_size=10, **NO_DENSE) for name in "ab"}
+    before = copy.deepcopy(net_.state_dict())
+    with pytest.raises(ValueError, match="'a' and 'b' would train the same parameters"):
+        Compare(runs)
+    assert all(torch.equal(v, before[k]) for k, v in net_.state_dict().items())
+
+
+def test_two_metrics_of_one_name_are_refused() -> None:
+    runs = pair({"metric": lambda o, t: -(o - t).square().mean()}, {"metric": lambda o, t: 1000 - (o - t).abs().mean()})
+    with pytest.raises(ValueError, match="two functions called 'metric', as 'a' and 'b'"):
+        Compare(runs)
+
+
+def test_titles_do_not_compare_what_is_of_other_data(compare: Callable[..., Compare]) -> None:
+    a, b = tiny(**NO_DENSE), Run(net(1), mine(seed=5), compression=4, batch_size=8, **NO_DENSE)
+    board = compare(a=a, b=b)
+    board.step(4)
+    titles = [note.text.replace("<br>", " ") for note in board.figure.layout.annotations]
+    assert titles[0].startswith("<b>Training loss: ") and titles[1].startswith("<b>Accuracy as it is: ")
