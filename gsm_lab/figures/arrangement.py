@@ -24,13 +24,14 @@ VIEWS = ("curves", "Taylor", "network")
 ROW = 320  # pixels from one row of plots to the next
 WIDTH = 860  # pixels, of a picture in a notebook's cell beside the file browser
 TITLE, LEGEND, LABELS = 14, 12, 12  # sizes of letters, in pixels
+_TICK_FONT = {"size": 12}
 LOG_FONT = {"size": 14}  # plotly writes digits between powers of ten in three quarters of it
 _BOLD, _PLAIN = 0.575, 0.53  # width of a letter in the mean, over its size
 _LEFT, _RIGHT, _EDGE = 62, 52, 36  # pixels beside a plot: labels of its axis, of a second one; for the mode bar
 _TITLE_LINE, _LEGEND_LINE, _UNDER = 19, 20, 44  # pixels of height
 _UNDER_PICTURES = 112  # under a plot of the network: what its axis says, and a bar of colours
 _SIGN, _LEAST = 44, 60  # pixels of a line's sample in a legend; of a plot
-_LONGEST = {"curves": 58, "Taylor": 54, "network": 86}  # letters of a title
+_LONGEST = {"curves": 58, "Taylor": 60, "network": 86}  # letters of a title
 _NOWHERE = [0, 0.0005]  # plotly takes no less than 1/4096, and gives the whole width instead
 
 
@@ -218,7 +219,8 @@ def places(traces: Sequence[go.Scatter], notes: list[dict[str, Any]], a: Arrange
         if plot.legend:
             layout[plot.legend] = {"visible": visible} | (_legend(place, a, traces) if place else {})
         if plot.view != "network" and plot.title != "change":  # its steps are the latest ones, and few
-            how = {"type": "log" if a.log else "linear", "rangemode": "normal" if a.last or a.log else "tozero"}
+            how = {"type": "log", "nticks": 3, "tickfont": LOG_FONT} if a.log else {"type": "linear", "nticks": 6}
+            how = {"tickfont": _TICK_FONT, "rangemode": "normal" if a.last or a.log else "tozero"} | how
             layout[_axis(plot.x)] |= how
     layout["annotations"] = [note | titles.get(note.get("name", ""), {}) for note in notes]
     return layout
@@ -232,7 +234,7 @@ def _legend(place: _Place, a: Arrangement, traces: Sequence[go.Scatter]) -> dict
 
 def frame(plots: Sequence[Plot]) -> dict[str, Any]:
     """A layout in which each of the plots has an empty title, a legend, and small labels at its axes."""
-    small = {"title": {"font": {"size": LABELS}, "standoff": 4}, "tickfont": {"size": 12}}
+    small = {"title": {"font": {"size": LABELS}, "standoff": 4}, "tickfont": _TICK_FONT}
     title = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "align": "left", "text": ""}
     title |= {"showarrow": False, "borderpad": 0, "font": {"size": TITLE}}
     legend = {"orientation": "h", "yanchor": "bottom", "xanchor": "left", "bgcolor": "rgba(0,0,0,0)"}

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 
-from gsm_lab.checks import kind, number, whole
+from gsm_lab.checks import flag, kind, number, whole
 from gsm_lab.figures import network, taylor_view
 from gsm_lab.figures.arrangement import LOG_FONT, PLOTS, Arrangement, frame, merged, places, shown
 from gsm_lab.figures.fitting import NARROWEST
@@ -36,20 +36,22 @@ _SHORT = {"compression": "C", "momentum": "β", "weight_decay": "η", "lr": "α"
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def curves(history: History, points: int = POINTS, last: int | None = None) -> Curves:
+def curves(history: History, points: int = POINTS, last: int | None = None, log: bool = False) -> Curves:
     """The lines of the four plots by name: x in steps, y, both float32 of at most `points` entries.
 
-    With `last`, only of so many steps up to the latest. Loss and re-activations are means over stretches of steps,
-    everything else is what it was at the end of a stretch. Shares and accuracies
-    are in percent, other metrics as they are.
+    With `last`, only of so many steps up to the latest; what was measured before these and not since is there as it
+    was, from the first of them to the last. Loss and re-activations are means over stretches of steps, everything else
+    is what it was at the end of a stretch. Stretches are of equal length, with `log` on a logarithmic axis. Shares and
+    accuracies are in percent, other metrics as they are.
     """
-    points = whole("points", points)
+    points, log = whole("points", points), flag("log", log)
     rows, evaluations = _history(history).steps.array(), history.evaluations.array()
     if last is not None and len(rows):
-        begin = rows["step"][-1] - whole("last", last)
-        rows, evaluations = rows[rows["step"] > begin], evaluations[evaluations["step"] >= begin]
-    ends, mean = _stretches(len(rows), points)
-    seen, _ = _stretches(len(evaluations), points)
+        end = int(rows["step"][-1])
+        begin = max(0, end - whole("last", last))
+        rows, evaluations = rows[rows["step"] > begin], _within(evaluations, begin, end)
+    ends, mean = _stretches(rows["step"], points, log)
+    seen, _ = _stretches(evaluations["step"], points, log)
     step, at = rows["step"][ends].astype(np.float32), evaluations["step"][seen].astype(np.float32)
     share = np.float32(100.0 / max(1, sum(history.layers.values())))
     lines: Curves = {  # in the order in which a dashboard holds them
@@ -66,11 +68,26 @@ def curves(history: History, points: int = POINTS, last: int | None = None) -> C
     return {name: (x, np.asarray(y, np.float32)) for name, (x, y) in lines.items()}
 
 
-def _stretches(count: int, points: int) -> tuple[np.ndarray, Any]:
-    """Up to `points` stretches of equal length: the last row of each, and a function that averages over them."""
-    length = max(1, -(-count // points))
-    starts = np.arange(0, count, length)
-    last = np.minimum(starts + length, count) - 1
+def _within(evaluations: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """Those of the steps from `begin` to `end`; where there is none, the latest before as one of each of these two."""
+    inside = evaluations[evaluations["step"] >= begin]
+    if len(inside) or not len(evaluations):
+        return inside
+    held = evaluations[[-1, -1]]
+    held["step"] = begin, end
+    return held
+
+
+def _stretches(steps: np.ndarray, points: int, log: bool = False) -> tuple[np.ndarray, Any]:
+    """Up to `points` stretches of equal length, or with `log` of equal logarithms: the last row of each, and a function
+    that averages over them."""
+    count = len(steps)
+    if log and count > points:
+        at = np.log(np.maximum(steps, 1), dtype=float)
+        starts = np.unique(np.searchsorted(at, np.linspace(at[0], at[-1], points + 1)[:-1]))
+    else:
+        starts = np.arange(0, count, max(1, -(-count // points)))
+    last = np.append(starts[1:], count)[: len(starts)] - 1
 
     def mean(column: np.ndarray) -> np.ndarray:
         return np.add.reduceat(column.astype(np.float64), starts) / (last - starts + 1)
@@ -144,19 +161,19 @@ def dashboard(
     _probes(taylor)
     views = ("curves",) if taylor is None else ("curves", "Taylor")
     a = arrangement or Arrangement(views, 1, NARROWEST, (height - 8) / 4)
-    lines, traces = curves(history, last=a.last), []
+    lines, traces = curves(history, last=a.last, log=a.log), []
 
     def add(key: str, plot: int, i: int, hover: str, *, right: bool = False, **more: Any) -> None:
         (x, y), at = lines[key], PLOTS[plot]
-        style = {"name": key, "hovertemplate": f"step %{{x}}: {hover}<extra></extra>", **line(i), **more}
+        hover = hover if hover.endswith(">") else f"step %{{x}}: {hover}<extra></extra>"
+        style = {"name": key, "hovertemplate": hover, **line(i), **more}
         axes = {"xaxis": at.x, "yaxis": at.right if right else at.y, "legend": at.legend}
         traces.append(go.Scatter(x=x, y=y, **axes, **style))
 
     add("loss", 0, 0, "training loss %{y:.3g}", line={"color": COLOURS[0], "width": 1.5}, mode="lines")
     metric = history.metric
-    for i, (which, when) in enumerate((("live", "as it is"), ("cut", "if cut now")), 1):
-        hover = f"test {metric.name} {metric.hover()} {when}"
-        add(f"{which} accuracy", 0, i, hover, right=True, name=f"{which} {metric.name}")
+    for i, (which, (name, hover)) in enumerate(_measured(metric).items(), 1):
+        add(f"{which} accuracy", 0, i, hover, right=True, name=name)
     add("under 1e-3", 1, 3, "%{y:.2f}% of weights with |w| < 1e-3")
     add("under 1e-4", 1, 4, "%{y:.2f}% of weights with |w| < 1e-4")
     grey = {"color": "#000000", "dash": "dot", "width": 1.5, "shape": "hv"}
@@ -197,11 +214,13 @@ def update(
     said: dict[str, str] = {}
     shapes, labels = [], []
     if "curves" in a.views:
-        lines = curves(_history(history), last=a.last)
+        lines = curves(_history(history), last=a.last, log=a.log)
         if len(figure.data) < len(lines):
             raise ValueError("figure must be a `dashboard` of this history, or one with enough slots")
         for trace, (x, y) in zip(figure.data, lines.values(), strict=False):
             trace.x, trace.y = x, y
+        if figure.data[1].name != f"live {history.metric.name}":  # after a reset with other data
+            _measure(figure, history.metric)
         layers = [name for _, (name, _) in _shown_layers(history.layers)]
         for i, trace in enumerate(t for t in figure.data[7:] if t.legend == "legend4"):
             trace.visible = i < len(layers)
@@ -243,14 +262,35 @@ def _probes(taylor: Any) -> None:
         raise TypeError(f"taylor must be None or a structured array of probes, got {type(taylor).__name__}")
 
 
+def _measured(metric: Metric) -> dict[str, tuple[str, str]]:
+    """Of the two lines of what a run is measured by: name, and hover text."""
+    said = f"test {metric.name} {metric.hover()}"
+    when = {"live": "as it is", "cut": "if cut now"}
+    return {which: (f"{which} {metric.name}", f"step %{{x}}: {said} {at}<extra></extra>") for which, at in when.items()}
+
+
+def _measure(figure: go.Figure, metric: Metric) -> None:
+    """The two lines and their axis are of another metric now."""
+    for trace, (name, hover) in zip(figure.data[1:3], _measured(metric).values(), strict=True):
+        trace.name, trace.hovertemplate = name, hover
+    nothing = dict.fromkeys(("range", "autorange", "tickmode", "dtick", "nticks"))
+    figure.layout.yaxis2.update(nothing | {"title": {"text": metric.axis}} | _scale(metric))
+
+
+_PERCENT = {"range": [0, 101], "tickmode": "linear", "dtick": 20}
+
+
+def _scale(metric: Metric) -> dict[str, Any]:
+    return _PERCENT if metric.is_accuracy else {"nticks": 5}
+
+
 def _axes(metric: Metric) -> dict[str, Any]:
     """What the axes of the four plots measure."""
-    percent = {"range": [0, 101], "tickmode": "linear", "dtick": 20}
-    few, scale = {**FEW_TICKS, "nticks": 4, "tickfont": LOG_FONT}, percent if metric.is_accuracy else {"nticks": 5}
+    few = {**FEW_TICKS, "tickfont": LOG_FONT}
     measured = {
         "y": ("training loss (log)", {**few, "autorangeoptions": {"clipmax": 100}}),  # what explodes leaves the rest
-        "y2": (metric.axis, {**scale, "overlaying": "y", "side": "right", "showgrid": False}),
-        "y3": ("share of weights, %", percent),
+        "y2": (metric.axis, {**_scale(metric), "overlaying": "y", "side": "right", "showgrid": False}),
+        "y3": ("share of weights, %", _PERCENT),
         "y4": ("weights per step", {"rangemode": "tozero"}),
         "y5": ("kept, % (log)", few),
     }

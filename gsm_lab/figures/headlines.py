@@ -23,7 +23,7 @@ def title_texts(history: History) -> tuple[str, str, str, str]:
         densities(history)  # fmt: skip
 
 
-_NOTHING = ("Nothing yet: press Play", "Nothing yet: press Play")
+_NOTHING = ("No gated step yet", "No gated step yet")
 
 
 def accuracies(history: History) -> str:

@@ -32,7 +32,9 @@ AXIS = {"showline": True, "linecolor": "#888888", "ticks": "outside", "gridcolor
 FONT = "Open Sans, Helvetica, Arial, sans-serif"
 WIDE = {"type": "log", "dtick": 1, "exponentformat": "power", "minor": {"dtick": "D1"}}  # axis over many decades
 NARROW = {"type": "log", "dtick": "D2", "exponentformat": "power"}  # over one or two
-FEW_TICKS = {"type": "log", "nticks": 8, "exponentformat": "power"}  # over as many as there may be
+# Over as many as there may be: powers of ten, or 1, 2 and 5 of each. Asked for more ticks, plotly writes all digits of
+# one or two decades, and they overprint each other.
+FEW_TICKS = {"type": "log", "nticks": 3, "exponentformat": "power"}
 # What a figure is read by, and not the button that sends it to plotly's cloud.
 BUTTONS = {"remove": ["sendChartToCloud", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]}
 BELOW = {"orientation": "h", "xref": "container", "x": 0.01, "yref": "container", "y": 0.01, "yanchor": "bottom"}

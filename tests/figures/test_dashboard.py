@@ -15,6 +15,7 @@ from gsm_lab import figures
 from gsm_lab.figures.dashboard import LAYERS_SHOWN, MARKS_SHOWN, POINTS, update
 from gsm_lab.figures.style import COLOURS, LINE, headed, line
 from gsm_lab.knobs import KNOBS
+from gsm_lab.metric import ACCURACY, R2, Metric
 from gsm_lab.training.history import History
 
 LAYERS = {"a.weight": 60, "b.weight": 40}
@@ -295,3 +296,46 @@ def test_a_title_takes_the_lines_it_needs_and_the_plot_makes_room(words):
     title = figure.layout.title  # hangs from the top, so that all that is added is below its first line
     assert (title.y, title.yref, title.yanchor) == (1, "container", "top")
     assert title.pad.t + 21 * len(lines) < figure.layout.margin.t - 20, "no room for the titles of subplots"
+
+
+# ------------------------------------------------------------------------------------------------ parts of a history
+
+
+def test_a_logarithmic_axis_shows_the_first_steps_one_by_one():
+    """Stretches are even where they are seen: none is longer than its share of the decades, or a single step."""
+    steps = 5000
+    one = made(steps)
+    x, loss = figures.curves(one.history, log=True)["loss"]
+    assert len(x) <= POINTS and list(x[:20]) == list(range(1, 21)) and x[-1] == steps
+    ends = [0, *x.astype(int)]
+    near(loss, [np.mean(one.true.loss[a:b]) for a, b in itertools.pairwise(ends)])
+    longest = np.log(steps) / POINTS
+    assert all(b - a == 1 or np.log(b / (a + 1)) <= longest * 1.001 for a, b in itertools.pairwise(ends))
+    drawn = figures.dashboard(one.history, arrangement=figures.Arrangement(log=True)).data[0]
+    assert drawn.x[0] == 1 and drawn.y[0] == np.float32(one.true.loss[0])
+
+
+@given(st.integers(1, 60), st.integers(1, 70))
+@settings(max_examples=30)
+def test_a_window_shows_what_was_measured_last(steps: int, last: int) -> None:
+    """Where no evaluation lies in the last steps, the one before is drawn across them."""
+    one = made(steps)
+    curves, begin = figures.curves(one.history, last=last), max(0, steps - last)
+    assert list(curves["loss"][0]) == list(range(begin + 1, steps + 1))
+    inside = [(at, live) for at, live in zip(one.true.looks, one.true.live, strict=True) if at >= begin]
+    if not inside and one.true.looks:
+        inside = [(begin, one.true.live[-1]), (steps, one.true.live[-1])]
+    near(curves["live accuracy"][0], [at for at, _ in inside])
+    near(curves["live accuracy"][1], [live for _, live in inside])
+
+
+def test_a_figure_goes_over_to_another_metric():
+    """As after a reset with other data: names, hover texts and axis are those of a figure made anew."""
+    histories = [History(LAYERS, metric=metric) for metric in (R2, ACCURACY, Metric("RMSE", unit="kg"), ACCURACY)]
+    figure = figures.dashboard(histories[0])
+    for history in histories:
+        history.evaluated(0, 0.5, 0.25, [6, 4])
+        update(figure, history)
+        anew = figures.dashboard(history)
+        assert [(t.name, t.hovertemplate) for t in figure.data] == [(t.name, t.hovertemplate) for t in anew.data]
+        assert figure.layout.yaxis2 == anew.layout.yaxis2 and list(figure.data[1].y) == list(anew.data[1].y)

@@ -58,7 +58,7 @@ def test_titles_are_true_in_every_state(history: History) -> None:
                 assert abs(float(said[1][:-1]) - 100 * share) <= max(0.51, 0.06 * 100 * share)
     steps = history.steps.array()
     if not len(steps):
-        assert texts[1:3] == ("Nothing yet: press Play",) * 2
+        assert texts[1:3] == ("No gated step yet",) * 2
         return
     thousandth, tenth = (100 * steps[-1][name].sum() / total for name in ("under_1e-3", "under_1e-4"))
     assert abs(number(texts[1], "^", "% under 1e-3") - thousandth) <= 0.1
