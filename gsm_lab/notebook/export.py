@@ -11,7 +11,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from gsm_lab import checks, figures
+from gsm_lab.figures.arrangement import WIDTH
 
+_EDGE = 16  # pixels around a page; a window narrower than what it was laid out for scrolls
 KINDS = {"png": "image/png", "svg": "image/svg+xml", "html": "text/html"}
 NO_BROWSER = "no Chromium or Chrome on the kernel's machine draws it: save it as HTML, which any browser shows"
 
@@ -23,10 +25,10 @@ class Picture:
         data: the PNG, or None.
     """
 
-    def __init__(self, figure: go.Figure, of: str) -> None:
+    def __init__(self, figure: go.Figure, of: str, width: int = WIDTH) -> None:
         self.figure, self._of = figure, of
         try:
-            self.data: bytes | None = figures.static(figure)
+            self.data: bytes | None = figures.static(figure, width)
         except Exception:  # whatever keeps a browser from drawing, there is the live figure
             self.data = None
 
@@ -55,7 +57,7 @@ def written(figure: go.Figure, kind: str, title: str, about: str) -> bytes:
         body = figure.to_html(include_plotlyjs=True, full_html=False, config={"responsive": True, "displaylogo": False})
         return (
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>\n'
-            '<body style="font-family: sans-serif; margin: 16px">\n'
+            f'<body style="font-family: sans-serif; margin: {_EDGE}px; min-width: {WIDTH}px">\n'
             f"<h1 style='font-size: 20px'>{escape(title)}</h1>\n{body}\n"
             f"<p><code>{escape(about)}</code></p></body></html>\n"
         ).encode()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,3 +219,36 @@ def test_every_tab_can_be_read_without_colour(pg: Playground, view: str) -> None
     pg.step(60)
     pg.show(view)
     assert shown(pg) == {"curves": CURVES, "Taylor": TAYLOR, "network": NETWORK}[view] and fits.grey(pg.figure) == []
+
+
+@pytest.mark.parametrize("width", [400, 720, 900, 1440])
+def test_a_saved_page_fits_every_window(pg: Playground, tmp_path: Path, chromium: Any, width: int) -> None:
+    """A window that is narrower than what it was laid out for scrolls."""
+    pg.set(compression=120)
+    pg.step(30)
+    file = pg.save(tmp_path / "board.html")
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    try:
+        page.goto(file.as_uri())
+        page.wait_for_selector(".js-plotly-plot .main-svg .annotation-text")
+        page.wait_for_timeout(300)
+        assert fits.look(page, ".js-plotly-plot") == []
+    finally:
+        page.close()
+
+
+def test_a_board_goes_over_to_other_data(board: Callable[..., Playground]) -> None:
+    """From numbers to classes, by a state: what was called R2 is an accuracy now, on the page as in a picture."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(80, 1, 28, 28, generator=generator)
+    y = 3 * x.mean((1, 2, 3)) + torch.rand(80, generator=generator)
+    pg = board(
+        Run("lenet300", Dataset(x[:60], y[:60], x[60:], y[60:], name="sums"), compression=10, batch_size=10, pretrain=0)
+    )
+    pg.step(2)
+    assert pg.figure.data[1].name == "live R2" and pg.figure.layout.yaxis2.title.text == "test R2"
+    pg.load_state('{"gsm_lab": 1, "knobs": {"data": "digits"}}')
+    pg.step(2)
+    assert [trace.name for trace in pg.figure.data[1:3]] == ["live accuracy", "cut accuracy"]
+    assert pg.figure.layout.yaxis2.title.text == "test accuracy, %" and pg.figure.layout.yaxis2.dtick == 20
+    assert all("accuracy %{y:.2f}%" in trace.hovertemplate for trace in pg.figure.data[1:3])
