@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+_FEW = 20  # whole numbers, each of which comes twice or more in the mean, are more likely labels than measurements
+
 
 def are_targets(train_y: np.ndarray, test_y: np.ndarray) -> bool:
     """Whether they are numbers to be predicted, which are floats, and not labels, which are integers.
@@ -24,10 +26,16 @@ def are_targets(train_y: np.ndarray, test_y: np.ndarray) -> bool:
 
 
 def _refuse_labels(name: str, y: np.ndarray) -> None:
-    if y.ndim == 1 and y.size and np.array_equal(values := np.unique(y), np.arange(len(values))):
+    values = np.unique(y) if y.ndim == 1 else np.empty(0)
+    counted = np.array_equal(values, np.arange(len(values)))
+    few = len(values) <= _FEW and 2 * len(values) <= y.size and np.array_equal(values, np.rint(values))
+    if y.size and values.size and (counted or few):  # 0 .. k - 1; 1 .. k; -1 and 1
+        listed = ", ".join(f"{v:g}" for v in values[:8]) + ", ..." * (len(values) > 8)
+        listed = f"0 .. {values[-1]:g}" if counted else listed
+        way = 'see .astype("int64") or .long()' if counted else "np.unique(y, return_inverse=True)[1] makes such"
         raise TypeError(
-            f"{name} has dtype {y.dtype} and only the whole numbers 0 .. {int(y.max())} in it, as labels have; valid: "
-            f'integer labels, see .astype("int64") or .long(); or [n, 1], .reshape(-1, 1), for numbers to be predicted'
+            f"{name} has dtype {y.dtype} and only the whole numbers {listed} in it, as labels have; valid: integer "
+            f"labels, {way}; or [n, 1], .reshape(-1, 1), for numbers to be predicted"
         )
     if y.ndim == 2 and y.shape[1] > 1 and y.size and ((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all():
         raise ValueError(

@@ -126,7 +126,9 @@ def test_floats_are_numbers_unless_they_could_be_labels(y: np.ndarray) -> None:
     x = np.zeros((len(y), 1), np.float32)
     finite = all(np.isfinite(v) for v in y.ravel().tolist())
     rows = y.tolist()
-    labels = y.ndim == 1 and sorted(set(rows)) == list(range(len(set(rows))))
+    kinds = set(rows) if y.ndim == 1 else set()
+    labels = bool(kinds) and sorted(kinds) == list(range(len(kinds)))
+    labels = labels or (0 < 2 * len(kinds) <= len(rows) and all(float(v).is_integer() for v in kinds))
     one_hot = y.ndim == 2 and y.shape[1] > 1 and all(sorted(row) == [0.0] * (len(row) - 1) + [1.0] for row in rows)
     try:
         data = Dataset(x, y, x, y)
@@ -135,3 +137,13 @@ def test_floats_are_numbers_unless_they_could_be_labels(y: np.ndarray) -> None:
         return
     assert finite and not labels and not one_hot
     np.testing.assert_array_equal(data.train_y, y.reshape(len(y), -1).astype(np.float32))
+
+
+@pytest.mark.parametrize(("values", "listed"), [((1, 2, 3), "1, 2, 3"), ((-1, 1), "-1, 1"), ((0, 10), "0, 10")])
+def test_labels_that_do_not_begin_with_0_are_no_numbers_either(values: tuple[int, ...], listed: str) -> None:
+    x, y = np.zeros((30, 1), np.float32), np.resize(values, 30).astype(np.float32)
+    with pytest.raises(TypeError, match=rf"only the whole numbers {listed} in it, as labels have; .*np\.unique"):
+        Dataset(x, y, x, y)
+    assert Dataset(x, y[:, None], x, y[:, None]).regression
+    counts = np.arange(30).astype(np.float32) + 5  # each but once: a measurement, such as an age
+    assert Dataset(x, counts, x, counts).regression

@@ -205,7 +205,8 @@ def test_named_models_have_as_many_outputs_as_there_are_numbers() -> None:
     data = Dataset(digits.train_x, targets[0], digits.test_x, targets[1], name="bright")
     run = Run("lenet300", data, compression=20, pretrain=4, epochs=2)
     assert run.model.fc3.out_features == 1
-    assert (run.settings.lr, run.settings.momentum, run.settings.pretrain_lr) == (0.01, 0.99, 0.005)
+    assert (run.settings.lr, run.settings.momentum, run.settings.pretrain_lr) == (0.01, 0.985, 0.005)
+    assert not gl.knobs.oscillates(0.01, 0.985, run.settings.weight_decay), "passive weights halve"
     run.step(5)
     assert 0.8 < run.base < 1 and run.evaluate() == pytest.approx(
         oracle.r2_score(data.test_y, answers(run, False)), abs=1e-5
