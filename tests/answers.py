@@ -105,7 +105,7 @@ EXERCISES = (
         Claim("it is off by at most {high}", "absolute", high=0.001),
     )),
     Exercise("02", 3, do.fast_steps, (
-        Claim("At 0.1 it is already {low} to {high}% off", "error at 0.1", 30, 150),
+        Claim("After 300 steps it is {low} to {high}% off", "error at 0.1", 30, 150),
         Claim("at 0.3 more than {low}%", "error at 0.3", 200),
         Claim("{low} to {high}% of the steps raise the loss", "rises at 0.3", 20, 60),
     )),
@@ -122,7 +122,7 @@ EXERCISES = (
         Claim("all were passive for at least one step", "reactivated", 1),
     ), quick=True),
     Exercise("04", 1, do.rate_held, (
-        Claim("Yes, to less than {high} points", "lost, held", -1.5, 1.5),
+        Claim("Nearly: it costs less than {high} points", "lost, held", -1.5, 1.5),
         Claim("the last epoch asks for {low} to {high} Q", "asked, held", 1.05, 1.2),
         Claim("no more than with the schedule", "asked more", 0),
         Claim("The schedule is there for the accuracy, up to {high} points", "live gained", -0.5, 4),
