@@ -1,6 +1,7 @@
 """Long play in a real browser: 60,000 steps, and half an hour with knobs moving (`GSM_LAB_SOAK_MINUTES` for another).
 
 Prints minutes, steps, memory of kernel and page; fails on a traceback anywhere, on memory that grows, on what is left.
+Targets of memory: 400 MB for a kernel with its board, 450 after the half hour.
 """
 
 import json
@@ -15,6 +16,7 @@ STEPS = 60_000
 MINUTES = float(os.environ.get("GSM_LAB_SOAK_MINUTES", "30"))
 SETTLED = 3  # minutes after which memory is compared
 GROWTH = 30  # MB that the kernel may grow by from there, history included
+WITH_BOARD, AT_THE_END = 400, 450  # MB of the kernel
 PAGE_GROWTH = 60  # MB, after the page's garbage is collected: a page keeps some of what it was sent, but not all
 SLIDERS = ("compression", "momentum", "weight_decay", "lr", "smoothing")
 
@@ -114,6 +116,7 @@ def test_half_an_hour_with_knobs_moving(chromium: Any, lab: Any) -> None:
         settled = [row for row in rows if row[0] >= SETTLED] or rows[-1:]
         assert not place.tracebacks and went_wrong(lab) == []
         assert not ended["kept"] and ended["widgets"] == 0
+        assert rows[0][2] <= WITH_BOARD and settled[-1][2] <= AT_THE_END
         assert settled[-1][2] - settled[0][2] <= GROWTH and settled[-1][3] - settled[0][3] <= PAGE_GROWTH
     finally:
         page.close()
