@@ -57,7 +57,9 @@ def add(figure: go.Figure, view: View, left: Box = LEFT, right: Box = RIGHT, tit
         fits = {**AXIS, "mirror": True, "showgrid": False, "constrain": "domain"}
         across = {"domain": [x0, x1], "anchor": f"y{y}", "constraintoward": "left", "title": {"font": _SMALL}}
         down = {"domain": [min(y0 + _BELOW / area, top), top], "anchor": f"x{x}", "constraintoward": "top"}
-        figure.update_layout({f"xaxis{x}": fits | across, f"yaxis{y}": fits | down})
+        # Assigned: of a new axis with a title, `update_layout` of a live figure tells the page all of it and each part,
+        # and plotly.js refuses that and whatever comes after it.
+        figure.layout[f"xaxis{x}"], figure.layout[f"yaxis{y}"] = fits | across, fits | down
         if titled:
             place = {"xref": f"x{x} domain", "yref": f"y{y} domain", "x": 0, "y": 1, "yshift": 4, "name": "network"}
             place |= {"xanchor": "left", "yanchor": "bottom", "align": "left", "showarrow": False, "font": {"size": 15}}

@@ -75,7 +75,7 @@ def axes() -> dict[str, Any]:
         PLOTS[4:6],
         {**FEW_TICKS, "tickfont": LOG_FONT, "autorangeoptions": {"clipmin": 0.01, "clipmax": 1e4}},
     )
-    zero = {"zeroline": True, "zerolinecolor": "#888888"}
+    zero = {"zeroline": True, "zerolinecolor": "#888888", "exponentformat": "power"}
     return {
         "xaxis5": {"anchor": left.y, "nticks": 5, "title": {"text": "step"}, **AXIS},
         "yaxis6": {"anchor": left.x, "title": {"text": "change of the loss"}, **AXIS, **zero},

@@ -175,7 +175,8 @@ def went_wrong(lab: Any) -> list[str]:
 def new_page(browser: Any, requests: list[str], tracebacks: list[str] | None = None) -> Any:
     """A page; `requests` takes what it asks for, `tracebacks` the errors that kernels report to it.
 
-    What goes wrong where a widget's message is taken is shown nowhere but in JupyterLab's own log.
+    Among these are messages to a widget that the page cannot take. What goes wrong where a widget's message is taken,
+    on either side, is shown nowhere but in JupyterLab's own log and in the browser's console.
     """
     page = browser.new_page(viewport={"width": 1500, "height": 1250})
     page.set_default_timeout(1000 * SECONDS)
@@ -190,7 +191,12 @@ def new_page(browser: Any, requests: list[str], tracebacks: list[str] | None = N
         requests.append(socket.url)
         socket.on("framereceived", heard)
 
+    def told(message: Any) -> None:
+        if tracebacks is not None and "Error setting state" in message.text:
+            tracebacks.append(message.text)
+
     page.on("websocket", connected)
+    page.on("console", told)
     return page
 
 

@@ -71,6 +71,7 @@ def test_every_tab_fits_every_page(place: Place, theme: str) -> None:
             place.shot(f"fits-{theme}-{width}-{tab.split()[-1]}")
             if found:
                 faults[width, tab] = found
+    assert not place.tracebacks
     assert not faults, "\n".join(f"{where}: {what}" for where, what in faults.items())
 
 
