@@ -33,12 +33,13 @@ def advance(run: Parts, until: int, callbacks: Iterable[Callback] = ()) -> None:
         FloatingPointError, RuntimeError, KeyboardInterrupt: as `Run.step`.
     """
     callbacks, done = tuple(callbacks), 0
-    while True:
-        for callback in callbacks:
-            callback(run, done)
-        if run.base is not None and run.steps >= until:
-            return
-        done = portion(run, until=until)
+    with denormals_are_zero():  # once, not for each portion
+        while True:
+            for callback in callbacks:
+                callback(run, done)
+            if run.base is not None and run.steps >= until:
+                return
+            done = portion(run, until=until)
 
 
 def portion(run: Parts, most: int | None = None, until: int | None = None) -> int:
