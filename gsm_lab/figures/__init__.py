@@ -8,8 +8,9 @@ from importlib import import_module
 from types import ModuleType
 
 from gsm_lab.figures.arrangement import Arrangement, arrange
-from gsm_lab.figures.dashboard import add_network, curves, dashboard, marks, update
+from gsm_lab.figures.dashboard import add_network, dashboard, marks, update
 from gsm_lab.figures.headlines import PANELS, title_texts
+from gsm_lab.figures.history_lines import curves
 from gsm_lab.figures.pictures import static
 from gsm_lab.figures.style import line, lines, show
 

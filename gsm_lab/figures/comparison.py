@@ -21,9 +21,9 @@ from plotly.basedatatypes import BaseFigure
 
 from gsm_lab.checks import kind, one_of, text
 from gsm_lab.figures.comparison_titles import headline, titles
-from gsm_lab.figures.dashboard import curves
 from gsm_lab.figures.differences import Account, checked, common_step, history_type, same_metric, standing, told
 from gsm_lab.figures.fitting import ticks
+from gsm_lab.figures.history_lines import curves
 from gsm_lab.figures.style import AXIS, DASHES, FONT, finish, line
 from gsm_lab.metric import Metric
 from gsm_lab.wording import layer_name

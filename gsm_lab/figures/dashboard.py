@@ -12,11 +12,12 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 
-from gsm_lab.checks import flag, kind, number, whole
+from gsm_lab.checks import kind, number, whole
 from gsm_lab.figures import network, taylor_view
 from gsm_lab.figures.arrangement import LOG_FONT, PLOTS, Arrangement, frame, merged, places, shown
 from gsm_lab.figures.fitting import NARROWEST
 from gsm_lab.figures.headlines import title_texts
+from gsm_lab.figures.history_lines import checked, curves, shown_layers
 from gsm_lab.figures.style import AXIS, COLOURS, FEW_TICKS, finish, line
 from gsm_lab.knobs import KNOBS
 from gsm_lab.metric import Metric
@@ -26,81 +27,10 @@ if TYPE_CHECKING:
     from gsm_lab.studies.view import View
     from gsm_lab.training.history import History
 
-POINTS = 400  # a line; more cannot be seen, and makes a live figure slow
-LAYERS_SHOWN = 8
 MARKS_SHOWN = 12
 _LABEL_ROWS, _LABEL_HEIGHT = 4, 15  # labels of marks stand in so many rows, each so many pixels high
 _MARKED = tuple(name for name, knob in KNOBS.items() if knob.marked)
 _SHORT = {"compression": "C", "momentum": "β", "weight_decay": "η", "lr": "α", "smoothing": "s"}
-
-Curves = dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-def curves(history: History, points: int = POINTS, last: int | None = None, log: bool = False) -> Curves:
-    """The lines of the four plots by name: x in steps, y, both float32 of at most `points` entries.
-
-    With `last`, only of so many steps up to the latest; what was measured before these and not since is there as it
-    was, from the first of them to the last. Loss and re-activations are means over stretches of steps, everything else
-    is what it was at the end of a stretch. Stretches are of equal length, with `log` on a logarithmic axis. Shares and
-    accuracies are in percent, other metrics as they are.
-    """
-    points, log = whole("points", points), flag("log", log)
-    rows, evaluations = _history(history).steps.array(), history.evaluations.array()
-    if last is not None and len(rows):
-        end = int(rows["step"][-1])
-        begin = max(0, end - whole("last", last))
-        rows, evaluations = rows[rows["step"] > begin], _within(evaluations, begin, end)
-    ends, mean = _stretches(rows["step"], points, log)
-    seen, _ = _stretches(evaluations["step"], points, log)
-    step, at = rows["step"][ends].astype(np.float32), evaluations["step"][seen].astype(np.float32)
-    share = np.float32(100.0 / max(1, sum(history.layers.values())))
-    lines: Curves = {  # in the order in which a dashboard holds them
-        "loss": (step, mean(rows["loss"])),
-        "live accuracy": (at, history.metric.scale * evaluations["live_accuracy"][seen]),
-        "cut accuracy": (at, history.metric.scale * evaluations["cut_accuracy"][seen]),
-        "under 1e-3": (step, rows["under_1e-3"][ends].sum(axis=1) * share),
-        "under 1e-4": (step, rows["under_1e-4"][ends].sum(axis=1) * share),
-        "target": (step, 100.0 - 100.0 / history.knob_values("compression", rows["step"][ends])),
-        "re-activated": (step, mean(rows["reactivated"].sum(axis=1))),
-    }
-    for i, (name, size) in _shown_layers(history.layers):
-        lines[f"layer {name}"] = (at, evaluations["kept"][seen][:, i] * np.float32(100.0 / size))
-    return {name: (x, np.asarray(y, np.float32)) for name, (x, y) in lines.items()}
-
-
-def _within(evaluations: np.ndarray, begin: int, end: int) -> np.ndarray:
-    """Those of the steps from `begin` to `end`; where there is none, the latest before as one of each of these two."""
-    inside = evaluations[evaluations["step"] >= begin]
-    if len(inside) or not len(evaluations):
-        return inside
-    held = evaluations[[-1, -1]]
-    held["step"] = begin, end
-    return held
-
-
-def _stretches(steps: np.ndarray, points: int, log: bool = False) -> tuple[np.ndarray, Any]:
-    """Up to `points` stretches of equal length, or with `log` of equal logarithms: the last row of each, and a function
-    that averages over them."""
-    count = len(steps)
-    if log and count > points:
-        at = np.log(np.maximum(steps, 1), dtype=float)
-        starts = np.unique(np.searchsorted(at, np.linspace(at[0], at[-1], points + 1)[:-1]))
-    else:
-        starts = np.arange(0, count, max(1, -(-count // points)))
-    last = np.append(starts[1:], count)[: len(starts)] - 1
-
-    def mean(column: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(column.astype(np.float64), starts) / (last - starts + 1)
-
-    return last, mean
-
-
-def _shown_layers(layers: dict[str, int]) -> list[tuple[int, tuple[str, int]]]:
-    """All layers, or some evenly spread over the depth of a deep network."""
-    every = list(enumerate(layers.items()))
-    if len(every) <= LAYERS_SHOWN:
-        return every
-    return [every[round(i * (len(every) - 1) / (LAYERS_SHOWN - 1))] for i in range(LAYERS_SHOWN)]
 
 
 def marks(
@@ -112,7 +42,7 @@ def marks(
     labels that are near each other stand above one another.
     """
     a = arrangement or Arrangement()
-    moves = [e for e in _history(history).events if e["old"] is not None and e["knob"] in _MARKED]
+    moves = [e for e in checked(history).events if e["old"] is not None and e["knob"] in _MARKED]
     steps = history.steps.array()["step"]
     end = float(steps[-1]) if len(steps) else 0.0
     begin = max(0.0, end - a.last) if a.last else 0.0
@@ -156,7 +86,7 @@ def dashboard(
     that they fit into the narrowest cell of a notebook, the four within `height` pixels, unless an `arrangement` says
     otherwise.
     """
-    _history(history)
+    checked(history)
     slots, height = whole("slots", slots, 0), number("height", height, 10, 100_000)
     _probes(taylor)
     views = ("curves",) if taylor is None else ("curves", "Taylor")
@@ -180,7 +110,7 @@ def dashboard(
     add("target", 1, 2, "a cut takes %{y:.2f}% = 1 − 1/C", mode="lines", line=grey)
     add("re-activated", 2, 5, "%{y:,.0f} weights passive the step before", mode="lines", fill="tozeroy",
         line={"color": "#444444", "width": 1.5}, fillcolor="rgba(120,120,120,0.3)", showlegend=False)  # fmt: skip
-    layers = _shown_layers(history.layers)
+    layers = shown_layers(history.layers)
     for i, (_, (name, _size)) in enumerate(layers):
         add(f"layer {name}", 3, i, f"%{{y:.3g}}% of {layer_name(name)} would stay", name=short_layer_name(name))
     for i in range(len(layers), slots):
@@ -214,14 +144,14 @@ def update(
     said: dict[str, str] = {}
     shapes, labels = [], []
     if "curves" in a.views:
-        lines = curves(_history(history), last=a.last, log=a.log)
+        lines = curves(checked(history), last=a.last, log=a.log)
         if len(figure.data) < len(lines):
             raise ValueError("figure must be a `dashboard` of this history, or one with enough slots")
         for trace, (x, y) in zip(figure.data, lines.values(), strict=False):
             trace.x, trace.y = x, y
         if figure.data[1].name != f"live {history.metric.name}":  # after a reset with other data
             _measure(figure, history.metric)
-        layers = [name for _, (name, _) in _shown_layers(history.layers)]
+        layers = [name for _, (name, _) in shown_layers(history.layers)]
         for i, trace in enumerate(t for t in figure.data[7:] if t.legend == "legend4"):
             trace.visible = i < len(layers)
             trace.name = short_layer_name(layers[i]) if i < len(layers) else None
@@ -249,12 +179,6 @@ def add_network(figure: go.Figure, view: View) -> go.Figure:
 
 def _differ(shapes: list[dict[str, Any]], before: tuple[Any, ...]) -> bool:
     return [(s["xref"], s["x0"]) for s in shapes] != [(s.xref, s.x0) for s in before]
-
-
-def _history(history: History) -> History:
-    from gsm_lab.training.history import History  # loads torch, which figures of tables do not need
-
-    return kind("history", history, History, "a History, as run.history is one")
 
 
 def _probes(taylor: Any) -> None:

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from gsm_lab import figures
 from gsm_lab.checks import one_of, shown
 from gsm_lab.figures import Arrangement
-from gsm_lab.figures.dashboard import LAYERS_SHOWN
+from gsm_lab.figures.history_lines import LAYERS_SHOWN
 from gsm_lab.notebook.browser import Figure
 from gsm_lab.notebook.step_inspector import Inspector
 from gsm_lab.studies.network import look

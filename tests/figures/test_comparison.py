@@ -15,8 +15,8 @@ from gsm_lab import figures
 from gsm_lab.figures import comparison as module
 from gsm_lab.figures.comparison import PANELS, Account, arrange, comparison, told, update
 from gsm_lab.figures.comparison_titles import headline, titles
-from gsm_lab.figures.dashboard import POINTS
 from gsm_lab.figures.differences import AVERAGED, NAME, Standing, common_step, standing
+from gsm_lab.figures.history_lines import POINTS
 from gsm_lab.knobs import Settings
 from gsm_lab.metric import ACCURACY, Metric
 from gsm_lab.training.history import History

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsm_lab import figures
-from gsm_lab.figures.dashboard import LAYERS_SHOWN, MARKS_SHOWN, POINTS, update
+from gsm_lab.figures.dashboard import MARKS_SHOWN, update
+from gsm_lab.figures.history_lines import LAYERS_SHOWN, POINTS
 from gsm_lab.figures.style import COLOURS, LINE, headed, line
 from gsm_lab.knobs import KNOBS
 from gsm_lab.metric import ACCURACY, R2, Metric
