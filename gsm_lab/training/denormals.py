@@ -29,7 +29,8 @@ def denormals_are_zero() -> Iterator[None]:
     """Meanwhile they are, in this thread and in those that PyTorch computes with for it; afterwards as before.
 
     PyTorch's `set_flush_denormal` is for the calling thread and for such as it starts later. Those that have computed
-    for it before are told here where their OpenMP is GNU's, as it is on Linux. Does nothing where the processor cannot.
+    for it before are told here where their OpenMP is GNU's, as it is on Linux. (A thread of one's own that begins
+    meanwhile, as one of a pool in a callback, keeps it.) Does nothing where the processor cannot.
     """
     if getattr(_held, "inside", False):
         yield
@@ -55,7 +56,7 @@ def denormals_are_zero() -> Iterator[None]:
 
 def flushed() -> bool:
     """Whether denormal numbers are zero in the calling thread."""
-    return not torch.tensor(1e-40).mul(2)
+    return not bool(torch.tensor(1e-40, dtype=torch.float32, device="cpu").mul(2))  # whatever the defaults are
 
 
 def _by_each(task: object, threads: int) -> None:

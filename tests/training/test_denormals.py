@@ -98,3 +98,18 @@ def test_passive_weights_below_the_normal_numbers_are_let_go(threads: int, way: 
     weights = run.model.fc1.weight.detach()
     small = (weights != 0) & (weights.abs() < torch.finfo(torch.float32).tiny)
     assert not small.any() and denormals_left() == LARGE
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+@pytest.mark.parametrize("on", [False, True])
+def test_whatever_the_default_type_is_it_is_afterwards_as_before(threads: int, kind: torch.dtype, on: bool) -> None:
+    before = torch.get_default_dtype()
+    torch.set_flush_denormal(on)
+    torch.set_default_dtype(kind)
+    try:
+        with denormals_are_zero():
+            assert denormals.flushed()
+    finally:
+        torch.set_default_dtype(before)
+        assert denormals.flushed() is on
+        torch.set_flush_denormal(False)
