@@ -49,7 +49,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return kinds.pop() if len(kinds) == 1 else torch.float32
 
 
-def materialise(model: nn.Module, data: datasets.Dataset, output: Output | None) -> None:
+def materialise(model: nn.Module, data: str | datasets.Dataset, output: Output | None) -> None:
     """Have the lazy modules of a model, if there are any, take their shapes from two rows.
 
     Their initial weights are drawn as PyTorch draws them, from its generator as it stands, like those of other layers.
@@ -57,6 +57,7 @@ def materialise(model: nn.Module, data: datasets.Dataset, output: Output | None)
     """
     if not any(map(is_lazy, [*model.parameters(), *model.buffers()])):
         return
+    data = datasets.load(data) if isinstance(data, str) else data
     with torch.no_grad(), evaluating(model):
         answered(model, _rows(model, data)[0], output, "")
     for name, t in [*model.named_parameters(), *model.named_buffers()]:

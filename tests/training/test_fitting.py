@@ -187,6 +187,12 @@ def test_lazy_layers_take_their_shapes_first_and_train_like_others() -> None:
     assert all(map(torch.equal, lazy.state_dict().values(), twin.state_dict().values()))
 
 
+def test_lazy_layers_take_their_shapes_from_data_by_name_too() -> None:
+    run = Run(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "digits", pretrain=0)
+    run.step(1)
+    assert run.model[1].weight.shape == (10, 784)
+
+
 def test_two_lazy_models_do_not_begin_alike() -> None:
     models = [nn.Sequential(nn.LazyLinear(10), nn.ReLU(), nn.LazyLinear(3)) for _ in range(2)]
     for model in models:
