@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _FEW = 20  # whole numbers, each of which comes twice or more in the mean, are more likely labels than measurements
+_LARGEST = 100  # such as 1 .. 10, or -1 and 1; not prices
 
 
 def are_targets(train_y: np.ndarray, test_y: np.ndarray) -> bool:
@@ -29,6 +30,7 @@ def _refuse_labels(name: str, y: np.ndarray) -> None:
     values = np.unique(y) if y.ndim == 1 else np.empty(0)
     counted = np.array_equal(values, np.arange(len(values)))
     few = len(values) <= _FEW and 2 * len(values) <= y.size and np.array_equal(values, np.rint(values))
+    few = few and bool(np.abs(values).max(initial=0) <= _LARGEST)
     if y.size and values.size and (counted or few):  # 0 .. k - 1; 1 .. k; -1 and 1
         listed = ", ".join(f"{v:g}" for v in values[:8]) + ", ..." * (len(values) > 8)
         listed = f"0 .. {values[-1]:g}" if counted else listed

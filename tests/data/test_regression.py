@@ -128,7 +128,7 @@ def test_floats_are_numbers_unless_they_could_be_labels(y: np.ndarray) -> None:
     rows = y.tolist()
     kinds = set(rows) if y.ndim == 1 else set()
     labels = bool(kinds) and sorted(kinds) == list(range(len(kinds)))
-    labels = labels or (0 < 2 * len(kinds) <= len(rows) and all(float(v).is_integer() for v in kinds))
+    labels = labels or (0 < 2 * len(kinds) <= len(rows) and all(float(v).is_integer() and abs(v) <= 100 for v in kinds))
     one_hot = y.ndim == 2 and y.shape[1] > 1 and all(sorted(row) == [0.0] * (len(row) - 1) + [1.0] for row in rows)
     try:
         data = Dataset(x, y, x, y)
