@@ -28,9 +28,9 @@ def checked(runs: Any) -> dict[str, Run]:
             raise ValueError(
                 f"runs must be different ones, got the same as {a!r} and {b!r}; copy.deepcopy makes another"
             )
-        if {*map(id, runs[a].model.parameters())} & {*map(id, runs[b].model.parameters())}:
+        if _changed(runs[a]) & _changed(runs[b]):
             raise ValueError(
-                f"runs must have models of their own, and {a!r} and {b!r} would train the same parameters; "
+                f"runs must have models of their own, and {a!r} and {b!r} would train the same parameters or buffers; "
                 "copy.deepcopy(model) makes others"
             )
         one, other = runs[a].metric, runs[b].metric
@@ -40,6 +40,12 @@ def checked(runs: Any) -> dict[str, Run]:
                 f"{a!r} and {b!r}"
             )
     return runs
+
+
+def _changed(run: Run) -> set[int]:
+    """What its steps change in its model: parameters that are trained, and buffers of modules in training mode."""
+    buffers = (b for m in run.model.modules() if m.training for b in m.buffers(recurse=False))
+    return {id(p) for p in run.model.parameters() if p.requires_grad} | {id(b) for b in buffers}
 
 
 class Accounts:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from types import FunctionType
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,37 +16,76 @@ from gsm_lab.training.derivatives import named
 from gsm_lab.training.run import Run
 
 _LINE = 60  # characters of a line of a network
+_TENSORS = ("_parameters", "_buffers", "_modules")  # of a module, beside its attributes without an underscore
 
 
 def told_apart(runs: Mapping[str, Run]) -> dict[str, dict[str, str]]:
     """Where runs differ in what is no knob: what -> name of the run -> which it has, in a word or two."""
-    own = all(isinstance(run.source_model, nn.Module) for run in runs.values())
     found = {
         "loss": _words([run.loss for run in runs.values()], same, named),
         "output": _words([run.output for run in runs.values()], same, lambda f: "as it is" if f is None else named(f)),
     }
-    if own:
-        models = [repr(run.model) for run in runs.values()]
-        found["model"] = _networks(models)
-        if len(set(models)) == 1:
+    if all(isinstance(run.source_model, nn.Module) for run in runs.values()):
+        models = [run.model for run in runs.values()]
+        found["model"] = _words(models, partial(same, values=False), lambda model: type(model).__name__, _differing)
+        if len(set(found["model"])) == 1:
             found["initial weights"] = _words([began(run) for run in runs.values()], str.__eq__, lambda _: "")
     names = list(runs)
     return {what: dict(zip(names, words, strict=True)) for what, words in found.items() if len(set(words)) > 1}
 
 
-def same(f: Any, g: Any) -> bool:
-    """Whether two functions, or modules, or None, do the same as far as can be told: one, or of the same making."""
+def same(f: Any, g: Any, values: bool = True) -> bool:
+    """Whether two things are one, or made alike: functions of one line with equal values in them, modules, objects.
+
+    False also where it cannot be told. Without `values`, tensors need only be of one shape and type.
+    """
+    try:
+        return _same(f, g, values)
+    except Exception:  # what somebody has written may raise anything when it is compared, or refer to itself
+        return False
+
+
+def _same(f: Any, g: Any, values: bool) -> bool:
+    def all_same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+        return len(a) == len(b) and all(_same(x, y, values) for x, y in zip(a, b, strict=True))
+
     if f is g:
         return True
-    if isinstance(f, nn.Module) and isinstance(g, nn.Module):
-        a, b = f.state_dict(), g.state_dict()
-        return (type(f), repr(f)) == (type(g), repr(g)) and a.keys() == b.keys() and all(
-            torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name] for name in a
-        )  # fmt: skip
-    if isinstance(f, FunctionType) and isinstance(g, FunctionType):  # of one line that has run twice, as in a loop
-        parts = ((h.__defaults__, h.__kwdefaults__, [c.cell_contents for c in h.__closure__ or ()]) for h in (f, g))
-        return f.__code__ == g.__code__ and _equal(*parts)
-    return _equal(f, g)
+    if type(f) is not type(g):
+        return False
+    if isinstance(f, torch.Tensor):
+        alike = (f.shape, f.dtype) == (g.shape, g.dtype)
+        return alike and (not values or torch.equal(f.detach().cpu(), g.detach().cpu()))
+    if isinstance(f, np.ndarray):
+        return (f.shape, f.dtype) == (g.shape, g.dtype) and (not values or bool(np.array_equal(f, g)))
+    if isinstance(f, list | tuple):
+        return all_same(f, g)
+    if isinstance(f, dict):
+        return f.keys() == g.keys() and all_same(list(f.values()), [g[key] for key in f])
+    if isinstance(f, CellType):
+        return all_same(_held(f), _held(g))
+    if isinstance(f, FunctionType):
+        parts = ([h.__defaults__, h.__kwdefaults__, h.__closure__] for h in (f, g))
+        return f.__code__ == g.__code__ and all_same(*parts)
+    if isinstance(f, MethodType):
+        return all_same([f.__func__, f.__self__], [g.__func__, g.__self__])
+    if isinstance(f, partial):
+        return all_same([f.func, f.args, f.keywords], [g.func, g.args, g.keywords])
+    if isinstance(f, nn.Module):
+        return all_same(*([_attributes(h), *(getattr(h, name) for name in _TENSORS)] for h in (f, g)))
+    return bool(f == g) or (hasattr(f, "__dict__") and not isinstance(f, type) and all_same([vars(f)], [vars(g)]))
+
+
+def _held(cell: CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # it is empty
+        return []
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module holds that no list of its tensors has, and its print may not show, such as `label_smoothing`."""
+    return {name: value for name, value in vars(module).items() if name[:1] != "_" and name != "training"}
 
 
 def began(run: Run) -> str:
@@ -58,15 +98,16 @@ def began(run: Run) -> str:
     return digest.hexdigest()
 
 
-def _equal(a: Any, b: Any) -> bool:
-    try:
-        return bool(a == b)
-    except Exception:  # arrays have no one answer, and what somebody has written may raise anything
-        return False
+def _words(
+    things: Sequence[Any],
+    alike: Callable[[Any, Any], bool],
+    name: Callable[[Any], str],
+    among: Callable[[list[Any]], list[str]] | None = None,
+) -> list[str]:
+    """A name for each, the same for those that are alike, and another for those that are not.
 
-
-def _words(things: Sequence[Any], alike: Callable[[Any, Any], bool], name: Callable[[Any], str]) -> list[str]:
-    """A name for each, the same for those that are alike, and another for those that are not."""
+    `among`: names things that all differ, better than each by its `name`; it may give "" or the same for some.
+    """
     firsts: list[Any] = []
     which = []
     for thing in things:
@@ -74,15 +115,22 @@ def _words(things: Sequence[Any], alike: Callable[[Any, Any], bool], name: Calla
         if at == len(firsts):
             firsts.append(thing)
         which.append(at)
-    words = [name(first) for first in firsts]
+    words = among(firsts) if among and len(firsts) > 1 else [""] * len(firsts)
+    words = [word or name(first) for word, first in zip(words, firsts, strict=True)]
     if len(set(words)) < len(words):
         words = [f"{word} no. {i}".strip() for i, word in enumerate(words, 1)]
     return [words[at] for at in which]
 
 
-def _networks(models: Sequence[str]) -> list[str]:
-    """Of networks as they are printed, the first line in which they differ."""
-    for lines in itertools.zip_longest(*(model.splitlines() for model in models), fillvalue=""):
+def _differing(models: list[nn.Module]) -> list[str]:
+    """Of networks as they are printed, the first line in which they differ, from where it does; "" where none does."""
+    printed = [repr(model).splitlines() for model in models]
+    for i in range(max(map(len, printed))):
+        lines = [lines[i].strip() if i < len(lines) else "nothing more" for lines in printed]
         if len(set(lines)) > 1:
-            return [line.strip()[:_LINE] or "nothing more" for line in lines]
-    return ["" for _ in models]
+            alike = next(
+                (k for k, of in enumerate(zip(*lines, strict=False)) if len(set(of)) > 1), min(map(len, lines))
+            )
+            start = alike - _LINE // 2 if max(map(len, lines)) > _LINE else 0
+            return [f"…{line[start : start + _LINE]}" if start > 0 else line[:_LINE] for line in lines]
+    return [""] * len(models)

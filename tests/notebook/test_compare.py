@@ -5,9 +5,11 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
@@ -17,6 +19,7 @@ from gsm_lab import Compare, Dataset, Playground, Run, methods
 from gsm_lab.figures import comparison
 from gsm_lab.notebook.in_step import InStep
 from gsm_lab.notebook.player import Player
+from gsm_lab.notebook.told_apart import same
 from gsm_lab.training.fitting import evaluating
 from tests.notebook.players import SECONDS, Fake, done
 from tests.runs import differs, everything, mine, net, plain, tiny
@@ -301,10 +304,10 @@ def test_picture(compare: Callable[..., Compare], monkeypatch: pytest.MonkeyPatc
     board = compare()
     board.step(8)
     drawn = []
-    monkeypatch.setattr("gsm_lab.figures.static", lambda figure: drawn.append(figure) or b"\x89PNG")
-    assert board.picture().data == b"\x89PNG" and drawn[0].data[0].x[-1] == 8
+    monkeypatch.setattr("gsm_lab.figures.static", lambda figure, width: drawn.append(figure) or b"\x89PNG")
+    assert board.picture().data == b"\x89PNG" and drawn[0].data[0].x[-1] == 8 and drawn[0].layout.meta["columns"] == 2
 
-    def none(figure: object) -> bytes:
+    def none(figure: object, width: int) -> bytes:
         raise RuntimeError("no browser")
 
     monkeypatch.setattr("gsm_lab.figures.static", none)
@@ -519,3 +522,122 @@ def test_titles_do_not_compare_what_is_of_other_data(compare: Callable[..., Comp
     board.step(4)
     titles = [note.text.replace("<br>", " ") for note in board.figure.layout.annotations]
     assert titles[0].startswith("<b>Training loss: ") and titles[1].startswith("<b>Accuracy as it is: ")
+
+
+class Scored:
+    def __init__(self, by: float = 1.0) -> None:
+        self.by = by
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.by * nn.functional.mse_loss(outputs, targets)
+
+
+class Acting(nn.Module):
+    """Its activation shows nowhere in its print."""
+
+    def __init__(self, act: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layers, self.act = network(), act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[2](self.act(self.layers[0](x)))
+
+
+class Odd(nn.Module):
+    """Compares to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.odd = pd.DataFrame({"a": [1, 2]})
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(outputs, targets)
+
+
+def with_a_cell(filled: bool) -> Callable[..., torch.Tensor]:
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(outputs, targets) if outputs is not None else scale
+
+    if filled:
+        scale = 1.0
+    return loss
+
+
+ALIKE = [
+    (nn.HuberLoss(delta=1.0), nn.HuberLoss(delta=1.0), True),
+    (nn.HuberLoss(delta=1.0), nn.HuberLoss(delta=9.0), False),  # both print as HuberLoss()
+    (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.9), False),
+    (nn.CrossEntropyLoss(weight=torch.ones(3)), nn.CrossEntropyLoss(weight=torch.ones(3)), True),
+    (nn.CrossEntropyLoss(weight=torch.ones(3)), nn.CrossEntropyLoss(weight=torch.zeros(3)), False),
+    (partial(ten_times, targets=1), partial(ten_times, targets=1), True),
+    (partial(ten_times, targets=1), partial(ten_times, targets=2), False),
+    (Scored(2.0), Scored(2.0), True),
+    (Scored(2.0), Scored(3.0), False),
+    (Scored(2.0).__call__, Scored(2.0).__call__, True),
+    (Scored(2.0).__call__, Scored(3.0).__call__, False),
+    (with_a_cell(True), with_a_cell(True), True),
+    (with_a_cell(False), with_a_cell(False), True),
+    (with_a_cell(True), with_a_cell(False), False),
+    (Odd(), Odd(), False),  # it cannot be told
+    (Scored, Scored, True),
+    (None, ten_times, False),
+]
+
+
+@pytest.mark.parametrize(("f", "g", "alike"), ALIKE)
+def test_what_is_made_alike_is_the_same(f: Any, g: Any, alike: bool) -> None:
+    assert same(f, g) is alike and same(g, f) is alike and same(f, f)
+    if not isinstance(f, Odd):
+        assert same(f, copy.deepcopy(f))
+
+
+def test_a_copy_with_a_metric_that_is_an_object_can_be_compared(compare: Callable[..., Compare]) -> None:
+    run = pair({"metric": Scored(-1.0), "loss": partial(nn.functional.mse_loss, reduction="mean")}, {})["a"]
+    assert "The settings are the same." in compare(a=run, b=copy.deepcopy(run)).told
+
+
+@pytest.mark.parametrize(("models", "said"), [
+    ([Acting(torch.relu), Acting(torch.tanh)], "model: a Acting no. 1, b Acting no. 2."),
+    ([Acting(torch.relu), Acting(torch.relu)], "The settings are the same."),
+    ([nn.Sequential(nn.Linear(4, 9), *(nn.ReLU(), nn.Linear(9, 1, bias=b))) for b in (True, False)],
+     "(2): Linear(in_features=9, out_features=1, bias=True), b (2): Linear("),
+    ([nn.Sequential(nn.Linear(4, 8), one(), nn.Linear(8, 8), other(), nn.Linear(8, 1))
+      for one, other in ((nn.ReLU, nn.ReLU), (nn.Tanh, nn.ReLU), (nn.ReLU, nn.Tanh))],
+     "model: a (1): ReLU() no. 1, b (1): Tanh() no. 2, c (1): ReLU() no. 3."),
+])  # fmt: skip
+def test_networks_are_told_apart_whatever_differs(models: list[nn.Module], said: str) -> None:
+    names, data = "abc"[: len(models)], numbers()
+    if "same" in said:
+        models[1].load_state_dict(models[0].state_dict())
+    runs = {n: Run(m, data, compression=2, batch_size=10, **NO_DENSE) for n, m in zip(names, models, strict=True)}
+    board = Compare(runs)
+    try:
+        assert said in board.told
+    finally:
+        board.close()
+
+
+def test_a_long_line_is_shown_from_where_it_differs() -> None:
+    images = Dataset(torch.rand(30, 1, 8, 8), torch.rand(30), torch.rand(10, 1, 8, 8), torch.rand(10), name="images")
+    runs = {}
+    for name, bias in (("a", True), ("b", False)):
+        layers = nn.Conv2d(1, 4, (3, 3), (1, 1), (1, 1), bias=bias), nn.Flatten(), nn.Linear(256, 1)
+        runs[name] = Run(nn.Sequential(*layers), images, compression=2, batch_size=10, **NO_DENSE)
+    board = Compare(runs)
+    try:
+        assert "What differs: model: a …" in board.told and "padding=(1, 1), bias=False)" in board.told
+    finally:
+        board.close()
+
+
+def test_a_frozen_backbone_may_be_shared_and_running_statistics_may_not(compare: Callable[..., Compare]) -> None:
+    frozen = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)).requires_grad_(False)
+    knobs = {"compression": 2, "batch_size": 10, **NO_DENSE}
+    runs = {name: Run(nn.Sequential(frozen, nn.Linear(8, 1)), numbers(), **knobs) for name in "ab"}
+    with pytest.raises(ValueError, match="would train the same parameters or buffers"):
+        Compare(runs)
+    frozen.eval()
+    runs = {name: Run(nn.Sequential(frozen, nn.Linear(8, 1)), numbers(), **knobs) for name in "ab"}
+    before = copy.deepcopy(frozen.state_dict())
+    compare(**runs).step(3)
+    assert all(torch.equal(value, before[name]) for name, value in frozen.state_dict().items())

@@ -173,7 +173,7 @@ def test_a_mark_wherever_a_knob_moved(pg: Playground) -> None:
 
 
 def test_picture(pg: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsm_lab.figures.static", lambda figure: b"\x89PNG" + bytes(len(figure.data)))
+    monkeypatch.setattr("gsm_lab.figures.static", lambda figure, width: b"\x89PNG" + bytes(len(figure.data)))
     pg.step(2)
     assert pg.picture().data.startswith(b"\x89PNG")
 
