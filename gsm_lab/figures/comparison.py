@@ -109,7 +109,7 @@ def update(
 ) -> None:
     """Bring a `comparison` of these runs up to date, in place; for a live figure, inside its `batch_update()`.
 
-    `columns`: into how many to put the plots, as they are unless given.
+    `columns`: into how many to put the plots, as they are unless given. `note`, `apart`: as for `comparison`.
     """
     histories, note = _checked(histories), text("note", note)
     for one in kind("apart", apart, Collection, "a collection of names"):

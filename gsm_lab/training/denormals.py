@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from gsm_lab.training.interrupts import uninterrupted
 from gsm_lab.training.threads import openmp
 
 _held = threading.local()  # whether this thread is inside already
@@ -45,13 +46,16 @@ def denormals_are_zero() -> Iterator[None]:
         torch.set_flush_denormal(before.get(threading.get_ident(), False))
 
     threads = torch.get_num_threads()
-    _by_each(begin, threads)
-    _held.inside = True
     try:
+        with uninterrupted():  # what is raised where C calls Python is lost
+            _by_each(begin, threads)
+            _held.inside = True
         yield
     finally:
-        _held.inside = False
-        _by_each(end, threads)
+        with uninterrupted():
+            _held.inside = False
+            if before:
+                _by_each(end, threads)
 
 
 def flushed() -> bool:

@@ -1,6 +1,8 @@
 """Denormal numbers are zero in a run's steps, in every thread that computes for them, and are numbers elsewhere."""
 
+import signal
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -113,3 +115,27 @@ def test_whatever_the_default_type_is_it_is_afterwards_as_before(threads: int, k
         torch.set_default_dtype(before)
         assert denormals.flushed() is on
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("at", [1, 2])  # while the mode is set, and while it is set back
+def test_an_interrupt_meanwhile_is_neither_lost_nor_leaves_the_mode(
+    threads: int, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_each, calls = denormals._by_each, []
+
+    def interrupted(task: Callable[[object], None], count: int) -> None:
+        def with_a_signal(nothing: object) -> None:
+            if threading.current_thread() is threading.main_thread():
+                calls.append(1)
+                if len(calls) == at:
+                    signal.raise_signal(signal.SIGINT)
+            task(nothing)
+
+        by_each(with_a_signal, count)
+
+    monkeypatch.setattr(denormals, "_by_each", interrupted)
+    with pytest.raises(KeyboardInterrupt), denormals_are_zero():
+        assert at == 2 and denormals_left() == 0
+    assert denormals_left() == LARGE and len(calls) == 2
+    with denormals_are_zero():
+        assert denormals_left() == 0
