@@ -134,6 +134,12 @@ class Place:
             "(document.querySelector('.gsm-playground .js-plotly-plot'))"
         )
 
+    def titles(self) -> list[str]:
+        """The texts over and in the plots, as they are drawn."""
+        return self.page.evaluate(
+            "[...document.querySelectorAll('.gsm-playground .annotation-text')].map(e => e.textContent)"
+        )
+
     def press(self, button: str) -> None:
         self.page.click(f".gsm-button-{button}")
 
