@@ -39,6 +39,7 @@ _WHERE = {
     "Playground": "gsm_lab.notebook.playground",
     "explore": "gsm_lab.notebook.explore",
 }
+_LIVE = ("Compare", "Playground", "explore")
 _PUBLIC = ("data", "distributed", "figures", "knobs", "methods", "models", "optim", "studies")
 _MODULES = {
     **{name: f"gsm_lab.{name}" for name in _PUBLIC},
@@ -55,6 +56,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _LIVE:  # the page reads plotly.js while torch is imported
+        importlib.import_module("gsm_lab.notebook.browser").plotly_js()
     if name in _WHERE:
         value = getattr(importlib.import_module(_WHERE[name]), name)
     elif name in _MODULES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import threading
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import reduce
@@ -13,6 +14,8 @@ from typing import Any
 
 import _plotly_utils.optional_imports
 import anywidget
+import ipywidgets
+import plotly
 import plotly.graph_objects as go
 import traitlets
 from plotly import optional_imports
@@ -59,11 +62,32 @@ _STATIC = resources.files("gsm_lab.notebook") / "static"
 STYLE = f"<style>\n{(_STATIC / 'playground.css').read_text(encoding='utf-8')}</style>"
 
 
+class PlotlyJS(anywidget.AnyWidget):
+    """Invisible. Brings plotly.js to the page, for all figures of a kernel."""
+
+    _esm = (_STATIC / "figure.js").read_text(encoding="utf-8")
+    code, version = traitlets.Unicode().tag(sync=True), traitlets.Unicode().tag(sync=True)
+
+
+_plotly_js: PlotlyJS | None = None
+_telling = threading.Lock()
+
+
+def plotly_js() -> PlotlyJS:
+    """What brings plotly.js. A page begins to read it, which takes a second, as soon as this is called."""
+    global _plotly_js
+    with _telling:
+        if _plotly_js is None or _plotly_js.comm is None:  # somebody has closed all widgets there were
+            _plotly_js = PlotlyJS(code=str(_FigureWidget._esm), version=plotly.__version__)
+        return _plotly_js
+
+
 class Figure(_FigureWidget):
     """A figure that can be played with for hours, and gives a page opened again what it shows now.
 
-    It mends four things of plotly's widget (7.1):
+    It mends five things of plotly's widget (7.1):
 
+    - It brings plotly.js, 5 MB, with every figure, and the page reads it again each time. Here once: `PlotlyJS`.
     - It is opened empty and filled afterwards. A page that asks the kernel for all widgets at the moment between, as
       JupyterLab does when a kernel has started, on a thread of its own, draws nothing for ever. Here it is opened full.
     - A page that is opened again is given what the figure began with.
@@ -75,6 +99,8 @@ class Figure(_FigureWidget):
       defaults, so such reports are let go.
     """
 
+    _esm = PlotlyJS._esm
+    _plotly_js = traitlets.Instance(PlotlyJS).tag(sync=True, **ipywidgets.widget_serialization)
     _made = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -82,6 +108,10 @@ class Figure(_FigureWidget):
         self._config = {"responsive": True, "displaylogo": False}
         self._made = True
         self.open()
+
+    @traitlets.default("_plotly_js")
+    def _shared(self) -> PlotlyJS:
+        return plotly_js()
 
     def open(self) -> None:
         """Tell pages of it, once it is whole."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from ipywidgets import Widget
 
+from gsm_lab.notebook.browser import PlotlyJS
+
 
 def close_all(widgets: Iterable[Any]) -> None:
     """Close widgets with all that they hold, laid out or not: children, layouts, styles, widgets in attributes.
@@ -23,7 +25,7 @@ def close_all(widgets: Iterable[Any]) -> None:
             left.extend(one.values())
         elif isinstance(one, list | tuple):
             left.extend(one)
-        elif isinstance(one, Widget):
+        elif isinstance(one, Widget) and not isinstance(one, PlotlyJS):  # that one is of all figures
             left.extend(vars(one).values())  # the values of its traits among them, as far as there are any
             Widget.close(one)
 

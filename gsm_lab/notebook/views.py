@@ -1,6 +1,6 @@
 """What a board shows of its run: tabs of plots, how many steps, and the one figure that holds them all.
 
-One figure, because each that a page shows has its own copy of plotly, 5 MB, sent to it. What is not shown is not drawn.
+One figure, which a tab rearranges: what is not shown is not drawn, and a page has one to keep up to date.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """The playground's live figure: what it tells the page, and what it makes of the page's reports."""
 
 import comm
+import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from ipywidgets import embed
 from plotly.basedatatypes import Undefined
 
-from gsm_lab.notebook.browser import Figure
+from gsm_lab.notebook.browser import Figure, plotly_js
+from gsm_lab.notebook.closing import close_all
 
 
 def line(n: int, y: float) -> dict[str, np.ndarray]:
@@ -106,3 +109,18 @@ def test_it_is_opened_full(monkeypatch: pytest.MonkeyPatch) -> None:
     states = [state for state in opened if "_widget_data" in state]
     assert [len(state["_widget_data"]) for state in states] == [0, 1]  # if plotly does so, too, ours may go
     assert states[1]["_widget_layout"]["title"]["text"] == "it" and states[1]["_config"]["responsive"]
+
+
+def test_a_page_is_told_of_plotly_once() -> None:
+    """Not with each figure; the closing of one leaves it to others, and after the closing of all there is another."""
+    first, second = (Figure([go.Scatter(**line(5, 1.0))]) for _ in range(2))
+    told = first._plotly_js
+    assert second._plotly_js is told is plotly_js() and len(told.code) > 1e6
+    assert first.get_state()["_plotly_js"] == f"IPY_MODEL_{told.model_id}"
+    assert all(len(str(figure.get_state())) < 100_000 for figure in (first, second))
+    assert told.model_id in embed.dependency_state(first)  # a saved page has it, too
+    close_all([first])
+    assert first.comm is None and told.comm is not None
+    ipywidgets.Widget.close_all()
+    third = Figure([go.Scatter(**line(5, 1.0))])
+    assert third._plotly_js is plotly_js() is not told and third._plotly_js.comm is not None
