@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gsm_lab._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from gsm_lab import data, distributed, figures, knobs, methods, models, optim, studies
+    from gsm_lab import data, deploy, distributed, figures, knobs, methods, models, optim, studies
     from gsm_lab.data import Dataset, load
     from gsm_lab.metric import Metric
     from gsm_lab.notebook import expect
@@ -40,7 +40,7 @@ _WHERE = {
     "explore": "gsm_lab.notebook.explore",
 }
 _LIVE = ("Compare", "Playground", "explore")
-_PUBLIC = ("data", "distributed", "figures", "knobs", "methods", "models", "optim", "studies")
+_PUBLIC = ("data", "deploy", "distributed", "figures", "knobs", "methods", "models", "optim", "studies")
 _MODULES = {
     **{name: f"gsm_lab.{name}" for name in _PUBLIC},
     "checkpoint": "gsm_lab.training.checkpoint",
@@ -50,8 +50,8 @@ _MODULES = {
 
 __all__ = [
     "GSM", "Compare", "Dataset", "Metric", "Playground", "Run",
-    "cut", "data", "distributed", "expect", "explore", "figures", "knobs", "load", "methods", "models", "optim",
-    "param_groups", "studies",
+    "cut", "data", "deploy", "distributed", "expect", "explore", "figures", "knobs", "load", "methods", "models",
+    "optim", "param_groups", "studies",
 ]  # fmt: skip
 
 
