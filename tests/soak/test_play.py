@@ -25,8 +25,9 @@ MEMORY = """
 import gc, weakref
 import ipywidgets, psutil
 widgets_before = 0
-def registered():
-    return len(ipywidgets.widgets.widget._instances)
+def registered(gl=gl, ipywidgets=ipywidgets):
+    shared = gl.notebook.browser.plotly_js()  # stays, for the figures to come
+    return len([one for one in ipywidgets.widgets.widget._instances.values() if one not in (shared, shared.layout)])
 def serve():
     global pg
     while True:
