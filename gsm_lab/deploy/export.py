@@ -91,8 +91,7 @@ def _tensors(model: nn.Module, dtype: str | None) -> tuple[dict[str, Tensor], di
             raise TypeError(f"{name} of the model is no tensor but a {type(tensor).__name__}: a file cannot hold it")
         if is_distributed(tensor):
             raise TypeError(f"{name} is spread over ranks: gather the model first (run.save does)")
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-        if tensor.numel() and (other := first.setdefault(key, name)) != name:
+        if tensor.numel() and (other := first.setdefault(_key(tensor), name)) != name:
             tied[name] = other
             continue
         here = tensor.detach().cpu()
@@ -124,8 +123,14 @@ def _read(held: dict[str, Tensor], about: dict[str, str]) -> dict[str, Tensor]:
         raise Damaged(f"its header and tensors do not go together ({error})") from None
 
 
+def _key(t: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are one."""
+    return t.data_ptr(), t.shape, t.stride(), t.dtype, t.device
+
+
 def _fits(path: Any, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raises ValueError, naming what does not."""
+    """Raises ValueError, or TypeError for a tensor over ranks, naming what does not."""
+    first = dict[tuple[Any, ...], str]()
     if missing := own.keys() - tensors.keys():
         raise ValueError(f"{path} is of another model: it has no {min(missing)}")
     if more := tensors.keys() - own.keys():
@@ -139,6 +144,8 @@ def _fits(path: Any, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None
             )
         if torch.promote_types(tensor.dtype, own[name].dtype) != own[name].dtype:
             raise ValueError(f"{path} holds {name} as {tensor.dtype}, which {own[name].dtype} of the model cannot hold")
+        if tensor.numel() and not torch.equal(tensor, tensors[other := first.setdefault(_key(own[name]), name)]):
+            raise ValueError(f"{path} is of another model: {name} is {other} here, and another tensor there")
 
 
 def sizes(model: nn.Module) -> dict[str, tuple[int, int]]:

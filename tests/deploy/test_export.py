@@ -149,6 +149,20 @@ def test_another_model_is_told_apart_before_anything_changes(tmp_path: Path) -> 
         assert {name: bits(t) for name, t in other.state_dict().items()} == before
 
 
+def test_a_model_that_ties_what_the_file_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    apart, tied = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2))
+    tied[1].weight = tied[0].weight
+    gl.deploy.export(apart, file)
+    before = tied[0].weight.clone()
+    with pytest.raises(ValueError, match=r"1\.weight is 0\.weight here, and another tensor there"):
+        gl.deploy.load(file, tied)
+    assert torch.equal(tied[1].weight, before)
+    gl.deploy.export(tied, file)
+    gl.deploy.load(file, apart)  # the other way round there is nothing to lose
+    assert same(tied, apart)
+
+
 PARTS = {
     "w.values": torch.tensor([1.0, 2.0]),
     "w.columns": torch.tensor([0, 3], dtype=torch.uint8),

@@ -118,7 +118,7 @@ def test_a_page_is_told_of_plotly_once() -> None:
     assert second._plotly_js is told is plotly_js() and len(told.code) > 1e6
     assert first.get_state()["_plotly_js"] == f"IPY_MODEL_{told.model_id}"
     assert all(len(str(figure.get_state())) < 100_000 for figure in (first, second))
-    assert told.model_id in embed.dependency_state(first)  # a saved page has it, too
+    assert told.model_id in embed.dependency_state(first)  # a saved state has it, too
     close_all([first])
     assert first.comm is None and told.comm is not None
     ipywidgets.Widget.close_all()
