@@ -17,12 +17,13 @@ PUBLIC = (  # of the project's plan: what users, notebooks and checks rely on
 )  # fmt: skip
 
 
-def modules_after(code: str) -> set[str]:
-    """What a fresh process has imported."""
+def modules_after(code: str, said: str = "") -> set[str]:
+    """What a fresh process has imported; `said` is what the code prints."""
     code += "\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=600
     )
+    assert done.stdout.startswith(said)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -46,6 +47,14 @@ def test_the_optimizer_alone_needs_torch_and_numpy() -> None:
 def test_a_run_needs_no_widgets_and_no_figures() -> None:
     loaded = {name.split(".")[0] for name in modules_after("import gsm_lab; gsm_lab.Run; gsm_lab.load('digits')")}
     assert not {"ipywidgets", "plotly", "anywidget", "kaleido", "IPython", "requests"} & loaded
+
+
+@pytest.mark.parametrize("name", ["Compare", "Playground", "explore"])
+def test_a_page_is_told_of_plotly_before_torch_is_imported(name: str) -> None:
+    """It reads that meanwhile."""
+    early = "browser.plotly_js = lambda: print('torch' in sys.modules)"
+    code = f"import sys, gsm_lab\nfrom gsm_lab.notebook import browser\n{early}\ngsm_lab.{name}"
+    assert "torch" in modules_after(code, said="False\n")
 
 
 def test_to_compare_numbers_needs_no_widgets() -> None:
