@@ -38,7 +38,7 @@ def export(model: nn.Module, file: str | os.PathLike[str], dtype: str | None = N
     """
     path = checks.path("file", file)
     if path.suffix != _SUFFIX:
-        raise ValueError(f"file must end in {_SUFFIX}, got {checks.shown(str(path))}")
+        raise ValueError(f"file must end in {_SUFFIX}, got {checks.shown(path.name)}")
     tensors, tied = _tensors(model, dtype)
     shapes, held = {}, {}
     for name, tensor in tensors.items():

@@ -116,7 +116,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     model, file = pruned(gl.models.lenet300(), 60), tmp_path / "model.safetensors"
     gl.deploy.export(model, file)
     before = file.read_bytes()
-    with pytest.raises(ValueError, match=r"file must end in \.safetensors, got '.*model\.h'"):
+    with pytest.raises(ValueError, match=r"file must end in \.safetensors, got 'model\.h'"):
         gl.deploy.export(model, tmp_path / "model.h")
     with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16, got 'int8'"):
         gl.deploy.export(model, file, dtype="int8")

@@ -124,7 +124,7 @@ class Place:
 
     def last_step(self) -> float:
         """Where the drawn line of the re-activated ends, in the page, in steps."""
-        return self.page.evaluate("document.querySelector('.gsm-playground .js-plotly-plot').data?.[6]?.x.at(-1) ?? 0")
+        return self.page.evaluate("document.querySelector('.gsm-playground .js-plotly-plot').data?.[6]?.x?.at(-1) ?? 0")
 
     def drawn(self) -> str:
         """The path that is on the screen for the loss; "" until plotly has drawn the figure, and then takes updates."""

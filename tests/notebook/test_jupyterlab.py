@@ -81,7 +81,7 @@ def test_taylor_view_shows_and_updates(place: Place) -> None:
 
     steps = place.kernel()["steps"]
     place.tab("Taylor view")
-    wait_for(lambda: [line[-1] for line in place.taylor()] == [steps] * 6, page)  # the last of the fifty steps
+    wait_for(lambda: [line[-1:] for line in place.taylor()] == [[steps]] * 6, page)  # the last of the fifty steps
     assert f"Step {steps:,}, change of its batch's loss: predicted " in read_out()
     assert " true " in read_out() and "% off" in read_out() and "without the weight at the threshold" in read_out()
     # What is drawn comes after what the page holds.

@@ -32,8 +32,8 @@ const TOLD = ["addTraces", "deleteTraces", "moveTraces", "restyle", "relayout", 
 function figure(model, more) {
   // anywidget gives up a model that is not ready within two seconds, with all that it is told later: so it is ready at
   // once, and what it is told until plotly.js is there is kept, and done then, in order.
-  const early = [], handlers = [];
-  let doing = null;
+  const early = [];
+  let doing = null, handlers = [];
   const keep = TOLD.map((name) => [`change:${name}`, () => {
     if (model.get(name) !== null) early.push([name, model.get(name)]);
   }]);
@@ -41,7 +41,7 @@ function figure(model, more) {
   const seen = {
     ...model,
     get: (name) => (doing && doing[0] === name ? doing[1] : model.get(name)),
-    on: (event, act) => { handlers.push([event, act]); model.on(event, act); },
+    on: (event, act) => { handlers?.push([event, act]); model.on(event, act); },
   };
   return find(model.widget_manager, model.get("_plotly_js")).then(read).then((plotly) => {
     const made = typeof plotly.default === "function" ? plotly.default() : plotly.default;
@@ -50,7 +50,7 @@ function figure(model, more) {
     for (doing of early) {
       handlers.filter(([event]) => event === `change:${doing[0]}`).forEach(([, act]) => act());
     }
-    doing = null;
+    doing = handlers = null;
     return made;
   });
 }
