@@ -95,21 +95,21 @@ def _called(
     places, calls, hooks = dict.fromkeys(layers, 0), {}, []
 
     def heard(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            kernel, x = layer.weight, inputs[0]
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+            kernel, x = layer.weight, inputs[0] if inputs else named["input"]
             if isinstance(layer, nn.Linear):
                 places[name] += x.numel() // kernel.shape[1]
             elif isinstance(layer, _Transposed):
                 places[name] += x.numel() // kernel.shape[0]
             else:
                 places[name] += output.numel() // kernel.shape[0]
-            calls.setdefault(name, lambda: layer.forward(*inputs))
+            calls.setdefault(name, lambda: layer.forward(*inputs, **named))
 
         return hook
 
     try:
         for name, modules in layers.items():
-            hooks += [module.register_forward_hook(heard(name)) for module in modules]
+            hooks += [module.register_forward_hook(heard(name), with_kwargs=True) for module in modules]
         model(sample)
     finally:
         for hook in hooks:

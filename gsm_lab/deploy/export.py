@@ -42,6 +42,9 @@ def export(model: nn.Module, file: str | os.PathLike[str], dtype: str | None = N
     tensors, tied = _tensors(model, dtype)
     shapes, held = {}, {}
     for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            as_what = f" as {dtype}" if torch.isfinite(model.state_dict()[name]).all() else ""
+            raise ValueError(f"{name} holds NaN or infinity{as_what}: nothing was written")
         if (parts := split(tensor)) is None:
             held[name] = tensor
         else:
@@ -95,12 +98,7 @@ def _tensors(model: nn.Module, dtype: str | None) -> tuple[dict[str, Tensor], di
             tied[name] = other
             continue
         here = tensor.detach().cpu()
-        if here.is_floating_point():
-            here = here if kind is None else here.to(kind)
-            if not torch.isfinite(here).all():
-                as_what = f" as {dtype}" if torch.isfinite(tensor).all() else ""
-                raise ValueError(f"{name} holds NaN or infinity{as_what}: nothing was written")
-        found[name] = here
+        found[name] = here.to(kind) if kind is not None and here.is_floating_point() else here
     return found, tied
 
 

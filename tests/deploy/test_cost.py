@@ -70,7 +70,7 @@ class Twice(nn.Module):
         self.b.weight = self.a.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(self.a(self.a(x)))
+        return self.b(self.a(self.a(input=x)))
 
 
 def test_a_shared_kernel_counts_at_each_call() -> None:
@@ -83,6 +83,13 @@ def test_an_output_tied_to_an_embedding_counts() -> None:
     model[1].weight = model[0].weight
     table = gl.deploy.cost(model, torch.tensor([[1, 2, 3], [4, 5, 6]]))
     assert table.loc["0.weight", "operations_dense"] == 3 * 400 and table.weights.tolist() == [400, 0]
+
+
+def test_weights_that_are_no_numbers_cost_as_much() -> None:
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.fill_(float("nan"))
+    assert gl.deploy.cost(model, torch.rand(2, 4)).nonzeros.tolist()[0] == 12
 
 
 def test_latency_is_of_every_layer() -> None:
