@@ -33,8 +33,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each program that tests start
 BENCH, SOAK = Path(__file__).with_name("bench"), Path(__file__).with_name("soak")
 NOTEBOOKS = "test_notebooks.py"
 # begun first, in this order: begun last, the other processes would wait for the one that runs it
-LONGEST = ("test_placement.py", "test_torchrun.py", NOTEBOOKS)
-LONGEST_BROWSING = ("test_jupyterlab.py", "test_pictures.py", "test_board_fits.py", "test_compare_pages.py")  # the same
+LONGEST = ("test_placement.py", "test_torchrun.py", NOTEBOOKS,
+           "test_jupyterlab.py", "test_pictures.py", "test_board_fits.py", "test_compare_pages.py")  # fmt: skip
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 # Without these Chromium looks for updates and asks its maker's hosts at every start.
 CHROMIUM_ARGS = [
@@ -69,8 +69,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("bench")
         if item.path.is_relative_to(SOAK):
             item.add_marker("soak")
-    early = {name: i for i, name in enumerate((*LONGEST, *LONGEST_BROWSING))}
-    items.sort(key=lambda item: (item.path in browses, early.get(item.path.name, len(early))))
+    early = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.path in browses, early.get(item.path.name, len(LONGEST))))
 
 
 def pytest_collection_finish():
